@@ -1,0 +1,24 @@
+"""Switchable Normalization (arXiv 1806.10779) for PyTorch, MMEngine, MMDetection, MMSegmentation.
+
+The layers need torch only. Where MMEngine is installed, importing this package registers them.
+"""
+
+from importlib.util import find_spec
+
+from . import functional
+from .convert import convert_switch_norm
+from .layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from .version import __version__
+
+if find_spec('mmengine') is not None:
+    from . import registry  # noqa: F401
+
+__all__ = [
+    'SwitchNorm',
+    'SwitchNorm1d',
+    'SwitchNorm2d',
+    'SwitchNorm3d',
+    '__version__',
+    'convert_switch_norm',
+    'functional',
+]

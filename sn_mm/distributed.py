@@ -1,0 +1,100 @@
+"""Process groups of synchronised layers, and their two collectives."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Optional, Union
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+
+def check_sync(sync: Union[bool, int]) -> None:
+    """Checks the layer's ``sync`` argument.
+
+    Raises:
+        ValueError: ``sync`` is neither a bool nor a positive int.
+    """
+    if not isinstance(sync, bool) and (not isinstance(sync, int) or sync < 1):
+        raise ValueError(
+            f'sync must be True (all ranks), False (local) or a number of ranks >= 1, got {sync!r}'
+        )
+
+
+def resolve_group(
+    sync: Union[bool, int], process_group: Optional[ProcessGroup] = None
+) -> Optional[ProcessGroup]:
+    """The group over which a layer pools its batch statistics now, None for a local layer.
+
+    Args:
+        sync: True for ``process_group`` (default: all ranks), False for local statistics, k for
+            groups of k consecutive ranks. All ranks must ask for the same groups in the same order.
+        process_group: The group that ``sync=True`` stands for.
+
+    Raises:
+        ValueError: The number of ranks is not a multiple of k.
+    """
+    if sync is False or not dist.is_available() or not dist.is_initialized():
+        return None
+    if sync is True:
+        group = dist.group.WORLD if process_group is None else process_group
+    else:
+        group = _consecutive_ranks(sync, dist.group.WORLD)
+    return group if dist.get_world_size(group) > 1 else None
+
+
+@lru_cache(maxsize=None)
+def _consecutive_ranks(size: int, world: ProcessGroup) -> ProcessGroup:
+    """The group of ``size`` consecutive ranks that this rank is in; made once per ``world``."""
+    ranks = dist.get_world_size(world)
+    if ranks % size:
+        raise ValueError(
+            f'sync={size} needs a number of ranks that {size} divides, got {ranks} ranks'
+        )
+    return dist.new_subgroups(group_size=size, group=world)[0]
+
+
+def check_same_channels(channels: int, device: torch.device, process_group: ProcessGroup) -> None:
+    """One small collective that compares the number of channels over the ranks.
+
+    Raises:
+        ValueError: The ranks disagree. Raised on every rank.
+    """
+    mine = torch.tensor([channels], device=device)
+    all_channels = [torch.empty_like(mine) for _ in range(dist.get_world_size(process_group))]
+    dist.all_gather(all_channels, mine, group=process_group)
+    found = [int(c) for c in all_channels]
+    if len(set(found)) > 1:
+        raise ValueError(
+            f'a synchronised layer needs the same num_features on every rank, got {found} on '
+            f'ranks {dist.get_process_group_ranks(process_group)}'
+        )
+
+
+def gather_moments(
+    count: int, mean: Tensor, var: Tensor, process_group: ProcessGroup
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward collective: every rank's count, mean and variance, 2C + 1 numbers a rank.
+
+    Args:
+        count: Positions on this rank, 0 for an empty batch.
+        mean, var: (1, C) each.
+        process_group: The group; every rank of it must call.
+
+    Returns:
+        counts (R, 1), means (R, C) and variances (R, C) of the R ranks.
+    """
+    channels = mean.shape[1]
+    mine = torch.cat([mean.new_full((1, 1), count), mean, var], 1)
+    ranks = mine.new_empty(dist.get_world_size(process_group), 1 + 2 * channels)
+    dist.all_gather(list(ranks.split(1)), mine, group=process_group)
+    counts, means, variances = ranks.split([1, channels, channels], 1)
+    return counts, means, variances
+
+
+def sum_over_ranks(sums: Tensor, process_group: ProcessGroup) -> Tensor:
+    """The backward collective: ``sums`` (2, 1, C) of this rank becomes, in place, that of all."""
+    dist.all_reduce(sums, group=process_group)
+    return sums

@@ -1,0 +1,288 @@
+"""Switchable Normalization as a function, with its hand-written backward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Optional, Union
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
+
+from . import ops
+from .statistics import (
+    SCOPES,
+    BatchMoments,
+    Moments,
+    batch_backward,
+    batch_moments,
+    layer_backward,
+    layer_moments,
+    mix,
+    mix_backward,
+)
+
+__all__ = ['canonical_normalizers', 'switch_norm']
+
+
+def canonical_normalizers(normalizers: Iterable[str]) -> tuple[str, ...]:
+    """Checks ``normalizers`` and returns them in the order in, ln, bn.
+
+    Raises:
+        ValueError: Unknown, repeated or no normalizers.
+    """
+    given = tuple([normalizers] if isinstance(normalizers, str) else normalizers)
+    if not given or len(set(given)) < len(given) or not set(given) <= set(SCOPES):
+        raise ValueError(
+            f'normalizers must be one or more of {SCOPES}, each at most once, got {given}'
+        )
+    return tuple(scope for scope in SCOPES if scope in given)
+
+
+class _SwitchNorm(torch.autograd.Function):
+    """Forward and backward in two sweeps each; keeps the input and O(NC) numbers.
+
+    Returns y, and the moments and the count of the batch scope where it was measured (else None).
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        mean_weight: Tensor,
+        var_weight: Tensor,
+        weight: Optional[Tensor],
+        bias: Optional[Tensor],
+        running: Optional[Moments],
+        eps: float,
+        normalizers: tuple[str, ...],
+        correction: int,
+        process_group: Optional[ProcessGroup],
+    ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor], Union[int, Tensor, None]]:
+        x = ops.dense(x)
+        dtype = ops.stats_dtype(x.dtype)
+        positions = math.prod(x.shape[2:])
+        if positions == 1:
+            normalizers = tuple(scope for scope in normalizers if scope != 'in')
+        p, q = (w[-len(normalizers) :].to(dtype).softmax(0) for w in (mean_weight, var_weight))
+
+        if x.numel():
+            instance = Moments(*ops.backend.moments(x, dtype))
+        else:
+            instance = Moments(*torch.zeros(2, *x.shape[:2], dtype=dtype, device=x.device))
+        unbiased = positions / (positions - correction) if positions > 1 else 1.0
+        if unbiased != 1:
+            instance = Moments(instance.mean, instance.var * unbiased)
+
+        scopes: dict[str, Any] = {'in': instance}
+        batch = None
+        if 'ln' in normalizers:
+            scopes['ln'] = layer_moments(instance)
+        if 'bn' in normalizers and running is not None:
+            scopes['bn'] = Moments(running.mean.to(dtype)[None], running.var.to(dtype)[None])
+        elif 'bn' in normalizers:
+            scopes['bn'] = batch = batch_moments(instance, positions, process_group)
+
+        mu = mix(p, [scopes[k].mean for k in normalizers])
+        rstd = (mix(q, [scopes[k].var for k in normalizers]) + eps).rsqrt()
+        mu, rstd = mu.expand_as(instance.mean), rstd.expand_as(instance.mean)
+        scale = rstd if weight is None else rstd * weight.to(dtype)
+        shift = -mu * scale if bias is None else bias.to(dtype) - mu * scale
+        y = ops.backend.apply(x, scale, shift) if x.numel() else torch.empty_like(x)
+
+        pooled = [t for k in ('ln', 'bn') if k in normalizers for t in scopes[k][:2]]
+        count = batch.count if batch is not None else None
+        ctx.save_for_backward(
+            x, p, q, *instance, mu, rstd, scale,
+            count if isinstance(count, Tensor) else None, *pooled,
+        )  # fmt: skip
+        ctx.config = normalizers, positions, unbiased, count, batch is None, process_group
+        ctx.parameters = [(w.shape, w.dtype) for w in (mean_weight, var_weight)] + [
+            None if w is None else w.dtype for w in (weight, bias)
+        ]
+        if batch is None:
+            return y, None, None, None
+        ctx.mark_non_differentiable(batch.mean, batch.var)
+        return y, batch.mean, batch.var, batch.count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, *unused: Any) -> tuple[Optional[Tensor], ...]:  # type: ignore[override]
+        x, p, q, m, v, mu, rstd, scale, count_tensor, *pooled = ctx.saved_tensors
+        normalizers, positions, unbiased, count, frozen_batch, process_group = ctx.config
+        instance = Moments(m, v)
+        scopes: dict[str, Any] = {'in': instance}
+        for k in ('ln', 'bn'):
+            if k in normalizers:
+                scopes[k] = Moments(pooled.pop(0), pooled.pop(0))
+
+        if x.numel():
+            dy = ops.dense(dy, like=x)
+            sum_dy, sum_dy_xc = ops.backend.grad_sums(dy, x, m)
+        else:
+            sum_dy, sum_dy_xc = torch.zeros_like(m), torch.zeros_like(m)
+        sum_dy_xc = sum_dy_xc + (m - mu) * sum_dy
+        d_mu = -scale * sum_dy
+        d_var = -0.5 * scale * rstd.square() * sum_dy_xc
+
+        d_m, d_v = torch.zeros_like(m), torch.zeros_like(v)
+        for pk, qk, k in zip(p, q, normalizers):
+            grad = Moments(pk * d_mu, qk * d_var)
+            if k == 'ln':
+                grad = layer_backward(grad, instance, scopes['ln'])
+            elif k == 'bn':
+                if frozen_batch:
+                    continue
+                batch = BatchMoments(*scopes['bn'], count if count_tensor is None else count_tensor)
+                grad = batch_backward(grad, instance, batch, positions, process_group)
+            d_m, d_v = d_m + grad.mean, d_v + grad.var
+
+        dx = d_mean_weight = d_var_weight = d_weight = d_bias = None
+        mean_logits, var_logits, weight_dtype, bias_dtype = ctx.parameters
+        if ctx.needs_input_grad[0]:
+            dx = torch.empty_like(x)
+            if x.numel():
+                b = d_v * (2 * unbiased / positions)
+                dx = ops.backend.grad_input(dy, x, m, scale, b, d_m / positions)
+        if ctx.needs_input_grad[1]:
+            grad_p = mix_backward(d_mu, p, [scopes[k].mean for k in normalizers])
+            d_mean_weight = _unused_first(grad_p, *mean_logits)
+        if ctx.needs_input_grad[2]:
+            grad_q = mix_backward(d_var, q, [scopes[k].var for k in normalizers])
+            d_var_weight = _unused_first(grad_q, *var_logits)
+        if ctx.needs_input_grad[3]:
+            d_weight = (rstd * sum_dy_xc).sum(0).to(weight_dtype)
+        if ctx.needs_input_grad[4]:
+            d_bias = sum_dy.sum(0).to(bias_dtype)
+        return dx, d_mean_weight, d_var_weight, d_weight, d_bias, None, None, None, None, None
+
+
+def _unused_first(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The gradient of all logits: 0 for 'in', the first, where it was left out."""
+    return torch.nn.functional.pad(grad.to(dtype), (shape[0] - grad.shape[0], 0))
+
+
+def switch_norm(
+    input: Tensor,
+    mean_weight: Tensor,
+    var_weight: Tensor,
+    running_mean: Optional[Tensor] = None,
+    running_var: Optional[Tensor] = None,
+    weight: Optional[Tensor] = None,
+    bias: Optional[Tensor] = None,
+    training: bool = False,
+    momentum: Optional[float] = 0.1,
+    eps: float = 1e-5,
+    normalizers: Iterable[str] = SCOPES,
+    correction: int = 0,
+    process_group: Optional[ProcessGroup] = None,
+    num_batches_tracked: Optional[Tensor] = None,
+) -> Tensor:
+    r"""Applies Switchable Normalization, https://arxiv.org/abs/1806.10779, equations 2 to 5.
+
+    Args:
+        input: (N, C, \*S) with any number of spatial axes, floating point. Statistics are taken in
+            float32 (float64 for float64), the output has the dtype and memory format of the input.
+        mean_weight: Importance of each scope's mean before the softmax, (K,) in the order in, ln, bn.
+        var_weight: The same for the variances.
+        running_mean: (C,), the batch scope's mean in evaluation; updated in place in training.
+        running_var: (C,), its variance, unbiased as ``torch.nn.BatchNorm2d``'s.
+        weight: (C,), scale after the normalisation. Default: none.
+        bias: (C,), shift after the normalisation. Default: none.
+        training: Take the batch scope from the input; False takes it from the running statistics.
+        momentum: Share of the new batch in the running statistics. None: cumulative average, needs
+            ``num_batches_tracked``.
+        eps: Added to the mixed variance.
+        normalizers: The K scopes, any of 'in', 'ln', 'bn'. With one position per map (S all ones, or
+            (N, C) input) an instance has no statistics of its own: 'in' is left out and the softmax
+            taken over what remains.
+        correction: 0, the paper's biased instance variance; 1, the unbiased one of the authors'
+            released code, which then feeds all scopes, and the running variance as it is.
+        process_group: Pool the batch scope over these ranks in training, every position with the
+            same weight. One collective forward, one backward; an empty batch takes part.
+        num_batches_tracked: Scalar, counts the batches that updated the running statistics.
+
+    Returns:
+        As ``input``.
+
+    Raises:
+        TypeError: ``input`` is not floating point.
+        ValueError: Shapes that do not fit each other, unknown normalizers or correction, or no
+            statistics to normalise with.
+    """
+    normalizers = canonical_normalizers(normalizers)
+    if not input.is_floating_point():
+        raise TypeError(f'input must be floating point, got {input.dtype}')
+    if input.dim() < 2:
+        raise ValueError(f'input must be (N, C, *S), got {tuple(input.shape)}')
+    if correction not in (0, 1):
+        raise ValueError(f'correction must be 0 or 1, got {correction!r}')
+    per_channel = dict(weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+    for name, tensor in per_channel.items():
+        if tensor is not None and tensor.shape != input.shape[1:2]:
+            raise ValueError(
+                f'{name} of shape {tuple(tensor.shape)} does not fit input of shape '
+                f'{tuple(input.shape)}: it must be ({input.shape[1]},)'
+            )
+    for name, tensor in dict(mean_weight=mean_weight, var_weight=var_weight).items():
+        if tensor.shape != (len(normalizers),):
+            raise ValueError(
+                f'{name} must have one entry for each of {normalizers}, '
+                f'got shape {tuple(tensor.shape)}'
+            )
+    if (running_mean is None) != (running_var is None):
+        raise ValueError('running_mean and running_var must be given together')
+    if not training and 'bn' in normalizers and running_mean is None:
+        raise ValueError("'bn' with training=False needs running_mean and running_var")
+    if momentum is None and num_batches_tracked is None and running_mean is not None and training:
+        raise ValueError('momentum=None (cumulative average) needs num_batches_tracked')
+    if math.prod(input.shape[2:]) == 1:
+        if normalizers == ('in',):
+            raise ValueError(
+                f"normalizers=('in',) has no statistics for one position per map, got input of "
+                f"shape {tuple(input.shape)}; add 'ln' or 'bn'"
+            )
+        alone = input.shape[0] == 1 and process_group is None
+        if alone and training and 'ln' not in normalizers:
+            raise ValueError(
+                f'the batch scope alone needs more than one value per channel in training, '
+                f"got input of shape {tuple(input.shape)}; add 'ln' or a larger batch"
+            )
+
+    running = None
+    if not training and running_mean is not None and running_var is not None:
+        running = Moments(running_mean, running_var)
+    output, mean, var, count = _SwitchNorm.apply(
+        input, mean_weight, var_weight, weight, bias, running, eps, normalizers, correction,
+        process_group,
+    )  # fmt: skip
+    # A forward pass inside a backward pass is activation checkpointing's second one: it must not
+    # count the same batch twice.
+    recomputing = torch._C._current_graph_task_id() != -1
+    if count is not None and running_mean is not None and not recomputing:
+        batch = BatchMoments(mean, var, count)
+        _update_running(running_mean, running_var, batch, momentum, num_batches_tracked, correction)
+    return output
+
+
+@torch.no_grad()
+def _update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    batch: BatchMoments,
+    momentum: Optional[float],
+    num_batches_tracked: Optional[Tensor],
+    correction: int,
+) -> None:
+    """Moves the running statistics towards the batch's; without positions all stay as they are."""
+    count = torch.as_tensor(batch.count, device=batch.mean.device)
+    seen = count > 0
+    if num_batches_tracked is not None:
+        num_batches_tracked += seen
+    rate = momentum if momentum is not None else 1 / num_batches_tracked.clamp(min=1)
+    rate = seen.to(running_mean.dtype) * rate
+    var = batch.var if correction else batch.var * (count / (count - 1).clamp(min=1))
+    running_mean.lerp_(batch.mean[0].to(running_mean.dtype), rate)
+    running_var.lerp_(var[0].to(running_var.dtype), rate)

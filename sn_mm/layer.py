@@ -1,0 +1,239 @@
+"""Switchable Normalization layers.
+
+Luo et al., *Differentiable Learning-to-Normalize via Switchable Normalization*, ICLR 2019,
+arXiv 1806.10779.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Optional, Union
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from .distributed import check_same_channels, check_sync, resolve_group
+from .functional import canonical_normalizers, switch_norm
+from .statistics import SCOPES
+
+
+class SwitchNorm(_InstanceNorm):
+    r"""Switchable Normalization over (N, C, \*S) with any number of spatial axes.
+
+    A learned mix, per layer, of instance (in), layer (ln) and minibatch (bn) statistics, one softmax
+    for the means and one for the variances (https://arxiv.org/abs/1806.10779, equations 3 to 5):
+
+    .. math::
+        y = \gamma \frac{x - \sum_k p_k \mu_k}{\sqrt{\sum_k q_k \sigma_k^2 + \epsilon}} + \beta
+
+    Args:
+        num_features: C of the input.
+        eps: Added to the mixed variance. Default: 1e-5.
+        momentum: Share of the new batch in the running statistics; None for a cumulative average.
+            Default: 0.1.
+        affine: Learn ``weight`` and ``bias`` per channel. Default: True.
+        track_running_stats: Keep running statistics of the batch scope for evaluation, as
+            ``nn.BatchNorm2d`` does. False: evaluation takes them from the batch at hand.
+            Without 'bn' in ``normalizers`` there is nothing to track. Default: True.
+        normalizers: The scopes to mix, one or more of 'in', 'ln', 'bn'. Default: all three.
+        sync: Pool the batch scope in training over all ranks (True), over groups of k consecutive
+            ranks (k), or not (False). Local where torch.distributed is not initialised.
+            Default: True.
+        process_group: The ranks that ``sync=True`` pools over. Default: all.
+        correction: 0 for the paper's biased instance variance, 1 for the unbiased one of the
+            authors' released code (for their checkpoints). Default: 0.
+        device, dtype: Of the parameters and buffers.
+
+    Attributes:
+        weight, bias: (C,), initialised to 1 and 0.
+        mean_weight, var_weight: (K,), importance before the softmax in the order in, ln, bn,
+            initialised to 1.
+        running_mean, running_var, num_batches_tracked: As ``nn.BatchNorm2d``'s.
+
+    Shape:
+        - Input: (N, C, \*S). With one position per map (S all ones, or (N, C)) 'in' is left out and
+          the softmax taken over the rest.
+        - Output: as the input, with its dtype and memory format.
+
+    Raises:
+        ValueError: Arguments outside what is allowed; input of another shape.
+        TypeError: Input that is not floating point.
+
+    Examples::
+
+        >>> norm = SwitchNorm(64)
+        >>> y = norm(torch.randn(2, 64, 32, 32))
+        >>> norm.importance()['mean']
+        {'in': 0.333..., 'ln': 0.333..., 'bn': 0.333...}
+
+    To MMEngine, MMCV and the toolboxes it is a norm because it is an ``_InstanceNorm``, yet nothing
+    that freezes, fuses or converts ``_BatchNorm`` takes hold of it. ``_abbr_`` gives modules the
+    names that they have with BatchNorm ('bn1' ...), so that BatchNorm checkpoints load.
+    """
+
+    _abbr_ = 'bn'
+    _dims: Optional[tuple[int, ...]] = None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: Optional[float] = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        normalizers: Iterable[str] = SCOPES,
+        sync: Union[bool, int] = True,
+        process_group: Optional[ProcessGroup] = None,
+        correction: int = 0,
+        device: Any = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        normalizers = canonical_normalizers(normalizers)
+        if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
+            raise ValueError(f'num_features must be an int >= 1, got {num_features!r}')
+        if correction not in (0, 1):
+            raise ValueError(f'correction must be 0 or 1, got {correction!r}')
+        check_sync(sync)
+        if process_group is not None and sync is not True:
+            raise ValueError(f'process_group needs sync=True, got sync={sync!r}')
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats and 'bn' in normalizers,
+            device=device,
+            dtype=dtype,
+        )
+        self.normalizers = normalizers
+        self.sync = sync
+        self.process_group = process_group
+        self.correction = correction
+        self._checked_group: Optional[ProcessGroup] = None
+        self.mean_weight = nn.Parameter(torch.ones(len(normalizers), device=device, dtype=dtype))
+        self.var_weight = nn.Parameter(torch.ones(len(normalizers), device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Resets the running statistics, ``weight`` and both importance weights to 1, ``bias`` to 0."""
+        super().reset_parameters()
+        for name in ('mean_weight', 'var_weight'):
+            if hasattr(self, name):  # not yet while nn.Module's constructor runs
+                nn.init.ones_(getattr(self, name))
+
+    def importance(self) -> dict[str, dict[str, float]]:
+        """The learned mix: softmax of the importance weights.
+
+        Returns:
+            ``{'mean': {'in': ..., 'ln': ..., 'bn': ...}, 'var': {...}}``, each summing to 1.
+        """
+        weights = dict(mean=self.mean_weight, var=self.var_weight)
+        return {
+            name: dict(zip(self.normalizers, logits.detach().float().softmax(0).tolist()))
+            for name, logits in weights.items()
+        }
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        training = self.training or self.running_mean is None
+        return switch_norm(
+            input,
+            self.mean_weight,
+            self.var_weight,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training,
+            self.momentum,
+            self.eps,
+            self.normalizers,
+            self.correction,
+            self._group(input.device) if self.training else None,
+            self.num_batches_tracked,
+        )
+
+    def _group(self, device: torch.device) -> Optional[ProcessGroup]:
+        if 'bn' not in self.normalizers:
+            return None
+        group = resolve_group(self.sync, self.process_group)
+        if group is not None and group is not self._checked_group:
+            check_same_channels(self.num_features, device, group)
+            self._checked_group = group
+        return group
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Process groups belong to a running job: they are neither copied nor pickled."""
+        return {**self.__dict__, '_checked_group': None}
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        allowed = self._dims is None or input.dim() in self._dims
+        if not allowed or input.dim() < 2 or input.shape[1] != self.num_features:
+            layouts = {2: '(N, C)', 3: '(N, C, L)', 4: '(N, C, H, W)', 5: '(N, C, D, H, W)'}
+            wanted = ' or '.join(layouts[d] for d in self._dims) if self._dims else '(N, C, *S)'
+            raise ValueError(
+                f'{type(self).__name__} needs input of shape {wanted} with C = '
+                f'{self.num_features}, got {tuple(input.shape)}'
+            )
+
+    def extra_repr(self) -> str:
+        shown = (
+            f'{self.num_features}, eps={self.eps}, momentum={self.momentum}, '
+            f'affine={self.affine}, track_running_stats={self.track_running_stats}, '
+            f'normalizers={self.normalizers}, sync={self.sync}'
+        )
+        return shown + (f', correction={self.correction}' if self.correction else '')
+
+
+class SwitchNorm1d(SwitchNorm):
+    r"""Switchable Normalization over a batch of vectors or sequences.
+
+    Arguments, attributes and errors are those of :class:`SwitchNorm2d`.
+
+    Shape:
+        - Input: (N, C) or (N, C, L). For (N, C) and for L = 1 'in' is left out and the softmax taken
+          over the rest, the paper's form for one dimension.
+        - Output: as the input.
+
+    Examples::
+
+        >>> y = SwitchNorm1d(64)(torch.randn(8, 64))
+    """
+
+    _dims = (2, 3)
+
+
+class SwitchNorm2d(SwitchNorm):
+    r"""Switchable Normalization over a batch of images.
+
+    Arguments, attributes and errors are those of :class:`SwitchNorm`.
+
+    Shape:
+        - Input: (N, C, H, W). With H = W = 1 'in' is left out and the softmax taken over the rest.
+        - Output: as the input, with its dtype and memory format.
+
+    Examples::
+
+        >>> y = SwitchNorm2d(64)(torch.randn(2, 64, 32, 32))
+    """
+
+    _dims = (4,)
+
+
+class SwitchNorm3d(SwitchNorm):
+    r"""Switchable Normalization over a batch of volumes or clips.
+
+    Arguments, attributes and errors are those of :class:`SwitchNorm2d`.
+
+    Shape:
+        - Input: (N, C, D, H, W). With D = H = W = 1 'in' is left out and the softmax taken over the
+          rest.
+        - Output: as the input, with its dtype and memory format.
+
+    Examples::
+
+        >>> y = SwitchNorm3d(64)(torch.randn(2, 64, 4, 16, 16))
+    """
+
+    _dims = (5,)
