@@ -15,6 +15,8 @@ from .layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 
 __all__ = ['convert_switch_norm']
 
+logger = logging.getLogger(__name__)
+
 _BY_DIMENSION = (
     ((nn.BatchNorm1d, nn.InstanceNorm1d), SwitchNorm1d),
     ((nn.BatchNorm2d, nn.InstanceNorm2d), SwitchNorm2d),
@@ -25,7 +27,7 @@ _BY_DIMENSION = (
 
 def convert_switch_norm(
     model: nn.Module,
-    report: Callable[[str], None] = logging.getLogger(__name__).info,
+    report: Callable[[str], None] = logger.info,
     **layer_args: Any,
 ) -> nn.Module:
     """Replaces BatchNorm*, SyncBatchNorm, GroupNorm and InstanceNorm* by SN, in place.
@@ -73,14 +75,14 @@ def _convert(norm: Any, fallback: torch.Tensor, layer_args: dict[str, Any]) -> S
         raise ValueError(f'{type(norm).__name__} has no num_features before its first input')
     tensors = (norm.weight, getattr(norm, 'running_mean', None), fallback)
     origin = next(t for t in tensors if t is not None)
-    args = dict(
-        eps=norm.eps,
-        momentum=getattr(norm, 'momentum', 0.1),
-        affine=norm.affine,
-        track_running_stats=not isinstance(norm, _BatchNorm) or norm.track_running_stats,
-        device=origin.device,
-        dtype=origin.dtype if origin.is_floating_point() else None,
-    )
+    args = {
+        'eps': norm.eps,
+        'momentum': getattr(norm, 'momentum', 0.1),
+        'affine': norm.affine,
+        'track_running_stats': not isinstance(norm, _BatchNorm) or norm.track_running_stats,
+        'device': origin.device,
+        'dtype': origin.dtype if origin.is_floating_point() else None,
+    }
     channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
     new: SwitchNorm = _layer_for(norm)(channels, **{**args, **layer_args})
     new.train(norm.training)

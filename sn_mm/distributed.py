@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Optional, Union
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 
-def check_sync(sync: Union[bool, int]) -> None:
+def check_sync(sync: bool | int) -> None:
     """Checks the layer's ``sync`` argument.
 
     Raises:
@@ -24,8 +23,8 @@ def check_sync(sync: Union[bool, int]) -> None:
 
 
 def resolve_group(
-    sync: Union[bool, int], process_group: Optional[ProcessGroup] = None
-) -> Optional[ProcessGroup]:
+    sync: bool | int, process_group: ProcessGroup | None = None
+) -> ProcessGroup | None:
     """The group over which a layer pools its batch statistics now, None for a local layer.
 
     Args:
@@ -45,7 +44,7 @@ def resolve_group(
     return group if dist.get_world_size(group) > 1 else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _consecutive_ranks(size: int, world: ProcessGroup) -> ProcessGroup:
     """The group of ``size`` consecutive ranks that this rank is in; made once per ``world``."""
     ranks = dist.get_world_size(world)

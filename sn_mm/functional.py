@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,23 +44,23 @@ def canonical_normalizers(normalizers: Iterable[str]) -> tuple[str, ...]:
 class _SwitchNorm(torch.autograd.Function):
     """Forward and backward in two sweeps each; keeps the input and O(NC) numbers.
 
-    Returns y, and the moments and the count of the batch scope where it was measured (else None).
+    Returns y, and the moments and the total of the batch scope where it was measured, else None.
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         mean_weight: Tensor,
         var_weight: Tensor,
-        weight: Optional[Tensor],
-        bias: Optional[Tensor],
-        running: Optional[Moments],
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: Moments | None,
         eps: float,
         normalizers: tuple[str, ...],
         correction: int,
-        process_group: Optional[ProcessGroup],
-    ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor], Union[int, Tensor, None]]:
+        process_group: ProcessGroup | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, int | Tensor | None]:
         x = ops.dense(x)
         dtype = ops.stats_dtype(x.dtype)
         positions = math.prod(x.shape[2:])
@@ -93,25 +93,25 @@ class _SwitchNorm(torch.autograd.Function):
         y = ops.backend.apply(x, scale, shift) if x.numel() else torch.empty_like(x)
 
         pooled = [t for k in ('ln', 'bn') if k in normalizers for t in scopes[k][:2]]
-        count = batch.count if batch is not None else None
+        total = None if batch is None else batch.total
         ctx.save_for_backward(
             x, p, q, *instance, mu, rstd, scale,
-            count if isinstance(count, Tensor) else None, *pooled,
+            total if isinstance(total, Tensor) else None, *pooled,
         )  # fmt: skip
-        ctx.config = normalizers, positions, unbiased, count, batch is None, process_group
+        ctx.config = normalizers, positions, unbiased, total, batch is None, process_group
         ctx.parameters = [(w.shape, w.dtype) for w in (mean_weight, var_weight)] + [
             None if w is None else w.dtype for w in (weight, bias)
         ]
         if batch is None:
             return y, None, None, None
         ctx.mark_non_differentiable(batch.mean, batch.var)
-        return y, batch.mean, batch.var, batch.count
+        return y, *batch
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, *unused: Any) -> tuple[Optional[Tensor], ...]:  # type: ignore[override]
-        x, p, q, m, v, mu, rstd, scale, count_tensor, *pooled = ctx.saved_tensors
-        normalizers, positions, unbiased, count, frozen_batch, process_group = ctx.config
+    def backward(ctx: Any, dy: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+        x, p, q, m, v, mu, rstd, scale, total_tensor, *pooled = ctx.saved_tensors
+        normalizers, positions, unbiased, total, frozen_batch, process_group = ctx.config
         instance = Moments(m, v)
         scopes: dict[str, Any] = {'in': instance}
         for k in ('ln', 'bn'):
@@ -135,7 +135,7 @@ class _SwitchNorm(torch.autograd.Function):
             elif k == 'bn':
                 if frozen_batch:
                     continue
-                batch = BatchMoments(*scopes['bn'], count if count_tensor is None else count_tensor)
+                batch = BatchMoments(*scopes['bn'], total if total_tensor is None else total_tensor)
                 grad = batch_backward(grad, instance, batch, positions, process_group)
             d_m, d_v = d_m + grad.mean, d_v + grad.var
 
@@ -168,17 +168,17 @@ def switch_norm(
     input: Tensor,
     mean_weight: Tensor,
     var_weight: Tensor,
-    running_mean: Optional[Tensor] = None,
-    running_var: Optional[Tensor] = None,
-    weight: Optional[Tensor] = None,
-    bias: Optional[Tensor] = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     training: bool = False,
-    momentum: Optional[float] = 0.1,
+    momentum: float | None = 0.1,
     eps: float = 1e-5,
     normalizers: Iterable[str] = SCOPES,
     correction: int = 0,
-    process_group: Optional[ProcessGroup] = None,
-    num_batches_tracked: Optional[Tensor] = None,
+    process_group: ProcessGroup | None = None,
+    num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
     r"""Applies Switchable Normalization, https://arxiv.org/abs/1806.10779, equations 2 to 5.
 
@@ -219,14 +219,19 @@ def switch_norm(
         raise ValueError(f'input must be (N, C, *S), got {tuple(input.shape)}')
     if correction not in (0, 1):
         raise ValueError(f'correction must be 0 or 1, got {correction!r}')
-    per_channel = dict(weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+    per_channel = {
+        'weight': weight,
+        'bias': bias,
+        'running_mean': running_mean,
+        'running_var': running_var,
+    }
     for name, tensor in per_channel.items():
         if tensor is not None and tensor.shape != input.shape[1:2]:
             raise ValueError(
                 f'{name} of shape {tuple(tensor.shape)} does not fit input of shape '
                 f'{tuple(input.shape)}: it must be ({input.shape[1]},)'
             )
-    for name, tensor in dict(mean_weight=mean_weight, var_weight=var_weight).items():
+    for name, tensor in {'mean_weight': mean_weight, 'var_weight': var_weight}.items():
         if tensor.shape != (len(normalizers),):
             raise ValueError(
                 f'{name} must have one entry for each of {normalizers}, '
@@ -254,15 +259,16 @@ def switch_norm(
     running = None
     if not training and running_mean is not None and running_var is not None:
         running = Moments(running_mean, running_var)
-    output, mean, var, count = _SwitchNorm.apply(
+    output, mean, var, total = _SwitchNorm.apply(
         input, mean_weight, var_weight, weight, bias, running, eps, normalizers, correction,
         process_group,
     )  # fmt: skip
     # A forward pass inside a backward pass is activation checkpointing's second one: it must not
     # count the same batch twice.
     recomputing = torch._C._current_graph_task_id() != -1
-    if count is not None and running_mean is not None and not recomputing:
-        batch = BatchMoments(mean, var, count)
+    measured = total is not None and not recomputing
+    if measured and running_mean is not None and running_var is not None:
+        batch = BatchMoments(mean, var, total)
         _update_running(running_mean, running_var, batch, momentum, num_batches_tracked, correction)
     return output
 
@@ -272,17 +278,20 @@ def _update_running(
     running_mean: Tensor,
     running_var: Tensor,
     batch: BatchMoments,
-    momentum: Optional[float],
-    num_batches_tracked: Optional[Tensor],
+    momentum: float | None,
+    num_batches_tracked: Tensor | None,
     correction: int,
 ) -> None:
     """Moves the running statistics towards the batch's; without positions all stay as they are."""
-    count = torch.as_tensor(batch.count, device=batch.mean.device)
-    seen = count > 0
+    total = torch.as_tensor(batch.total, device=batch.mean.device)
+    seen = total > 0
     if num_batches_tracked is not None:
         num_batches_tracked += seen
-    rate = momentum if momentum is not None else 1 / num_batches_tracked.clamp(min=1)
-    rate = seen.to(running_mean.dtype) * rate
-    var = batch.var if correction else batch.var * (count / (count - 1).clamp(min=1))
+    rate = seen.to(running_mean.dtype)
+    if momentum is not None:
+        rate = rate * momentum
+    elif num_batches_tracked is not None:
+        rate = rate / num_batches_tracked.clamp(min=1)
+    var = batch.var if correction else batch.var * (total / (total - 1).clamp(min=1))
     running_mean.lerp_(batch.mean[0].to(running_mean.dtype), rate)
     running_var.lerp_(var[0].to(running_var.dtype), rate)

@@ -7,7 +7,7 @@ arXiv 1806.10779.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ from .statistics import SCOPES
 class SwitchNorm(_InstanceNorm):
     r"""Switchable Normalization over (N, C, \*S) with any number of spatial axes.
 
-    A learned mix, per layer, of instance (in), layer (ln) and minibatch (bn) statistics, one softmax
-    for the means and one for the variances (https://arxiv.org/abs/1806.10779, equations 3 to 5):
+    A learned mix, per layer, of instance (in), layer (ln) and minibatch (bn) statistics, one
+    softmax for the means and one for the variances (arXiv 1806.10779, equations 3 to 5):
 
     .. math::
         y = \gamma \frac{x - \sum_k p_k \mu_k}{\sqrt{\sum_k q_k \sigma_k^2 + \epsilon}} + \beta
@@ -74,21 +74,21 @@ class SwitchNorm(_InstanceNorm):
     """
 
     _abbr_ = 'bn'
-    _dims: Optional[tuple[int, ...]] = None
+    _dims: tuple[int, ...] | None = None
 
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: Optional[float] = 0.1,
+        momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
         normalizers: Iterable[str] = SCOPES,
-        sync: Union[bool, int] = True,
-        process_group: Optional[ProcessGroup] = None,
+        sync: bool | int = True,
+        process_group: ProcessGroup | None = None,
         correction: int = 0,
         device: Any = None,
-        dtype: Optional[torch.dtype] = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         normalizers = canonical_normalizers(normalizers)
         if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
@@ -101,7 +101,7 @@ class SwitchNorm(_InstanceNorm):
         super().__init__(
             num_features,
             eps,
-            momentum,
+            momentum,  # type: ignore[arg-type]
             affine,
             track_running_stats and 'bn' in normalizers,
             device=device,
@@ -111,12 +111,12 @@ class SwitchNorm(_InstanceNorm):
         self.sync = sync
         self.process_group = process_group
         self.correction = correction
-        self._checked_group: Optional[ProcessGroup] = None
+        self._checked_group: ProcessGroup | None = None
         self.mean_weight = nn.Parameter(torch.ones(len(normalizers), device=device, dtype=dtype))
         self.var_weight = nn.Parameter(torch.ones(len(normalizers), device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
-        """Resets the running statistics, ``weight`` and both importance weights to 1, ``bias`` to 0."""
+        """Resets the running statistics, all weights to 1 and ``bias`` to 0."""
         super().reset_parameters()
         for name in ('mean_weight', 'var_weight'):
             if hasattr(self, name):  # not yet while nn.Module's constructor runs
@@ -128,7 +128,7 @@ class SwitchNorm(_InstanceNorm):
         Returns:
             ``{'mean': {'in': ..., 'ln': ..., 'bn': ...}, 'var': {...}}``, each summing to 1.
         """
-        weights = dict(mean=self.mean_weight, var=self.var_weight)
+        weights = {'mean': self.mean_weight, 'var': self.var_weight}
         return {
             name: dict(zip(self.normalizers, logits.detach().float().softmax(0).tolist()))
             for name, logits in weights.items()
@@ -154,7 +154,7 @@ class SwitchNorm(_InstanceNorm):
             self.num_batches_tracked,
         )
 
-    def _group(self, device: torch.device) -> Optional[ProcessGroup]:
+    def _group(self, device: torch.device) -> ProcessGroup | None:
         if 'bn' not in self.normalizers:
             return None
         group = resolve_group(self.sync, self.process_group)
@@ -192,8 +192,8 @@ class SwitchNorm1d(SwitchNorm):
     Arguments, attributes and errors are those of :class:`SwitchNorm2d`.
 
     Shape:
-        - Input: (N, C) or (N, C, L). For (N, C) and for L = 1 'in' is left out and the softmax taken
-          over the rest, the paper's form for one dimension.
+        - Input: (N, C) or (N, C, L). For (N, C) and for L = 1 'in' is left out and the softmax
+          taken over the rest, the paper's form for one dimension.
         - Output: as the input.
 
     Examples::

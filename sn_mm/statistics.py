@@ -14,7 +14,7 @@ and the softmax of the importance weights mixes the scopes:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,11 +33,11 @@ class Moments(NamedTuple):
 
 
 class BatchMoments(NamedTuple):
-    """Moments of the batch scope, each (1, C), and the number of positions that they were taken over."""
+    """Moments of the batch scope, (1, C) each, and the number of positions behind them."""
 
     mean: Tensor
     var: Tensor
-    count: Union[int, Tensor]
+    total: int | Tensor
 
 
 def layer_moments(instance: Moments) -> Moments:
@@ -47,12 +47,12 @@ def layer_moments(instance: Moments) -> Moments:
 
 
 def batch_moments(
-    instance: Moments, positions: int, process_group: Optional[ProcessGroup] = None
+    instance: Moments, positions: int, process_group: ProcessGroup | None = None
 ) -> BatchMoments:
     """Pools (N, C) moments over instances, and over the ranks of ``process_group``: (1, C) each.
 
     Every position has the same weight, whatever the sizes of the maps on the ranks. A batch without
-    positions has mean and variance 0 and count 0.
+    positions has mean, variance and total 0.
     """
     n, c = instance.mean.shape
     if n * positions:
@@ -63,11 +63,11 @@ def batch_moments(
     if process_group is None:
         return BatchMoments(mean, var, n * positions)
     counts, means, variances = gather_moments(n * positions, mean, var, process_group)
-    count = counts.sum()
-    share = counts / count.clamp(min=1)
+    total = counts.sum()
+    share = counts / total.clamp(min=1)
     mean = (share * means).sum(0, keepdim=True)
     var = (share * (variances + (means - mean).square())).sum(0, keepdim=True)
-    return BatchMoments(mean, var, count)
+    return BatchMoments(mean, var, total)
 
 
 def mix(weights: Tensor, scopes: Sequence[Tensor]) -> Tensor:
@@ -85,10 +85,10 @@ def mix_backward(grad: Tensor, weights: Tensor, scopes: Sequence[Tensor]) -> Ten
 
 
 def layer_backward(grad: Moments, instance: Moments, layer: Moments) -> Moments:
-    """Gradient of :func:`layer_moments`; ``grad`` is (N, C), summed over channels here."""
+    """Gradient of :func:`layer_moments`; ``grad`` (N, C) is summed over channels."""
     share = 1 / grad.mean.shape[1]
-    total = Moments(grad.mean.sum(1, keepdim=True), grad.var.sum(1, keepdim=True))
-    return _pool_backward(total, share, instance, layer.mean)
+    sums = Moments(grad.mean.sum(1, keepdim=True), grad.var.sum(1, keepdim=True))
+    return _pool_backward(sums, share, instance, layer.mean)
 
 
 def batch_backward(
@@ -96,19 +96,19 @@ def batch_backward(
     instance: Moments,
     batch: BatchMoments,
     positions: int,
-    process_group: Optional[ProcessGroup] = None,
+    process_group: ProcessGroup | None = None,
 ) -> Moments:
-    """Gradient of :func:`batch_moments`; ``grad`` is (N, C), summed over instances and ranks here."""
-    total = torch.stack([grad.mean.sum(0, keepdim=True), grad.var.sum(0, keepdim=True)])
+    """Gradient of :func:`batch_moments`; ``grad`` (N, C) is summed over instances and ranks."""
+    sums = torch.stack([grad.mean.sum(0, keepdim=True), grad.var.sum(0, keepdim=True)])
     if process_group is not None:
-        total = sum_over_ranks(total, process_group)
-    share = positions / torch.as_tensor(batch.count, device=total.device).clamp(min=1)
-    return _pool_backward(Moments(*total), share, instance, batch.mean)
+        sums = sum_over_ranks(sums, process_group)
+    share = positions / torch.as_tensor(batch.total, device=sums.device).clamp(min=1)
+    return _pool_backward(Moments(*sums), share, instance, batch.mean)
 
 
 def _pool_backward(
-    total: Moments, share: Union[float, Tensor], instance: Moments, mean: Tensor
+    sums: Moments, share: float | Tensor, instance: Moments, mean: Tensor
 ) -> Moments:
     """Backward of mean = sum share m, var = sum share (v + (m - mean)^2); shares sum to 1."""
-    grad_var = share * total.var
-    return Moments(share * total.mean + 2 * grad_var * (instance.mean - mean), grad_var)
+    grad_var = share * sums.var
+    return Moments(share * sums.mean + 2 * grad_var * (instance.mean - mean), grad_var)

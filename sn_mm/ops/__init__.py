@@ -36,8 +36,8 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def dense(x: Tensor, like: Optional[Tensor] = None) -> Tensor:
-    """``x`` itself where it is dense in the memory format of ``like`` (default: its own), else a copy.
+def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """``x`` itself where it is dense in the memory format of ``like`` (default: x), else a copy.
 
     Formats are contiguous, channels_last and channels_last_3d; any other becomes contiguous.
     """

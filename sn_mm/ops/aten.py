@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def _images(*maps: Tensor) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-    """Yields maps as (1, channels, ...) with the rows of the flattened (N, C) arrays they belong to."""
+    """The maps as (1, channels, ...), with their rows of the flattened (N, C) arrays."""
     n, c = maps[0].shape[:2]
     if maps[0].is_contiguous():
         yield slice(0, n * c), tuple(t.view(1, n * c, -1) for t in maps)
