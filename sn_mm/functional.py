@@ -131,12 +131,14 @@ class _SwitchNorm(torch.autograd.Function):
         for pk, qk, k in zip(p, q, normalizers):
             grad = Moments(pk * d_mu, qk * d_var)
             if k == 'ln':
-                grad = layer_backward(grad, instance, scopes['ln'])
+                grad = layer_backward(grad, instance, scopes['ln'].mean)
             elif k == 'bn':
                 if frozen_batch:
                     continue
-                batch = BatchMoments(*scopes['bn'], total if total_tensor is None else total_tensor)
-                grad = batch_backward(grad, instance, batch, positions, process_group)
+                total = total if total_tensor is None else total_tensor
+                grad = batch_backward(
+                    grad, instance, scopes['bn'].mean, positions, total, process_group
+                )
             d_m, d_v = d_m + grad.mean, d_v + grad.var
 
         dx = d_mean_weight = d_var_weight = d_weight = d_bias = None
@@ -195,9 +197,9 @@ def switch_norm(
         momentum: Share of the new batch in the running statistics. None: cumulative average, needs
             ``num_batches_tracked``.
         eps: Added to the mixed variance.
-        normalizers: The K scopes, any of 'in', 'ln', 'bn'. With one position per map (S all ones, or
-            (N, C) input) an instance has no statistics of its own: 'in' is left out and the softmax
-            taken over what remains.
+        normalizers: The K scopes, any of 'in', 'ln', 'bn'. With one position per map (S all ones,
+            or (N, C) input) an instance has no statistics of its own: 'in' is left out and the
+            softmax taken over what remains.
         correction: 0, the paper's biased instance variance; 1, the unbiased one of the authors'
             released code, which then feeds all scopes, and the running variance as it is.
         process_group: Pool the batch scope over these ranks in training, every position with the
@@ -283,7 +285,7 @@ def _update_running(
     correction: int,
 ) -> None:
     """Moves the running statistics towards the batch's; without positions all stay as they are."""
-    total = torch.as_tensor(batch.total, device=batch.mean.device)
+    total = torch.as_tensor(batch.total, dtype=batch.var.dtype, device=batch.var.device)
     seen = total > 0
     if num_batches_tracked is not None:
         num_batches_tracked += seen

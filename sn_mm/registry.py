@@ -1,7 +1,8 @@
 """SN in MMEngine's registries: ``norm_cfg=dict(type='SN')``.
 
 With ``custom_imports = dict(imports=['sn_mm'])`` the names SN, SN1d, SN2d and SN3d are in
-MMEngine's root registry. ``type='sn_mm.SN'`` needs no import line: MMEngine finds this file by its name.
+MMEngine's root registry. ``type='sn_mm.SN'`` needs no import line: MMEngine finds this
+file by its name.
 """
 
 from mmengine.registry import MODELS as ROOT_MODELS

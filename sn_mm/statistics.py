@@ -84,26 +84,26 @@ def mix_backward(grad: Tensor, weights: Tensor, scopes: Sequence[Tensor]) -> Ten
     return weights * (grad_weights - (weights * grad_weights).sum())
 
 
-def layer_backward(grad: Moments, instance: Moments, layer: Moments) -> Moments:
+def layer_backward(grad: Moments, instance: Moments, mean: Tensor) -> Moments:
     """Gradient of :func:`layer_moments`; ``grad`` (N, C) is summed over channels."""
-    share = 1 / grad.mean.shape[1]
     sums = Moments(grad.mean.sum(1, keepdim=True), grad.var.sum(1, keepdim=True))
-    return _pool_backward(sums, share, instance, layer.mean)
+    return _pool_backward(sums, 1 / instance.mean.shape[1], instance, mean)
 
 
 def batch_backward(
     grad: Moments,
     instance: Moments,
-    batch: BatchMoments,
+    mean: Tensor,
     positions: int,
+    total: int | Tensor,
     process_group: ProcessGroup | None = None,
 ) -> Moments:
     """Gradient of :func:`batch_moments`; ``grad`` (N, C) is summed over instances and ranks."""
     sums = torch.stack([grad.mean.sum(0, keepdim=True), grad.var.sum(0, keepdim=True)])
     if process_group is not None:
         sums = sum_over_ranks(sums, process_group)
-    share = positions / torch.as_tensor(batch.total, device=sums.device).clamp(min=1)
-    return _pool_backward(Moments(*sums), share, instance, batch.mean)
+    share = positions / torch.as_tensor(total, dtype=sums.dtype, device=sums.device).clamp(min=1)
+    return _pool_backward(Moments(*sums), share, instance, mean)
 
 
 def _pool_backward(

@@ -12,8 +12,6 @@ one and the same memory format (see :func:`dense`); all other tensors are (N, C)
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 
