@@ -1,0 +1,1 @@
+"""Real-pixel scenes with exact masks: sources of pixels, composition, and the three layouts."""
