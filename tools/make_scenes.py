@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f'{self.prog}: error: {message}\n')
 
 
-def at_least(smallest: int):
+def at_least(smallest: int) -> Callable[[str], int]:
     """Type of an argument that is a whole number of at least `smallest`."""
 
     def parse(text: str) -> int:
@@ -198,9 +199,9 @@ def main(argv: list[str] | None = None) -> int:
                 print(f'{target}: already there with these settings')
             else:
                 wanted.append(name)
-        for name in wanted:  # what an interrupted run left
-            for leftover in root.glob(f'.{LAYOUTS[name].folder}.*-*'):
-                shutil.rmtree(leftover)
+            for work in ('partial', 'replaced'):  # what an interrupted run left
+                for leftover in root.glob(f'.{target.name}.{work}-*'):
+                    shutil.rmtree(leftover)
         if wanted:
             write_sets(root, wanted, args)
     except OSError as error:

@@ -152,8 +152,8 @@ def _lay_ground(
         names[0] = None
     distances = []
     for _ in names:
-        bend = rng.standard_normal((4, 4), dtype=np.float32)
-        bend = cv2.resize(bend, (width, height), interpolation=cv2.INTER_CUBIC)
+        knots = rng.standard_normal((4, 4), dtype=np.float32)
+        bend = cv2.resize(knots, (width, height), interpolation=cv2.INTER_CUBIC)
         rows = np.arange(height) - rng.uniform(0, height)
         columns = np.arange(width) - rng.uniform(0, width)
         distance = np.sqrt(np.add.outer(rows**2, columns**2))
@@ -183,14 +183,14 @@ def _draw_digit(picture: np.ndarray, length: float, angle: float) -> np.ndarray:
     rows, columns = np.nonzero(picture > 64)
     low = np.array([columns.min(), rows.min()])
     high = np.array([columns.max(), rows.max()])
-    scale = length / (1 + (high - low).max() + 2 * THICKEN)
+    scale = float(length / (1 + (high - low).max() + 2 * THICKEN))
     side = int(np.ceil(1.5 * length)) + 4
     turn = cv2.getRotationMatrix2D(((low + high) / 2).tolist(), angle, scale)
     turn[:, 2] += (side - 1) / 2 - (low + high) / 2
-    ink = cv2.warpAffine(picture, turn, (side, side), flags=cv2.INTER_CUBIC) / np.float32(255)
+    ink = cv2.warpAffine(picture, turn, (side, side), flags=cv2.INTER_CUBIC)
     growth = 2 * round(THICKEN * scale) + 1
-    ink = cv2.dilate(ink, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (growth, growth)))
-    cover = np.clip((ink - 0.4) * scale + 0.5, 0, 1)
+    thick = cv2.dilate(ink, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (growth, growth)))
+    cover = np.clip((thick / np.float32(255) - 0.4) * scale + 0.5, 0, 1)
     solid_rows, solid_columns = np.nonzero(cover >= 0.5)
     return cover[
         solid_rows.min() : solid_rows.max() + 1, solid_columns.min() : solid_columns.max() + 1

@@ -103,16 +103,18 @@ def polygons(mask: np.ndarray) -> list[list[float]]:
     )
     linked = touch & (touch.sum(axis=1, keepdims=True) == 1) & (touch.sum(axis=0) == 1)
     runs = np.stack([columns, starts, stops], axis=1).astype(float).tolist()
-    successors = dict(np.argwhere(linked).tolist())
+    following = {int(run): int(after) for run, after in np.argwhere(linked)}
     pieces = []
-    for run in sorted(set(range(len(runs))) - set(successors.values())):
-        upper: list[float] = []
-        lower: list[float] = []
-        while run is not None:
-            x, top, bottom = runs[run]
-            upper += [x, top, x + 1, top]
-            lower = [x + 1, bottom, x, bottom, *lower]
-            run = successors.get(run)
+    for first in sorted(set(range(len(runs))) - set(following.values())):
+        chain = [first]
+        while chain[-1] in following:
+            chain.append(following[chain[-1]])
+        upper = [z for x, top, _ in (runs[run] for run in chain) for z in (x, top, x + 1, top)]
+        lower = [
+            z
+            for x, _, bottom in (runs[run] for run in reversed(chain))
+            for z in (x + 1, bottom, x, bottom)
+        ]
         pieces.append(upper + lower)
     return pieces
 
