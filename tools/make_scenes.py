@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f'make_scenes.py: error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('make_scenes.py: interrupted, nothing was written', file=sys.stderr)
+        print('make_scenes.py: interrupted, only the sets named above are written', file=sys.stderr)
         return 130
     return 0
 

