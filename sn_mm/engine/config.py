@@ -1,0 +1,137 @@
+"""From the command line to one complete config: find it, load it, override it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.config.utils import MODULE2PACKAGE
+
+from .errors import InputError
+
+
+class _CfgOptions(DictAction):
+    """mmengine's ``DictAction``, with one line instead of a traceback for a broken option."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, *args: Any
+    ) -> None:
+        try:
+            super().__call__(parser, namespace, values, *args)
+        except (ValueError, AssertionError) as error:
+            raise InputError(
+                f'--cfg-options expects KEY=VALUE pairs with balanced brackets, got '
+                f'{" ".join(values)!r} ({error})'
+            ) from error
+
+
+def add_config_arguments(parser: ArgumentParser) -> None:
+    """Adds the options that training and testing have in common, named as OpenMMLab names them."""
+    parser.add_argument('config', help='a path, or PACKAGE::PATH such as mmdet::mask_rcnn/NAME.py')
+    parser.add_argument('--work-dir', help='where logs and results go (work_dirs/<config name>)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=_CfgOptions,
+        metavar='KEY=VALUE',
+        help='override settings of the config, for example train_cfg.max_epochs=1 or key="[a,b]"',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def locate_config(name: str) -> Path:
+    """Finds a config file.
+
+    Args:
+        name: A path, or ``PACKAGE::PATH`` for a config that ships in an installed toolbox. Nothing
+            is installed or downloaded.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: If the package is not installed or the file does not exist; the message holds
+            the nearest names.
+    """
+    package, separator, path = name.rpartition('::')
+    if separator:
+        spec = find_spec(package) if package.isidentifier() else None
+        if spec is None or spec.origin is None:
+            raise InputError(
+                f'config {name}: the package {package!r} is not installed '
+                f'(pip install {MODULE2PACKAGE.get(package, package)})'
+            )
+        root = Path(spec.origin).parent / '.mim' / 'configs'
+        candidates = root.rglob('*.py')
+    else:
+        root = Path(path).parent
+        while not root.is_dir():
+            root = root.parent
+        candidates = (file for pattern in ('*.py', '*/*.py') for file in root.glob(pattern))
+    file = root / path if separator else Path(path)
+    if file.is_file():
+        return file
+    names = {f'{package}{separator}{c.relative_to(root) if separator else c}' for c in candidates}
+    near = get_close_matches(str(name), sorted(names), n=3)
+    raise InputError(
+        f'config {name} {"is a folder" if file.is_dir() else "does not exist"}; '
+        f'nearest: {", ".join(near) or "none"}'
+    )
+
+
+def toolbox(cfg: Config) -> str:
+    """Names the package that a config is written for.
+
+    Args:
+        cfg: A config with a ``default_scope``, or one whose model's type is a class of the package.
+
+    Returns:
+        For example ``'mmdet'`` or ``'mmseg'``.
+    """
+    if cfg.get('default_scope'):
+        return cfg.default_scope
+    model_type = cfg.get('model', {}).get('type', 'mmengine')
+    return getattr(model_type, '__module__', str(model_type)).split('.')[0]
+
+
+def load_config(args: Namespace) -> Config:
+    """Loads the config that the command line names.
+
+    Its ``custom_imports`` name ``sn_mm``, so that what a run dumps into its work dir builds by
+    itself, in the toolboxes' own scripts too.
+
+    Args:
+        args: The parsed options of :func:`add_config_arguments`.
+
+    Returns:
+        The config with its overrides, ``launcher`` and ``work_dir``.
+
+    Raises:
+        InputError: If the config cannot be found or loaded, if an override does not fit it, or if
+            the toolbox that it is written for is not installed.
+    """
+    file = locate_config(args.config)
+    try:
+        cfg = Config.fromfile(file)
+        cfg.merge_from_dict(args.cfg_options or {})
+    except (OSError, SyntaxError, ImportError) as error:
+        raise InputError(f'config {args.config} cannot be loaded: {error}') from error
+    except (KeyError, TypeError) as error:
+        raise InputError(f'--cfg-options does not fit config {args.config}: {error}') from error
+    package = toolbox(cfg)
+    if find_spec(package) is None:
+        raise InputError(
+            f'config {args.config} is written for {package}, which is not installed '
+            f'(pip install {MODULE2PACKAGE.get(package, package)})'
+        )
+    imports = cfg.get('custom_imports') or {'imports': []}
+    names = [imports['imports']] if isinstance(imports['imports'], str) else imports['imports']
+    cfg.custom_imports = dict(imports, imports=list(dict.fromkeys([*names, 'sn_mm'])))
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{file.stem}'
+    return cfg

@@ -1,0 +1,48 @@
+"""What ``torch.load`` may unpickle besides tensors, so that mmengine's checkpoints load."""
+
+from __future__ import annotations
+
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
+
+# From here on torch.load unpickles only what is allowed, in mmengine's own calls too.
+WEIGHTS_ONLY = digit_version(torch.__version__) >= digit_version('2.6.0')
+
+
+def _history_buffer_method(cls: type, name: str) -> Any:
+    """Stands in for ``getattr`` in a pickle: gives a HistoryBuffer's statistics, nothing else."""
+    if cls is HistoryBuffer and name in ('mean', 'max', 'min', 'current'):
+        return getattr(cls, name)
+    raise UnpicklingError(f'a checkpoint may not name the attribute {name!r} of {cls!r}')
+
+
+def register_safe_globals() -> None:
+    """Allows what mmengine writes into its checkpoints, so that ``torch.load`` reads them.
+
+    From torch 2.6 on, ``torch.load`` refuses classes that are not named: without this, mmengine
+    0.10 cannot read the log history in its own checkpoints. Earlier versions need nothing.
+    """
+    if not WEIGHTS_ONLY:
+        return
+    reconstruct, scalar = np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            (_history_buffer_method, 'builtins.getattr'),
+            (_history_buffer_method, '__builtin__.getattr'),
+            np.ndarray,
+            np.dtype,
+            type(np.dtype(np.float64)),
+            type(np.dtype(np.int64)),
+            # numpy 1 and 2 name these two differently, and a checkpoint may come from either.
+            (reconstruct, 'numpy.core.multiarray._reconstruct'),
+            (reconstruct, 'numpy._core.multiarray._reconstruct'),
+            (scalar, 'numpy.core.multiarray.scalar'),
+            (scalar, 'numpy._core.multiarray.scalar'),
+        ]
+    )

@@ -1,0 +1,94 @@
+"""Trains a model of MMDetection, MMSegmentation or another MMEngine toolbox; SN is registered.
+
+Examples:
+    python tools/train.py configs/demo/NAME.py
+    python tools/train.py mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py --work-dir DIR --resume
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from mmengine.config import Config
+from mmengine.device import get_device
+
+import sn_mm  # noqa: F401  (registers SN)
+from sn_mm.engine.checkpoint import (
+    check_checkpoint,
+    check_pretrained,
+    find_resumable,
+    load_strictly,
+)
+from sn_mm.engine.config import add_config_arguments, load_config
+from sn_mm.engine.data import build_loops, check_data
+from sn_mm.engine.errors import InputError, report_input_errors
+from sn_mm.engine.launch import build_runner, prepare_launch
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description='Train a model.')
+    add_config_arguments(parser)
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate to the batch size, from the config's auto_scale_lr",
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from a checkpoint; without a path, from the latest in the work dir',
+    )
+    return parser.parse_args()
+
+
+def check_amp(cfg: Config, enable: bool) -> None:
+    """Turns on mixed precision if asked to, and refuses it where mmengine has none."""
+    wrapper = getattr(cfg.optim_wrapper.type, '__name__', cfg.optim_wrapper.type)
+    if enable and wrapper == 'OptimWrapper':
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    elif enable and wrapper != 'AmpOptimWrapper':
+        raise InputError(f'--amp needs optim_wrapper.type OptimWrapper, the config has {wrapper}')
+    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise InputError(
+            'mixed precision (--amp, AmpOptimWrapper) needs a GPU, and none is visible'
+        )
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Turns on the linear scaling rule, which needs to know the batch size that lr was set for."""
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise InputError(
+            '--auto-scale-lr needs the batch size that the learning rate was set for, and '
+            'the config does not say: add auto_scale_lr=dict(base_batch_size=N)'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+@report_input_errors
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    check_amp(cfg, args.amp)
+    if args.auto_scale_lr:
+        enable_auto_scale_lr(cfg)
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = find_resumable(cfg.work_dir) if args.resume == 'auto' else args.resume
+    if cfg.get('load_from'):
+        check_checkpoint(cfg.load_from, resume=cfg.get('resume', False))
+    check_pretrained(cfg.model)
+    check_data(cfg, ('train', 'val'))
+    prepare_launch(cfg)
+
+    runner = build_runner(cfg)
+    if cfg.get('resume'):
+        load_strictly(runner)
+    build_loops(runner, ('train', 'val'))
+    runner.train()
+
+
+if __name__ == '__main__':
+    main()
