@@ -1,0 +1,74 @@
+"""Sums up the demo: the figures of its two tests, and where its pictures are."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import mmcv
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+# What the demo reached when it was last measured lies well above; see the README.
+METRICS = {
+    'coco/bbox_mAP': ('box AP', None),
+    'coco/bbox_mAP_50': ('box AP50', 0.40),
+    'coco/segm_mAP': ('mask AP', None),
+    'coco/segm_mAP_50': ('mask AP50', 0.35),
+    'mIoU': ('mIoU', 0.50),
+}
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument('detection', type=Path, help='work dir of the Mask R-CNN')
+    parser.add_argument('segmentation', type=Path, help='work dir of the DeepLabV3+')
+    parser.add_argument('--seconds', type=int, required=True, help='duration to report')
+    parser.add_argument('--expect', action='store_true', help='fail below the expected figures')
+    return parser.parse_args()
+
+
+def read_metrics(work_dir: Path) -> dict[str, float]:
+    """What mmengine's test loop wrote last under ``work_dir/test``; mIoU as a share."""
+    newest = max(work_dir.glob('test/*/*.json'), key=lambda path: path.stat().st_mtime)
+    metrics = json.loads(newest.read_text())
+    return {k: v / 100 if k == 'mIoU' else v for k, v in metrics.items() if k in METRICS}
+
+
+def contact_sheet(work_dir: Path, columns: int = 2, rows: int = 4) -> Path:
+    """Tiles the first pictures of ground truth beside prediction into one."""
+    pictures = sorted(p for p in (work_dir / 'predictions').rglob('*') if p.is_file())
+    images = [mmcv.imread(str(path)) for path in pictures[: columns * rows]]
+    rows = len(images) // columns
+    sheet = np.concatenate(
+        [np.concatenate(images[r * columns : (r + 1) * columns], axis=1) for r in range(rows)]
+    )
+    path = work_dir / 'predictions.png'
+    mmcv.imwrite(sheet, str(path))
+    return path
+
+
+def main() -> None:
+    args = parse_args()
+    measured = {**read_metrics(args.detection), **read_metrics(args.segmentation)}
+    table = Table('figure', 'measured', 'at least', title='Switchable Normalization demo')
+    missed = []
+    for key, (name, expected) in METRICS.items():
+        bound = expected if args.expect else None
+        if bound is not None and not measured[key] >= bound:
+            missed.append(f'{name} {measured[key]:.3f} < {bound:.2f}')
+        table.add_row(name, f'{measured[key]:.3f}', '' if bound is None else f'{bound:.2f}')
+    table.add_row('time', f'{args.seconds // 60} min {args.seconds % 60:02d} s', '')
+    console = Console()
+    console.print(table)
+    for work_dir in (args.detection, args.segmentation):
+        for picture in (contact_sheet(work_dir), *sorted(work_dir.glob('importance*'))):
+            console.print(str(picture), soft_wrap=True)
+    if missed:
+        raise SystemExit('the demo fell short: ' + ', '.join(missed))
+
+
+if __name__ == '__main__':
+    main()
