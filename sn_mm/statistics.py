@@ -42,6 +42,8 @@ class BatchMoments(NamedTuple):
 
 def layer_moments(instance: Moments) -> Moments:
     """Pools (N, C) moments over channels: (N, 1) each."""
+    if not instance.mean.numel():  # torch.var_mean warns
+        return Moments(*instance.mean.new_zeros(2, instance.mean.shape[0], 1))
     spread, mean = torch.var_mean(instance.mean, 1, correction=0, keepdim=True)
     return Moments(mean, spread + instance.var.mean(1, keepdim=True))
 

@@ -1,0 +1,126 @@
+r"""Switchable Normalization as its paper writes it: slow, plain, in float64. Judge of every path.
+
+Luo et al., arXiv 1806.10779, equations 2 to 5. Each scope's mean and variance are taken over its
+own pixels, by definition: I_in = {(i, j)}, I_ln = {(c, i, j)}, I_bn = {(n, i, j)}. Gradients are
+autograd's. ``inputs`` is a list of maps that may differ in N and \*S: together they are one batch,
+as the maps of several ranks are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SCOPES = ('in', 'ln', 'bn')
+
+
+class Result(NamedTuple):
+    outputs: list[Tensor]
+    running_mean: Tensor | None
+    running_var: Tensor | None
+
+
+def switch_norm(
+    inputs: Sequence[Tensor],
+    mean_weight: Tensor,
+    var_weight: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    normalizers: Sequence[str] = SCOPES,
+    correction: int = 0,
+) -> Result:
+    """Normalises ``inputs`` as one batch; returns the outputs and the new running statistics."""
+    normalizers = [k for k in SCOPES if k in normalizers]
+    maps = [x.double().reshape(*x.shape[:2], x.shape[2:].numel()) for x in inputs]  # (N, C, L)
+    if running_mean is not None:
+        running_mean, running_var = running_mean.double(), running_var.double()
+    if training or running_mean is None:
+        batch_mean, batch_var = batch_scope(maps, correction)
+    else:
+        batch_mean, batch_var = running_mean, running_var
+
+    outputs = []
+    for x, given in zip(maps, inputs):
+        # One position per map has no statistics of its own (the paper's one-dimensional form).
+        used = [k for k in normalizers if k != 'in' or x.shape[2] != 1]
+        logits = [normalizers.index(k) for k in used]
+        p = mean_weight.double()[logits].softmax(0)  # equation 5
+        q = var_weight.double()[logits].softmax(0)
+        mean = torch.zeros(x.shape[:2], dtype=torch.float64, device=x.device)
+        var = torch.zeros_like(mean)
+        for k, p_k, q_k in zip(used, p, q):
+            if k == 'bn':
+                mean_k, var_k = batch_mean[None], batch_var[None]
+            else:
+                mean_k, var_k = (instance_scope if k == 'in' else layer_scope)(x, correction)
+            mean = mean + p_k * mean_k
+            var = var + q_k * var_k
+        y = (x - mean[:, :, None]) / torch.sqrt(var[:, :, None] + eps)  # equation 3
+        if weight is not None:
+            y = y * weight.double()[:, None]
+        if bias is not None:
+            y = y + bias.double()[:, None]
+        outputs.append(y.reshape(given.shape))
+
+    positions = sum(x.shape[0] * x.shape[2] for x in maps)
+    if training and running_mean is not None and 'bn' in normalizers and positions:
+        unbiased = batch_var.detach()
+        if not correction:
+            unbiased = unbiased * positions / max(positions - 1, 1)
+        running_mean = (1 - momentum) * running_mean + momentum * batch_mean.detach()
+        running_var = (1 - momentum) * running_var + momentum * unbiased
+    return Result(outputs, running_mean, running_var)
+
+
+def instance_scope(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance (N, C) over (i, j); without pixels 0."""
+    n, c, positions = x.shape
+    if positions == 0:
+        return x.new_zeros(n, c), x.new_zeros(n, c)
+    mean = x.sum(2) / positions
+    squares = ((x - mean[:, :, None]) ** 2).sum(2)
+    return mean, squares / (positions - correction if positions > 1 else 1)
+
+
+def layer_scope(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance (N, 1) over (c, i, j)."""
+    n, c, positions = x.shape
+    if correction:
+        return released_scope(*instance_scope(x, 1), torch.ones_like(x[:, :, :1].sum(2)), 1)
+    if positions == 0:
+        return x.new_zeros(n, 1), x.new_zeros(n, 1)
+    mean = x.sum((1, 2)) / (c * positions)
+    var = ((x - mean[:, None, None]) ** 2).sum((1, 2)) / (c * positions)
+    return mean[:, None], var[:, None]
+
+
+def batch_scope(maps: Sequence[Tensor], correction: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance (C,) over the (n, i, j) of all maps together; without pixels 0."""
+    if correction:
+        mean, var = (torch.cat(k) for k in zip(*(instance_scope(x, 1) for x in maps)))
+        sizes = torch.cat([torch.full_like(x[:, :, :1].sum(2), x.shape[2]) for x in maps])
+        mean, var = released_scope(mean, var, sizes, 0)
+        return mean[0], var[0]
+    pixels = torch.cat([x.transpose(0, 1).flatten(1) for x in maps], 1)  # (C, N L)
+    count = max(pixels.shape[1], 1)
+    mean = pixels.sum(1) / count
+    return mean, ((pixels - mean[:, None]) ** 2).sum(1) / count
+
+
+def released_scope(mean: Tensor, var: Tensor, sizes: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """A wider scope as the authors' released code takes it from unbiased instance variances.
+
+    It writes ``temp = var_in + mean_in ** 2; var = temp.mean(dim) - mean ** 2``.
+    """
+    total = sizes.sum(dim, keepdim=True).clamp(min=1)
+    wide_mean = (sizes * mean).sum(dim, keepdim=True) / total
+    temp = var + mean**2
+    return wide_mean, (sizes * temp).sum(dim, keepdim=True) / total - wide_mean**2
