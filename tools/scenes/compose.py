@@ -123,10 +123,10 @@ def make_scene(sources: Sources, options: SceneOptions, seed: int, split: str, i
         label, picture = sources.digit(rng)
         length = rng.uniform(*options.digit_size) * min(options.size)
         cover = _draw_digit(picture, length, rng.uniform(-MAX_ANGLE, MAX_ANGLE))
-        spot = _find_spot(instance, cover >= 0.5, full_areas, rng)
+        solid = cover >= 0.5
+        spot = _find_spot(instance, solid, full_areas, rng)
         if spot is None:
             continue
-        solid = cover >= 0.5
         colour = _contrasting_colour(image[spot], semantic[spot], instance[spot], solid, rng)
         image[spot] += cover[..., None] * (_shade(colour, cover.shape, rng) - image[spot])
         classes.append(label)
