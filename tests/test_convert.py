@@ -575,7 +575,7 @@ def test_converted_mmdet_resnet50_trains():
 def test_converted_mmseg_unet_trains():
     from mmseg.registry import MODELS
 
-    model = MODELS.build(dict(type='UNet', base_channels=8, _scope_='mmseg'))
+    model = MODELS.build({'type': 'UNet', 'base_channels': 8, '_scope_': 'mmseg'})
     model = convert_switch_norm(model)
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     check_trains(model, torch.randn(2, 3, 32, 32))
