@@ -1,4 +1,4 @@
-"""torchrun for the dist_*.sh scripts, without a traceback of its own after a worker's one line."""
+"""torchrun for the dist_*.sh scripts, which lets a worker's own error line be the last word."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ if __name__ == '__main__':
     try:
         main()
     except ChildFailedError as failed:
-        # 2: the worker refused its input and said why (argparse does the same).
+        # 2: the worker refused its input and said why, as argparse does.
         if failed.get_first_failure()[1].exitcode != 2:
             raise
         sys.exit(2)
+    except RuntimeError as error:
+        if 'EADDRINUSE' not in str(error):
+            raise
+        sys.exit(f'launch.py: error: the port is in use by another run, set PORT ({error})')

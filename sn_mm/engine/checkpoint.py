@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import broadcast_object_list
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
@@ -101,19 +103,21 @@ def find_resumable(work_dir: str) -> str:
 
 
 def check_pretrained(model: dict | list) -> None:
-    """Checks that the files exist from which parts of a model take their initial weights.
+    """Checks that parts of a model can take their initial weights from where they are told to.
 
     Args:
         model: The model's config.
 
     Raises:
         InputError: If an ``init_cfg.checkpoint`` or ``pretrained`` names a local file that does not
-            exist.
+            exist, or torchvision's weights where torchvision is not installed.
     """
     for key, value in model.items() if isinstance(model, dict) else enumerate(model):
         if isinstance(value, (dict, list)):
             check_pretrained(value)
         elif key in ('checkpoint', 'pretrained') and isinstance(value, str):
+            if value.startswith('torchvision://') and find_spec('torchvision') is None:
+                raise InputError(f'{key}={value!r} in the model needs torchvision, not installed')
             if '://' not in value and not Path(value).expanduser().is_file():
                 raise InputError(f'{key}={value!r} in the model does not exist')
 
@@ -158,14 +162,17 @@ def load_strictly(runner: Runner) -> None:
             incompatible.unexpected_keys[:] = set(incompatible.unexpected_keys) - set(foreign)
 
     def load_checkpoint(filename: str, *args: Any, **kwargs: Any) -> dict:
+        checkpoint, misfits = {}, ['']
         try:
-            return load(filename, *args, **{**kwargs, 'strict': True})
+            checkpoint = load(filename, *args, **{**kwargs, 'strict': True})
         except RuntimeError as error:
             if 'do not match exactly' not in str(error):
                 raise
-            raise InputError(
-                f'checkpoint {filename} does not fit the model: {_misfits(str(error))}'
-            ) from error
+            misfits = [_misfits(str(error))]
+        broadcast_object_list(misfits)  # mmengine raises on rank 0 only
+        if misfits[0]:
+            raise InputError(f'checkpoint {filename} does not fit the model: {misfits[0]}')
+        return checkpoint
 
     model.register_load_state_dict_post_hook(leave_out_foreign)
     runner.load_checkpoint = load_checkpoint

@@ -88,15 +88,16 @@ def toolbox(cfg: Config) -> str:
     """Names the package that a config is written for.
 
     Args:
-        cfg: A config with a ``default_scope``, or one whose model's type is a class of the package.
+        cfg: A config with a ``default_scope``, or whose model's type is a class of the package.
 
     Returns:
-        For example ``'mmdet'`` or ``'mmseg'``.
+        For example ``'mmdet'`` or ``'mmseg'``; ``'mmengine'`` if the config does not say.
     """
     if cfg.get('default_scope'):
         return cfg.default_scope
-    model_type = cfg.get('model', {}).get('type', 'mmengine')
-    return getattr(model_type, '__module__', str(model_type)).split('.')[0]
+    model_type = cfg.get('model', {}).get('type', '')
+    package, dot, _ = getattr(model_type, '__module__', model_type).partition('.')
+    return package if dot else 'mmengine'
 
 
 def load_config(args: Namespace) -> Config:
@@ -121,7 +122,7 @@ def load_config(args: Namespace) -> Config:
         cfg.merge_from_dict(args.cfg_options or {})
     except (OSError, SyntaxError, ImportError) as error:
         raise InputError(f'config {args.config} cannot be loaded: {error}') from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f'--cfg-options does not fit config {args.config}: {error}') from error
     package = toolbox(cfg)
     if find_spec(package) is None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.fileio import join_path
 from mmengine.runner import Runner
 from mmengine.utils import is_abs
 
@@ -53,7 +53,7 @@ def check_data(cfg: Config, splits: Iterable[str]) -> None:
             if not dataset.get('backend_args'):
                 root = dataset.get('data_root') or ''
                 for name, path in _needed(dataset):
-                    full = path if is_abs(path) or not root else join_path(root, path)
+                    full = path if is_abs(path) else os.path.join(root, path)
                     _check(f'{key}.{name}', full, f'{key}.data_root={root!r}')
         metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator or {}]
         for metric in metrics:

@@ -29,7 +29,8 @@ def register_safe_globals() -> None:
     """
     if not WEIGHTS_ONLY:
         return
-    reconstruct, scalar = np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]
+    reconstruct: Any = np.empty(0).__reduce__()[0]
+    scalar: Any = np.float64().__reduce__()[0]
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
