@@ -81,7 +81,8 @@ class _SwitchNorm(torch.autograd.Function):
         if 'ln' in normalizers:
             scopes['ln'] = layer_moments(instance)
         if 'bn' in normalizers and running is not None:
-            scopes['bn'] = Moments(running.mean.to(dtype)[None], running.var.to(dtype)[None])
+            # Copies: training, or DDP's broadcast, may move the buffers before the backward pass.
+            scopes['bn'] = Moments(*(t.to(dtype, copy=True)[None] for t in running))
         elif 'bn' in normalizers:
             scopes['bn'] = batch = batch_moments(instance, positions, process_group)
 
@@ -187,7 +188,8 @@ def switch_norm(
     Args:
         input: (N, C, \*S) with any number of spatial axes, floating point. Statistics are taken in
             float32 (float64 for float64), the output has the dtype and memory format of the input.
-        mean_weight: Importance of each scope's mean before the softmax, (K,) in the order in, ln, bn.
+        mean_weight: Importance of each scope's mean before the softmax, (K,) in the order in, ln,
+            bn.
         var_weight: The same for the variances.
         running_mean: (C,), the batch scope's mean in evaluation; updated in place in training.
         running_var: (C,), its variance, unbiased as ``torch.nn.BatchNorm2d``'s.
