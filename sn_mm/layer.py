@@ -163,6 +163,11 @@ class SwitchNorm(_InstanceNorm):
             self._checked_group = group
         return group
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        # Past _InstanceNorm's own, which fails on any file older than its running statistics: a
+        # BatchNorm's statistics are merely unexpected where this layer keeps none.
+        super(_InstanceNorm, self)._load_from_state_dict(*args)
+
     def __getstate__(self) -> dict[str, Any]:
         """Process groups belong to a running job: they are neither copied nor pickled."""
         return {**self.__dict__, '_checked_group': None}

@@ -595,3 +595,14 @@ def test_an_error_changes_no_running_statistics():
         with pytest.raises((ValueError, TypeError)):
             sn(bad)
     assert_same(sn.state_dict(), before)
+
+
+@pytest.mark.parametrize('args', [{'normalizers': ('in', 'ln')}, {'track_running_stats': False}])
+def test_bare_batch_norm_weights_load_where_no_statistics_are_kept(args):
+    weights = dict(nn.BatchNorm2d(3).state_dict())  # without metadata, as torchvision's files
+    weights['weight'] = torch.tensor([1.0, 2.0, 3.0])
+    norm = SwitchNorm2d(3, **args)
+    result = norm.load_state_dict(weights, strict=False)
+    assert set(result.missing_keys) == {'mean_weight', 'var_weight'}
+    assert set(result.unexpected_keys) == {'running_mean', 'running_var', 'num_batches_tracked'}
+    torch.testing.assert_close(norm.weight.detach(), weights['weight'])
