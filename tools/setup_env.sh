@@ -115,8 +115,8 @@ install=("${pip[@]}" install --progress-bar off --no-build-isolation -c constrai
 say 'installing torch'
 "${install[@]}" setuptools wheel ninja psutil numpy torch &>> "$log"
 
-# The rest is installed while mmcv's operators compile.
-"${install[@]}" mmdet mmsegmentation -e '.[demo,test]' &>> "$log" &
+# What does not need mmcv is installed while its operators compile.
+"${install[@]}" mmengine mmdet mmsegmentation ftfy regex -e '.[demo,test]' &>> "$log" &
 rest=$!
 
 # --- mmcv's operators --------------------------------------------------------------------------
@@ -193,7 +193,7 @@ rm -rf "$building"
 say 'installing the toolboxes'
 wait $rest
 "${install[@]}" --no-deps --force-reinstall "$(wheel_dir)"/mmcv-*.whl &>> "$log"
-"${install[@]}" -e '.[det,seg,demo,test]' &>> "$log"
+"${install[@]}" -e '.[det,seg]' &>> "$log"
 "$python" -c 'import cv2' &>> "$log" || {
     say 'no libGL: taking the headless OpenCV'
     "${install[@]}" --no-deps --force-reinstall opencv-python-headless &>> "$log"
