@@ -8,11 +8,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 detection=mask-rcnn_r18-sn_fpn_2xb2-3e_scenes
-segmentation=deeplabv3plus_r18-d8-sn_2xb2-900_scenes
+segmentation=deeplabv3plus_r18-d8-sn_2xb2-300_scenes
 case "$*" in
     '')
-        name=demo scenes=(--train 1000 --val 100)
-        det=(epoch_3.pth) seg=(iter_900.pth)
+        name=demo scenes=(--train 1600 --val 100)
+        det=(epoch_3.pth) seg=(iter_300.pth)
         summary=(--expect)
         ;;
     --quick)
@@ -44,7 +44,8 @@ train_and_test() {
     "$PYTHON" tools/plot_importance.py "$checkpoint" --out "$work_dir/importance"
 }
 
-"$PYTHON" tools/make_scenes.py "$SCENES" --layout coco cityscapes "${scenes[@]}"
+"$PYTHON" tools/make_scenes.py "$SCENES" --layout coco cityscapes --size 128 \
+    --digits 2 4 --digit-size 0.28 0.5 "${scenes[@]}"
 train_and_test "$detection" "${det[@]}"
 train_and_test "$segmentation" "${seg[@]}"
 "$PYTHON" tools/summarize_demo.py "work_dirs/$name/$detection" "work_dirs/$name/$segmentation" \

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-# What the demo reached when it was last measured lies well above; see the README.
+# The figures, and what the demo must reach.
 METRICS = {
     'coco/bbox_mAP': ('box AP', None),
     'coco/bbox_mAP_50': ('box AP50', 0.40),
@@ -53,18 +53,18 @@ def contact_sheet(work_dir: Path, columns: int = 2, rows: int = 4) -> Path:
 def main() -> None:
     args = parse_args()
     measured = {**read_metrics(args.detection), **read_metrics(args.segmentation)}
-    table = Table('figure', 'measured', 'at least', title='Switchable Normalization demo')
+    bounds = ['at least'] if args.expect else []
+    table = Table('figure', 'measured', *bounds, title='Switchable Normalization demo')
     missed = []
     for key, (name, expected) in METRICS.items():
-        bound = expected if args.expect else None
-        if bound is not None and not measured[key] >= bound:
-            missed.append(f'{name} {measured[key]:.3f} < {bound:.2f}')
-        table.add_row(name, f'{measured[key]:.3f}', '' if bound is None else f'{bound:.2f}')
-    table.add_row('time', f'{args.seconds // 60} min {args.seconds % 60:02d} s', '')
+        table.add_row(name, f'{measured[key]:.3f}', '' if expected is None else f'{expected:.2f}')
+        if args.expect and expected is not None and not measured[key] >= expected:
+            missed.append(f'{name} {measured[key]:.3f} < {expected:.2f}')
+    table.add_row('time', f'{args.seconds // 60} min {args.seconds % 60:02d} s')
     console = Console()
     console.print(table)
     for work_dir in (args.detection, args.segmentation):
-        for picture in (contact_sheet(work_dir), *sorted(work_dir.glob('importance*'))):
+        for picture in (contact_sheet(work_dir), *sorted(work_dir.glob('importance/*.png'))):
             console.print(str(picture), soft_wrap=True)
     if missed:
         raise SystemExit('the demo fell short: ' + ', '.join(missed))
