@@ -32,16 +32,20 @@ def resolve_group(
             groups of k consecutive ranks. All ranks must ask for the same groups in the same order.
         process_group: The group that ``sync=True`` stands for.
 
+    Without ``process_group`` the group is the layers' own, apart from the default one:
+    DistributedDataParallel reduces gradients there as they become ready, which with
+    ``find_unused_parameters`` is at another moment on every rank.
+
     Raises:
         ValueError: The number of ranks is not a multiple of k.
     """
     if sync is False or not dist.is_available() or not dist.is_initialized():
         return None
-    if sync is True:
-        group = dist.group.WORLD if process_group is None else process_group
-    else:
-        group = _consecutive_ranks(sync, dist.group.WORLD)
-    return group if dist.get_world_size(group) > 1 else None
+    ranks = dist.get_world_size(process_group)
+    if ranks < 2 or process_group is not None:
+        return process_group if ranks > 1 else None
+    size = ranks if sync is True else sync
+    return _consecutive_ranks(size, dist.group.WORLD) if size > 1 else None
 
 
 @cache

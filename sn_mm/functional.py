@@ -99,13 +99,14 @@ class _SwitchNorm(torch.autograd.Function):
             x, p, q, *instance, mu, rstd, scale,
             total if isinstance(total, Tensor) else None, *pooled,
         )  # fmt: skip
-        ctx.config = normalizers, positions, unbiased, total, batch is None, process_group
+        counted = None if isinstance(total, Tensor) else total  # an output here would be a cycle
+        ctx.config = normalizers, positions, unbiased, counted, batch is None, process_group
         ctx.parameters = [(w.shape, w.dtype) for w in (mean_weight, var_weight)] + [
             None if w is None else w.dtype for w in (weight, bias)
         ]
         if batch is None:
             return y, None, None, None
-        ctx.mark_non_differentiable(batch.mean, batch.var)
+        ctx.mark_non_differentiable(*(t for t in batch if isinstance(t, Tensor)))
         return y, *batch
 
     @staticmethod
@@ -260,6 +261,9 @@ def switch_norm(
                 f"got input of shape {tuple(input.shape)}; add 'ln' or a larger batch"
             )
 
+    if process_group is not None and not mean_weight.requires_grad:
+        # All ranks run the backward collective, also one whose input happens to need no gradient.
+        mean_weight = mean_weight.detach().requires_grad_()
     running = None
     if not training and running_mean is not None and running_var is not None:
         running = Moments(running_mean, running_var)

@@ -6,6 +6,7 @@ arXiv 1806.10779.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -169,8 +170,16 @@ class SwitchNorm(_InstanceNorm):
         super(_InstanceNorm, self)._load_from_state_dict(*args)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Process groups belong to a running job: they are neither copied nor pickled."""
-        return {**self.__dict__, '_checked_group': None}
+        """Process groups belong to a running job: they are not pickled."""
+        return {**self.__dict__, 'process_group': None, '_checked_group': None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SwitchNorm:
+        """Copies pool over the same process group."""
+        for group in (self.process_group, self._checked_group):
+            memo[id(group)] = group
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def _check_input_dim(self, input: Tensor) -> None:
         allowed = self._dims is None or input.dim() in self._dims

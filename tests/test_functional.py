@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
@@ -544,6 +546,23 @@ def test_backward_keeps_the_input_and_little_else(memory_format, dtype, grad, tr
         assert 0 < extra <= 0.02 * size  # whoever keeps it, hooks see it or not
     else:
         assert not saved and extra == 0
+
+
+@pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
+def test_the_input_is_freed_with_the_output(training):
+    """Without waiting for Python's garbage collector: nothing refers to itself."""
+    gc.collect()
+    gc.disable()
+    try:
+        x = torch.randn(2, 3, 4, 4, requires_grad=True) * 1
+        ref = weakref.ref(x)
+        y = switch_norm(x, **make_state(3), training=training)
+        del x
+        assert ref() is not None
+        del y
+        assert ref() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize('memory_format', FORMATS, ids=str)
