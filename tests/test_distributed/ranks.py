@@ -51,7 +51,8 @@ class _Ranks:
     def __init__(self, size: int) -> None:
         self.folder = tempfile.TemporaryDirectory()
         context = mp.get_context('forkserver')
-        context.set_forkserver_preload(['torch', 'torch.nn.parallel', 'sn_mm', 'pytest'])
+        # Imported once, not by each rank; DistributedDataParallel imports the first.
+        context.set_forkserver_preload(['torch._dynamo', 'sn_mm', 'pytest'])
         self.pipes, self.processes = [], []
         for rank in range(size):
             ours, theirs = context.Pipe()
