@@ -13,13 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Records what it is asked, and does what setup_env.sh then relies on. $FAKE_PIP names an argument
-# and what happens when it is met: "mmdet:fail", "torch:hang".
+# and what happens when it is met: "mmdet:fail", "torch:hang", "FORCE_CUDA=1:fail".
 FAKE_PIP = """
 import os, pathlib, sys, time
-args = sys.argv[1:]
+args = sys.argv[1:] + [f'{name}={os.environ.get(name)}' for name in ('FORCE_CUDA', 'CFLAGS')]
 site = pathlib.Path(__file__).parents[1]
 with open(os.environ['FAKE_PIP_LOG'], 'a') as log:
-    print(*args, 'CFLAGS=' + os.environ.get('CFLAGS', ''), file=log)
+    print(*args, file=log)
 name, _, event = os.environ.get('FAKE_PIP', ':').partition(':')
 if name in args:
     if event == 'hang':
@@ -34,12 +34,17 @@ for module in ('cv2', 'mmcv', 'mmcv/ops', 'mmdet', 'mmseg', 'sn_mm'):
     (site / module).mkdir(exist_ok=True)
 """
 FAKE_TORCH = """
-from . import utils
+import os
 __version__ = '{version}'
-class version: cuda = None
+class version:
+    cuda = os.environ.get('FAKE_CUDA')
+class cuda:
+    device_count = lambda: 1
+    get_device_capability = lambda index: (9, 0)
 """
 FAKE_EXTENSION = """
-CUDA_HOME = None
+import os
+CUDA_HOME = os.environ.get('FAKE_CUDA_HOME')
 def include_paths(): return ['/torch/include']
 """
 FAKE_CXX = """#!/bin/sh
@@ -69,7 +74,7 @@ class Checkout:
     def make_env(self, name, torch='2.13.0'):
         env = self.folder / name
         subprocess.run([sys.executable, '-m', 'venv', '--without-pip', env], check=True)
-        (site,) = env.glob('lib/python*/site-packages')
+        site = site_packages(env)
         for path, text in {
             'pip/__main__.py': FAKE_PIP,
             'torch/__init__.py': FAKE_TORCH.format(version=torch),
@@ -102,6 +107,20 @@ class Checkout:
         process = self.start(env / 'bin' / 'python', **variables)
         out, err = process.communicate(timeout=60)
         return process.returncode, out, err, self.pip_log.read_text().splitlines()
+
+    def start_and_hang(self, env, package):
+        """A set-up in the midst of installing or building ``package``, and what is half there."""
+        process = self.start(env / 'bin' / 'python', FAKE_PIP=f'{package}:hang')
+        half_installed = site_packages(env) / 'half-1.dist-info'
+        while not half_installed.exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        return process, half_installed
+
+
+def site_packages(env):
+    (folder,) = env.glob('lib/python*/site-packages')
+    return folder
 
 
 @pytest.fixture
@@ -175,6 +194,46 @@ def test_another_compiler_falls_back_to_the_plain_build_and_says_so(checkout, en
     assert '-include' not in command
 
 
+@pytest.fixture
+def cuda(tmp_path):
+    nvcc = tmp_path / 'cuda' / 'bin' / 'nvcc'
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch(0o755)
+    return {'FAKE_CUDA': '13.0', 'FAKE_CUDA_HOME': str(tmp_path / 'cuda')}
+
+
+def test_cuda_torch_with_nvcc_builds_the_cuda_operators(checkout, env, cuda):
+    code, _, err, commands = checkout.run(env, **cuda)
+    assert code == 0, err
+    (command,) = built(commands)
+    assert 'FORCE_CUDA=1' in command
+    (kept,) = checkout.cache.iterdir()
+    assert 'cuda13.0-90' in kept.name
+
+
+def test_cuda_torch_without_nvcc_builds_the_cpu_operators(checkout, env):
+    (command,) = built(checkout.run(env, FAKE_CUDA='13.0')[3])
+    assert 'FORCE_CUDA=0' in command
+
+
+def test_cuda_operators_that_do_not_compile_are_replaced_and_said_so(checkout, env, cuda):
+    code, _, err, commands = checkout.run(env, FAKE_PIP='FORCE_CUDA=1:fail', **cuda)
+    assert code == 0, err
+    assert 'CUDA operators did not compile' in err
+    (kept,) = checkout.cache.iterdir()
+    assert 'cpu' in kept.name
+
+
+def test_opencv_without_libgl_gives_way_to_the_headless_one(checkout, env):
+    opencv = site_packages(env) / 'cv2' / '__init__.py'
+    opencv.parent.mkdir()
+    opencv.write_text("raise ImportError('libGL.so.1')")
+    code, _, err, commands = checkout.run(env)
+    assert code == 0, err
+    assert 'headless' in err
+    assert any('opencv-python-headless' in command for command in commands)
+
+
 @pytest.mark.parametrize('package', ['torch', 'mmdet', 'mmcv'])
 def test_failure_is_reported_and_repaired(checkout, env, package):
     code, out, err, _ = checkout.run(env, FAKE_PIP=f'{package}:fail')
@@ -187,12 +246,7 @@ def test_failure_is_reported_and_repaired(checkout, env, package):
 
 @pytest.mark.parametrize('package', ['torch', 'mmcv', '.[det,seg]'])
 def test_killed_run_is_continued(checkout, env, package):
-    process = checkout.start(env / 'bin' / 'python', FAKE_PIP=f'{package}:hang')
-    (site,) = env.glob('lib/python*/site-packages')
-    half_installed = site / 'half-1.dist-info'
-    while not half_installed.exists():
-        assert process.poll() is None
-        time.sleep(0.02)
+    process, half_installed = checkout.start_and_hang(env, package)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
@@ -200,6 +254,17 @@ def test_killed_run_is_continued(checkout, env, package):
     assert code == 0, err
     assert commands and not half_installed.exists()
     assert not (checkout.cache / 'building').exists()
+
+
+@pytest.mark.parametrize('package', ['torch', 'mmdet', 'mmcv'])
+def test_interrupt_ends_everything_in_one_line(checkout, env, package):
+    process, _ = checkout.start_and_hang(env, package)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 130 and out == ''
+    assert 'run it again to continue' in err.splitlines()[-1]
+    # The lock goes with the last process that has it.
+    assert subprocess.run(['flock', '-w', '5', env, 'true']).returncode == 0
 
 
 def test_runs_at_the_same_time_build_once(checkout, env):
