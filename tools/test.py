@@ -54,7 +54,7 @@ def enable_tta(cfg: Config) -> None:
         nms = {'nms': {'type': 'nms', 'iou_threshold': 0.5}, 'max_per_img': 100}
         cfg.setdefault('tta_model', {'type': 'DetTTAModel', 'tta_cfg': nms})
         cfg.setdefault('tta_pipeline', flip_pipeline(cfg.test_dataloader.dataset))
-    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+    if not (cfg.get('tta_model') and cfg.get('tta_pipeline')):
         raise InputError('--tta needs tta_model and tta_pipeline in the config')
     cfg.model = ConfigDict(cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
@@ -80,7 +80,7 @@ def write_label_maps(cfg: Config, folder: str) -> None:
 @report_input_errors
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args)
+    cfg = load_config(args, 'test')
     dump = args.out is not None and args.out.endswith(('.pkl', '.pickle'))
     if args.out and not dump:
         if toolbox(cfg) != 'mmseg':

@@ -46,12 +46,14 @@ def parse_args() -> Namespace:
 
 def check_amp(cfg: Config, enable: bool) -> None:
     """Turns on mixed precision if asked to, and refuses it where mmengine has none."""
-    wrapper = getattr(cfg.optim_wrapper.type, '__name__', cfg.optim_wrapper.type)
+    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    wrapper = getattr(wrapper, '__name__', wrapper).split('.')[-1]
     if enable and wrapper == 'OptimWrapper':
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
-    elif enable and wrapper != 'AmpOptimWrapper':
+        wrapper = 'AmpOptimWrapper'
+        cfg.optim_wrapper.update(type=wrapper, loss_scale='dynamic')
+    if enable and wrapper != 'AmpOptimWrapper':
         raise InputError(f'--amp needs optim_wrapper.type OptimWrapper, the config has {wrapper}')
-    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and get_device() == 'cpu':
+    if wrapper == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise InputError(
             'mixed precision (--amp, AmpOptimWrapper) needs a GPU, and none is visible'
         )
@@ -70,7 +72,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 @report_input_errors
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args)
+    cfg = load_config(args, 'train')
     check_amp(cfg, args.amp)
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)

@@ -20,7 +20,17 @@ from .safe_globals import WEIGHTS_ONLY, register_safe_globals
 
 
 def read_checkpoint(path: str) -> dict:
-    """Reads a local checkpoint into memory maps, or says in one line why it is none."""
+    """Reads a local checkpoint into memory maps, or says in one line why it is none.
+
+    Args:
+        path: A local file.
+
+    Returns:
+        What the file holds. Its weights are what :func:`weights_of` finds in it.
+
+    Raises:
+        InputError: If the file does not exist, is truncated, or is not a checkpoint.
+    """
     file = Path(path).expanduser()
     if not file.is_file():
         there = ', '.join(sorted(other.name for other in file.parent.glob('*.pth'))) or 'none'
@@ -41,10 +51,16 @@ def read_checkpoint(path: str) -> dict:
             else f'{file.stat().st_size} bytes, truncated or of another kind'
         )
         raise InputError(f'checkpoint {path} cannot be loaded: {reason}') from error
-    weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
+    weights = weights_of(checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not any(map(torch.is_tensor, weights.values())):
         raise InputError(f'checkpoint {path} is not a checkpoint: it holds no weights')
     return checkpoint
+
+
+def weights_of(checkpoint: dict) -> dict:
+    """The state dict in a checkpoint: its ``state_dict``, Detectron's ``model``, or all of it."""
+    held = (checkpoint.get(key) for key in ('state_dict', 'model'))
+    return next((weights for weights in held if isinstance(weights, dict)), checkpoint)
 
 
 def check_checkpoint(path: str, resume: bool = False) -> None:

@@ -100,7 +100,7 @@ def toolbox(cfg: Config) -> str:
     return package if dot else 'mmengine'
 
 
-def load_config(args: Namespace) -> Config:
+def load_config(args: Namespace, split: str) -> Config:
     """Loads the config that the command line names.
 
     Its ``custom_imports`` name ``sn_mm``, so that what a run dumps into its work dir builds by
@@ -108,13 +108,14 @@ def load_config(args: Namespace) -> Config:
 
     Args:
         args: The parsed options of :func:`add_config_arguments`.
+        split: ``'train'`` or ``'test'``, which the config must be complete for.
 
     Returns:
         The config with its overrides, ``launcher`` and ``work_dir``.
 
     Raises:
-        InputError: If the config cannot be found or loaded, if an override does not fit it, or if
-            the toolbox that it is written for is not installed.
+        InputError: If the config cannot be found or loaded, if an override does not fit it, if the
+            toolbox that it is written for is not installed, or if the config lacks a part.
     """
     file = locate_config(args.config)
     try:
@@ -130,6 +131,12 @@ def load_config(args: Namespace) -> Config:
             f'config {args.config} is written for {package}, which is not installed '
             f'(pip install {MODULE2PACKAGE.get(package, package)})'
         )
+    last = 'optim_wrapper' if split == 'train' else 'test_evaluator'
+    missing = [
+        key for key in ('model', f'{split}_dataloader', f'{split}_cfg', last) if not cfg.get(key)
+    ]
+    if missing:
+        raise InputError(f'config {args.config} has no {", ".join(missing)} to {split} with')
     imports = cfg.get('custom_imports') or {'imports': []}
     names = [imports['imports']] if isinstance(imports['imports'], str) else imports['imports']
     cfg.custom_imports = dict(imports, imports=list(dict.fromkeys([*names, 'sn_mm'])))

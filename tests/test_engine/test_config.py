@@ -11,20 +11,24 @@ from torch import nn
 from sn_mm.engine.config import add_config_arguments, load_config, locate_config, toolbox
 from sn_mm.engine.errors import InputError
 
+COMPLETE = """
+model = dict(type='Net', blocks=[dict(depth=1), dict(depth=2)])
+train_dataloader = train_cfg = optim_wrapper = dict(a=1)
+"""
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'configs').mkdir()
-    text = "model = dict(type='Net', blocks=[dict(depth=1), dict(depth=2)])\n"
-    (tmp_path / 'configs' / 'small_net.py').write_text(text)
+    (tmp_path / 'configs' / 'small_net.py').write_text(COMPLETE)
     return tmp_path
 
 
 def load(*argv: str) -> Config:
     parser = ArgumentParser()
     add_config_arguments(parser)
-    return load_config(parser.parse_args(argv))
+    return load_config(parser.parse_args(argv), 'train')
 
 
 def test_a_path_and_a_config_of_an_installed_toolbox_are_found(folder):
@@ -61,6 +65,12 @@ def test_a_config_that_cannot_be_loaded_is_refused(folder):
         load('orphan.py')
 
 
+def test_a_config_without_a_part_to_train_with_is_refused(folder):
+    (folder / 'base.py').write_text("model = dict(type='Net')\ntrain_cfg = dict(max_epochs=1)\n")
+    with pytest.raises(InputError, match='base.py has no train_dataloader, optim_wrapper'):
+        load('base.py')
+
+
 def test_a_config_for_a_toolbox_that_is_not_installed_is_refused(folder):
     with pytest.raises(InputError, match=r'written for mmnone, which is not installed'):
         load('configs/small_net.py', '--cfg-options', 'default_scope=mmnone')
@@ -95,7 +105,7 @@ def test_overrides_launcher_and_work_dir_reach_the_config(folder):
 @pytest.mark.parametrize('given', [None, "dict(imports='json')", "dict(imports=['json', 'sn_mm'])"])
 def test_the_dumped_config_imports_sn_mm_by_itself(folder, given):
     if given:
-        (folder / 'configs' / 'small_net.py').write_text(f'custom_imports = {given}\n')
+        (folder / 'configs' / 'small_net.py').write_text(f'{COMPLETE}custom_imports = {given}')
     load('configs/small_net.py').dump('dumped.py')
     names = Config.fromfile('dumped.py').custom_imports['imports']
     assert names == (['json', 'sn_mm'] if given else ['sn_mm'])

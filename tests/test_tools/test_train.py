@@ -1,0 +1,377 @@
+"""tools/train.py, tools/test.py and their launchers, run as users run them, on tiny data sets."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from sn_mm.engine.safe_globals import register_safe_globals
+
+for package in ('mmcv', 'mmdet', 'mmseg'):
+    pytest.importorskip(package)
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / 'tools'
+LIMIT = 280  # seconds for one command; alone on two cores each takes 10 to 20
+
+DETECTION = """
+_base_ = [
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    'mmdet::_base_/default_runtime.py',
+]
+model = dict(
+    backbone=dict(
+        depth=18, base_channels=8, frozen_stages=-1, norm_cfg=dict(type='SN'), init_cfg=None),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=8),
+    rpn_head=dict(in_channels=8, feat_channels=8),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=8),
+        bbox_head=dict(in_channels=8, fc_out_channels=16, num_classes=2),
+        mask_roi_extractor=dict(out_channels=8),
+        mask_head=dict(in_channels=8, conv_out_channels=8, num_convs=1, num_classes=2)),
+    test_cfg=dict(rcnn=dict(score_thr=0.0, max_per_img=5)))
+load = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(64, 64), keep_ratio=True),
+]
+keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+pipeline = [*load, dict(type='PackDetInputs', meta_keys=keys)]
+small = dict(
+    data_root='data/coco/', metainfo=dict(classes=('person', 'bicycle')), pipeline=pipeline)
+train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=small)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=small)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file='data/coco/annotations/instances_val2017.json')
+test_evaluator = val_evaluator
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9))
+auto_scale_lr = dict(base_batch_size=16)
+default_scope = 'mmdet'
+"""
+
+SEGMENTATION = """
+_base_ = [
+    'mmseg::_base_/models/fcn_r50-d8.py',
+    'mmseg::_base_/datasets/cityscapes.py',
+    'mmseg::_base_/default_runtime.py',
+]
+norm_cfg = dict(type='SN')
+model = dict(
+    pretrained=None,
+    data_preprocessor=dict(size=(64, 64)),
+    backbone=dict(depth=18, base_channels=8, stem_channels=8, norm_cfg=norm_cfg),
+    decode_head=dict(
+        in_channels=64, channels=8, num_convs=1, dropout_ratio=0, norm_cfg=norm_cfg),
+    auxiliary_head=dict(in_channels=32, channels=8, dropout_ratio=0, norm_cfg=norm_cfg))
+load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+small = dict(data_root='data/cityscapes/', pipeline=load)
+train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=small)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=small)
+test_dataloader = val_dataloader
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=24, val_interval=24)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9))
+param_scheduler = [dict(type='PolyLR', power=0.9, end=24, by_epoch=False)]
+default_hooks = dict(
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4),
+    visualization=dict(type='SegVisualizationHook', interval=1))
+randomness = dict(seed=0)
+default_scope = 'mmseg'
+"""
+
+
+def write_split(root: Path, split: str, count: int) -> None:
+    """Writes images of two squares, and the squares in the layouts of COCO and of Cityscapes."""
+    rng = np.random.default_rng(len(split))
+    cityscapes = (root / f'cityscapes/{kind}/{split}/a' for kind in ('leftImg8bit', 'gtFine'))
+    images, labels = cityscapes
+    for folder in (root / f'coco/{split}2017', root / 'coco/annotations', images, labels):
+        folder.mkdir(parents=True, exist_ok=True)
+    names = ('person', 'bicycle')
+    coco = {
+        'images': [],
+        'annotations': [],
+        'categories': [{'id': i, 'name': name} for i, name in enumerate(names)],
+    }
+    for number in range(count):
+        image = rng.integers(0, 60, (64, 64, 3), dtype=np.uint8)
+        label = np.zeros((64, 64), np.uint8)
+        for kind, (x, y) in enumerate([rng.integers(0, 9, 2).tolist(), [32, 32]]):
+            image[y : y + 32, x : x + 32, kind] = 200
+            label[y : y + 32, x : x + 32] = kind + 1
+            coco['annotations'].append(
+                {
+                    'id': 2 * number + kind,
+                    'image_id': number,
+                    'category_id': kind,
+                    'iscrowd': 0,
+                    'area': 1024,
+                    'bbox': [x, y, 32, 32],
+                    'segmentation': [[x, y, x + 32, y, x + 32, y + 32, x, y + 32]],
+                }
+            )
+        file = {'id': number, 'file_name': f'{number}.png', 'width': 64, 'height': 64}
+        coco['images'].append(file)
+        cv2.imwrite(str(root / f'coco/{split}2017/{number}.png'), image)
+        cv2.imwrite(str(images / f'{number}_leftImg8bit.png'), image)
+        cv2.imwrite(str(labels / f'{number}_gtFine_labelTrainIds.png'), label)
+    (root / f'coco/annotations/instances_{split}2017.json').write_text(json.dumps(coco))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('tools')
+    write_split(folder / 'data', 'train', 8)
+    write_split(folder / 'data', 'val', 2)
+    (folder / 'det.py').write_text(DETECTION)
+    (folder / 'seg.py').write_text(SEGMENTATION)
+    return folder
+
+
+def start(folder: Path, *command: object, **variables: str) -> subprocess.Popen:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    env = {**os.environ, 'PYTHON': sys.executable, 'PORT': port, 'OMP_NUM_THREADS': '1'}
+    env.update(CUDA_VISIBLE_DEVICES='-1', **variables)
+    words = [str(word) for word in command]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, cwd=folder, env=env, text=True, stdout=pipe, stderr=pipe)
+
+
+def run(folder: Path, *command: object, **variables: str) -> tuple[int, str, str]:
+    process = start(folder, *command, **variables)
+    out, error = process.communicate(timeout=LIMIT)
+    return process.returncode, out, error
+
+
+def succeed(folder: Path, *command: object) -> str:
+    """Runs a shell script, or a Python script as from an installed package; returns its log."""
+    python = [sys.executable] if str(command[0]).endswith('.py') else []
+    code, out, error = run(folder, *python, *command, PYTHONPATH=str(ROOT) if python else '')
+    assert code == 0, (out + error)[-3000:]
+    return out + error
+
+
+def load(path: Path) -> dict:
+    register_safe_globals()
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(one: object, other: object) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        one, other = list(one.values()), list(other.values())
+    if isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for a, b in zip(one, other):
+            assert_same(a, b)
+    else:
+        assert torch.equal(one, other) if torch.is_tensor(one) else one == other
+
+
+@pytest.fixture(scope='module')
+def segmentation(folder) -> str:
+    """The log of an uninterrupted run on two processes, in work_dirs/seg."""
+    return succeed(folder, TOOLS / 'dist_train.sh', 'seg.py', 2)
+
+
+def kill_everything_that_names(path: Path) -> None:
+    """Kills the launcher and the ranks alike: the ranks are sessions of their own."""
+    for file in Path('/proc').glob('[0-9]*/cmdline'):
+        with contextlib.suppress(OSError):
+            if str(path).encode() in file.read_bytes():
+                os.kill(int(file.parent.name), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * LIMIT)
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(folder, segmentation):
+    assert 'with gloo' in segmentation and 'mIoU' in segmentation
+    work_dir = folder / 'killed'
+    launcher = TOOLS / 'dist_train.sh'
+    with start(folder, launcher, 'seg.py', 2, '--work-dir', work_dir) as process:
+        end = time.monotonic() + LIMIT
+        while not (work_dir / 'last_checkpoint').exists():
+            assert time.monotonic() < end and process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        kill_everything_that_names(work_dir)
+        process.communicate(timeout=LIMIT)
+    assert process.returncode == -signal.SIGKILL and not (work_dir / 'iter_24.pth').exists()
+
+    log = succeed(folder, launcher, work_dir / 'seg.py', 2, '--work-dir', work_dir, '--resume')
+    assert re.search(r'resumed epoch: 0, iter: (4|8|12|16|20)\b', log)
+    one, other = load(folder / 'work_dirs/seg/iter_24.pth'), load(work_dir / 'iter_24.pth')
+    assert any(key.endswith('mean_weight') for key in one['state_dict'])
+    assert any('momentum_buffer' in state for state in one['optimizer']['state'].values())
+    for part in ('state_dict', 'optimizer', 'param_schedulers'):
+        assert_same(one[part], other[part])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LIMIT)
+def test_two_processes_test_a_segmentor_and_write_label_maps_and_pictures(folder, segmentation):
+    checkpoint = folder / 'work_dirs/seg/iter_24.pth'
+    options = ('--out', 'maps', '--show-dir', 'pictures', '--work-dir', 'tested')
+    log = succeed(folder, TOOLS / 'dist_test.sh', 'seg.py', checkpoint, 2, *options)
+    found = [re.findall(r'mIoU: ([\d.]+)', text)[-1] for text in (segmentation, log)]
+    assert found[0] == found[1]
+    assert sorted(p.name for p in (folder / 'maps').iterdir()) == [
+        f'{number}_leftImg8bit.png' for number in range(2)
+    ]
+    pictures = list((folder / 'pictures').rglob('*.png'))
+    assert len(pictures) == 1  # of two: mmengine draws what rank 0 tests
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * LIMIT)
+def test_a_detector_trains_tests_and_goes_on_in_the_script_of_mmdet(folder):
+    log = succeed(folder, TOOLS / 'train.py', 'det.py', '--auto-scale-lr')
+    assert 'LR is set based on batch size of 16 and the current batch size is 2' in log
+    work_dir = folder / 'work_dirs/det'
+    options = ('--out', 'found.pkl', '--show-dir', folder / 'drawn', '--work-dir', 'tested-det')
+    out = succeed(folder, TOOLS / 'test.py', 'det.py', work_dir / 'epoch_1.pth', *options)
+    results = [re.findall(r'(coco/\w+): (\S+)', text) for text in (log, out)]
+    assert results[0] == results[1] and len(results[0]) == 12
+    predictions = pickle.loads((folder / 'found.pkl').read_bytes())
+    assert len(predictions) == 2 and 'counts' in predictions[0]['pred_instances']['masks'][0]
+    assert len(list((folder / 'drawn').rglob('*.png'))) == 2
+
+    theirs = Path(find_spec('mmdet').origin).parent / '.mim/tools/train.py'
+    options = ('--work-dir', 'theirs', '--cfg-options', 'train_cfg.max_epochs=2')
+    resume = ('--resume', work_dir / 'epoch_1.pth')
+    log = succeed(folder, theirs, work_dir / 'det.py', *resume, *options)
+    assert 'resumed epoch: 1, iter: 4' in log and (folder / 'theirs/epoch_2.pth').exists()
+
+
+REFUSED = {
+    'no such config': ('train', ['sg.py'], 'sg.py does not exist; nearest: seg.py'),
+    'no toolbox': ('train', ['mmnone::a/b.py'], "'mmnone' is not installed"),
+    'option': ('train', ['seg.py', '--cfg-options', 'model'], 'KEY=VALUE'),
+    'amp': ('train', ['det.py', '--amp'], 'needs a GPU'),
+    'amp on another wrapper': (
+        'train',
+        ['det.py', '--amp', '--cfg-options', 'optim_wrapper.type=Mine'],
+        'the config has Mine',
+    ),
+    'auto-scale-lr': ('train', ['seg.py', '--auto-scale-lr'], 'auto_scale_lr=dict('),
+    'nothing to resume': ('train', ['seg.py', '--resume', '--work-dir', 'new'], 'in new: no'),
+    'resume from nowhere': ('train', ['seg.py', '--resume', 'no.pth'], 'no.pth does not exist'),
+    'resume from weights': ('train', ['seg.py', '--resume', 'bn.pth'], 'holds no meta'),
+    'load from text': ('train', ['seg.py', '--cfg-options', 'load_from=det.py'], 'cannot be'),
+    'data root': (
+        'train',
+        ['det.py', '--cfg-options', 'train_dataloader.dataset.data_root=none/'],
+        "train_dataloader.dataset.ann_file: 'none/annotations/instances_train2017.json' does not",
+    ),
+    'launcher': ('train', ['seg.py', '--launcher', 'pytorch'], 'finds no RANK'),
+    'normalizer': (
+        'train',
+        ['seg.py', '--cfg-options', 'model.backbone.norm_cfg.normalizers=[foo]'],
+        "got ('foo',)",
+    ),
+    'no files with the suffix': (
+        'train',
+        ['seg.py', '--cfg-options', 'train_dataloader.dataset.img_suffix=.none'],
+        'train_dataloader.dataset has no samples',
+    ),
+    'checkpoint': ('test', ['seg.py', 'no.pth'], 'checkpoints in .: bn.pth, cut.pth'),
+    'cut off': ('test', ['seg.py', 'cut.pth'], 'cut.pth cannot be loaded'),
+    'BatchNorm weights': ('test', ['seg.py', 'bn.pth'], 'missing (backbone.'),
+    'out': ('test', ['det.py', 'bn.pth', '--out', 'folder'], 'must end in .pkl'),
+    'tta': ('test', ['seg.py', 'bn.pth', '--tta', '--cfg-options', 'tta_model=None'], 'needs tta_'),
+}
+
+# Runs each command as its script would, all in one process: what they import is imported once.
+DRIVER = """
+import contextlib, io, json, runpy, sys
+tools, commands = sys.argv[1], json.loads(sys.argv[2])
+ends = {}
+for name, (script, argv, _) in commands.items():
+    sys.argv = [f'{tools}/{script}.py', *argv]
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        try:
+            runpy.run_path(sys.argv[0], run_name='__main__')
+        except SystemExit as stop:
+            ends[name] = (stop.code, error.getvalue())
+print(json.dumps(ends))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT)
+def test_bad_input_ends_in_one_line_and_leaves_nothing(folder, segmentation):
+    state = load(folder / 'work_dirs/seg/iter_24.pth')['state_dict']
+    batch_norm = {k: v for k, v in state.items() if not k.endswith(('mean_weight', 'var_weight'))}
+    torch.save({'state_dict': batch_norm}, folder / 'bn.pth')
+    (folder / 'cut.pth').write_bytes((folder / 'bn.pth').read_bytes()[:-1000])
+    before = set(folder.rglob('*'))
+
+    driver = (sys.executable, '-c', DRIVER, TOOLS, json.dumps(REFUSED))
+    code, out, error = run(folder, *driver, PYTHONPATH=str(ROOT))
+    assert code == 0, error[-3000:]
+    ends = json.loads(out.splitlines()[-1])
+    for name, (script, _, said) in REFUSED.items():
+        code, error = ends[name]
+        assert code == 2, name
+        *noise, line = error.splitlines()
+        assert line.startswith(f'{script}.py: error: ') and said in line, (name, line)
+        assert not any('error:' in other or 'Traceback' in other for other in noise), name
+    # Only what was refused by the model or by its data has a work dir, with its log.
+    new = {path.relative_to(folder).parts[:2] for path in set(folder.rglob('*')) - before}
+    assert {parts[0] for parts in new} <= {'work_dirs', '__pycache__'}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LIMIT)
+def test_two_processes_refuse_bad_input_with_one_line(folder):
+    code, _, error = run(folder, TOOLS / 'dist_train.sh', 'sg.py', 2)
+    assert code == 2 and 'Traceback' not in error
+    lines = [line for line in error.splitlines() if 'error:' in line]
+    assert lines == ['train.py: error: config sg.py does not exist; nearest: seg.py']
+
+
+@pytest.mark.parametrize('name', ['dist_train', 'dist_test', 'slurm_train', 'slurm_test'])
+def test_a_launcher_without_its_arguments_says_which_it_takes(folder, name):
+    for words in ([], ['seg.py'], ['seg.py', 'many']):
+        code, _, error = run(folder, TOOLS / f'{name}.sh', *words)
+        assert code == 2 and 'usage:' in error and 'CONFIG' in error
+
+
+@pytest.mark.parametrize(
+    ('name', 'given', 'passed'),
+    [
+        ('slurm_train', ['seg.py'], 'train.py seg.py --launcher slurm'),
+        ('slurm_test', ['seg.py', 'a.pth'], 'test.py seg.py a.pth --launcher slurm'),
+    ],
+)
+def test_a_slurm_job_gets_its_resources_and_options(tmp_path, name, given, passed):
+    (tmp_path / 'srun').write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / 'srun').chmod(0o755)
+    resources = {'GPUS': '4', 'GPUS_PER_NODE': '2', 'SRUN_ARGS': '--exclusive --quiet'}
+    path = f'{tmp_path}:{os.environ["PATH"]}'
+    words = ['part', 'job', *given, '--cfg-options', 'a=b c']
+    code, out, _ = run(tmp_path, TOOLS / f'{name}.sh', *words, PATH=path, **resources)
+    assert code == 0 and out.startswith('-p part --job-name=job --gres=gpu:2 --ntasks=4 ')
+    assert '--ntasks-per-node=2' in out and '--exclusive --quiet' in out
+    assert out.endswith(f'{TOOLS}/{passed} --cfg-options a=b c\n')
