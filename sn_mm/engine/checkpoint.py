@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ from .errors import InputError, local_rank
 from .safe_globals import WEIGHTS_ONLY, register_safe_globals
 
 
-def read_checkpoint(path: str) -> dict:
+def read_checkpoint(path: str, keys: Iterable[str] = ('state_dict',)) -> dict:
     """Reads a local checkpoint into memory maps, or says in one line why it is none.
 
     Args:
         path: A local file.
+        keys: Under which of its keys weights may be; see :func:`weights_of`.
 
     Returns:
-        What the file holds. Its weights are what :func:`weights_of` finds in it.
+        What the file holds.
 
     Raises:
         InputError: If the file does not exist, is truncated, or is not a checkpoint.
@@ -51,16 +53,15 @@ def read_checkpoint(path: str) -> dict:
             else f'{file.stat().st_size} bytes, truncated or of another kind'
         )
         raise InputError(f'checkpoint {path} cannot be loaded: {reason}') from error
-    weights = weights_of(checkpoint) if isinstance(checkpoint, dict) else None
+    weights = weights_of(checkpoint, keys) if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not any(map(torch.is_tensor, weights.values())):
         raise InputError(f'checkpoint {path} is not a checkpoint: it holds no weights')
     return checkpoint
 
 
-def weights_of(checkpoint: dict) -> dict:
-    """The state dict in a checkpoint: its ``state_dict``, Detectron's ``model``, or all of it."""
-    held = (checkpoint.get(key) for key in ('state_dict', 'model'))
-    return next((weights for weights in held if isinstance(weights, dict)), checkpoint)
+def weights_of(checkpoint: dict, keys: Iterable[str] = ('state_dict',)) -> dict:
+    """The state dict in a checkpoint: under the first of ``keys`` that it has, else all of it."""
+    return next((checkpoint[key] for key in keys if key in checkpoint), checkpoint)
 
 
 def check_checkpoint(path: str, resume: bool = False) -> None:
