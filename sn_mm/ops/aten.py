@@ -3,8 +3,9 @@
 To BatchNorm's kernels a contiguous map is one image of N*C channels, so that one call serves the
 whole batch; a channels_last map is taken image by image. These kernels run near memory speed where
 ``torch.var_mean`` and broadcasting arithmetic do not, accept half-precision maps with float32
-statistics, and find the variance about the mean. (In channels_last ``native_group_norm`` does not:
-it takes E[x^2] - E[x]^2 in float32, so it serves contiguous maps alone.)
+statistics, and find the variance about the mean. ``native_group_norm``, the fastest for moments,
+does so in contiguous maps on CPU alone: in channels_last it takes E[x^2] - E[x]^2 in float32, and
+its CUDA kernel refuses half-precision maps with float32 statistics.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def _per_map(array: Tensor, x: Tensor) -> Tensor:
 
 def moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     n, c = x.shape[:2]
-    if x.is_contiguous():
+    if x.is_cpu and x.is_contiguous():
         one = torch.ones(c, dtype=dtype, device=x.device)
         _, mean, rstd = torch.native_group_norm(x, one, one, n, c, x[0, 0].numel(), c, 0.0)
         return mean, rstd.pow(-2)
