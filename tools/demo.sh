@@ -11,7 +11,7 @@ detection=mask-rcnn_r18-sn_fpn_2xb2-3e_scenes
 segmentation=deeplabv3plus_r18-d8-sn_2xb2-300_scenes
 case "$*" in
     '')
-        name=demo scenes=(--train 1600 --val 100)
+        name=demo scenes=(--train 1300 --val 100)
         det=(epoch_3.pth) seg=(iter_300.pth)
         summary=(--expect)
         ;;

@@ -42,6 +42,8 @@ def contact_sheet(work_dir: Path, columns: int = 2, rows: int = 4) -> Path:
     pictures = sorted(p for p in (work_dir / 'predictions').rglob('*') if p.is_file())
     images = [mmcv.imread(str(path)) for path in pictures[: columns * rows]]
     rows = len(images) // columns
+    if rows == 0:
+        raise SystemExit(f'{work_dir}/predictions has fewer than {columns} pictures')
     sheet = np.concatenate(
         [np.concatenate(images[r * columns : (r + 1) * columns], axis=1) for r in range(rows)]
     )
@@ -53,11 +55,13 @@ def contact_sheet(work_dir: Path, columns: int = 2, rows: int = 4) -> Path:
 def main() -> None:
     args = parse_args()
     measured = {**read_metrics(args.detection), **read_metrics(args.segmentation)}
-    bounds = ['at least'] if args.expect else []
-    table = Table('figure', 'measured', *bounds, title='Switchable Normalization demo')
+    table = Table('figure', 'measured', title='Switchable Normalization demo')
+    if args.expect:
+        table.add_column('at least')
     missed = []
     for key, (name, expected) in METRICS.items():
-        table.add_row(name, f'{measured[key]:.3f}', '' if expected is None else f'{expected:.2f}')
+        bound = ['' if expected is None else f'{expected:.2f}'] if args.expect else []
+        table.add_row(name, f'{measured[key]:.3f}', *bound)
         if args.expect and expected is not None and not measured[key] >= expected:
             missed.append(f'{name} {measured[key]:.3f} < {expected:.2f}')
     table.add_row('time', f'{args.seconds // 60} min {args.seconds % 60:02d} s')
