@@ -27,7 +27,7 @@ for package in ('mmcv', 'mmdet', 'mmseg'):
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
-LIMIT = 280  # seconds for one command; alone on two cores each takes 10 to 20
+LIMIT = 600  # seconds for one command; on two idle cores each takes 10 to 20
 
 DETECTION = """
 _base_ = [
@@ -159,9 +159,20 @@ def start(folder: Path, *command: object, **variables: str) -> subprocess.Popen:
     return subprocess.Popen(words, cwd=folder, env=env, text=True, stdout=pipe, stderr=pipe)
 
 
+def kill_everything_that_names(path: Path) -> None:
+    """Kills a launcher and its ranks alike: the ranks are sessions of their own."""
+    for file in Path('/proc').glob('[0-9]*/cmdline'):
+        with contextlib.suppress(OSError):
+            if str(path).encode() in file.read_bytes():
+                os.kill(int(file.parent.name), signal.SIGKILL)
+
+
 def run(folder: Path, *command: object, **variables: str) -> tuple[int, str, str]:
     process = start(folder, *command, **variables)
-    out, error = process.communicate(timeout=LIMIT)
+    try:
+        out, error = process.communicate(timeout=LIMIT)
+    finally:
+        process.terminate()  # torchrun passes it on to its ranks
     return process.returncode, out, error
 
 
@@ -194,14 +205,6 @@ def assert_same(one: object, other: object) -> None:
 def segmentation(folder) -> str:
     """The log of an uninterrupted run on two processes, in work_dirs/seg."""
     return succeed(folder, TOOLS / 'dist_train.sh', 'seg.py', 2)
-
-
-def kill_everything_that_names(path: Path) -> None:
-    """Kills the launcher and the ranks alike: the ranks are sessions of their own."""
-    for file in Path('/proc').glob('[0-9]*/cmdline'):
-        with contextlib.suppress(OSError):
-            if str(path).encode() in file.read_bytes():
-                os.kill(int(file.parent.name), signal.SIGKILL)
 
 
 @pytest.mark.slow
