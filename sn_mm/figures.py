@@ -23,8 +23,8 @@ __all__ = ['draw_components', 'draw_course', 'draw_layers']
 
 Network = Mapping[str, Importance]
 
-_COLORS = {'in': '#E69F00', 'ln': '#009E73', 'bn': '#0072B2'}
-_LETTERING = {'in': 'black', 'ln': 'white', 'bn': 'white'}
+_COLORS = {'in': '#E69F00', 'ln': '#56B4E9', 'bn': '#0072B2'}
+_LETTERING = {'in': 'black', 'ln': 'black', 'bn': 'white'}
 _SCOPE_NAMES = {'in': 'instance (in)', 'ln': 'layer (ln)', 'bn': 'minibatch (bn)'}
 _STATISTIC_NAMES = {'mean': 'Mean', 'var': 'Variance'}
 _ALL = 'all layers'
@@ -34,7 +34,7 @@ _SMALL, _TEXT, _TITLE = 7, 9, 12
 _LETTER = {_SMALL: 0.06, _TEXT: 0.08}
 _EQUAL: dict[str, Any] = {'linewidth': 0.7, 'linestyle': (0, (4, 3))}
 _MAX_BARS, _MAX_COLUMNS = 60, 6
-_SLANT = 35
+_SLANT = math.radians(35)
 _GAP = 0.8
 """Space between components, in bars."""
 
@@ -106,13 +106,10 @@ def draw_components(networks: Mapping[str, Network]) -> Figure:
         for statistic in STATISTICS
     }
     labels = [label if len(networks) > 1 else '' for _, label in bars]
-    longest = max(map(len, names)) * _LETTER[_TEXT]
-    return _draw_rows(
-        'Importance weights by component: averages in percent',
-        [_Row([name for name, _ in bars], labels, strips)],
-        pitch=max(0.36, longest / (len(networks) + _GAP)),
-        percentages=True,
-    )
+    title = 'Importance weights by component: averages in percent'
+    row = _Row([name for name, _ in bars], labels, strips)
+    pitch = max(_width(name) / (row.components.count(name) + _GAP) for name in names)
+    return _draw_rows(title, [row], max(0.36, pitch), percentages=True)
 
 
 def draw_course(course: Mapping[int, Network]) -> Figure:
@@ -197,11 +194,17 @@ def _draw_rows(title: str, rows: Sequence[_Row], pitch: float, percentages: bool
     """Draws rows of stacked bars one below the other, with their components marked on top."""
     places = [_places(row.components) for row in rows]
     spans = [_spans(row.components, at) for row, at in zip(rows, places)]
-    above = [0.3 + _rise([s.component for s in row if not _fits(s, pitch)]) for row in spans]
+    slanted = [[s for s in row if not _fits(s, pitch)] for row in spans]
+    above = [
+        0.3 + math.sin(_SLANT) * max((_width(s.component) for s in row), default=0)
+        for row in slanted
+    ]
     below = [0.2 + _LETTER[_SMALL] * max(map(len, row.labels)) for row in rows]
     strips = [len(row.strips) * (_CAPTION + _STRIP) for row in rows]
     heights = [sum(parts) for parts in zip(above, strips, below)]
-    page = _Page(title, (max(map(max, places)) + 1) * pitch, sum(heights))
+    width = (max(map(max, places)) + 1) * pitch
+    ends = [s.last * pitch + math.cos(_SLANT) * _width(s.component) for row in slanted for s in row]
+    page = _Page(title, max([width, *ends]), sum(heights))
     for index, (row, at) in enumerate(zip(rows, places)):
         top = sum(heights[:index]) + above[index]
         for number, (caption, weights) in enumerate(row.strips.items()):
@@ -233,16 +236,14 @@ def _spans(names: Sequence[str], places: Sequence[float]) -> list[_Span]:
     return [_Span(run[0][0], run[0][1], run[-1][1]) for run in runs]
 
 
+def _width(name: str) -> float:
+    """Room that the name of a component takes."""
+    return (len(name) + 1) * _LETTER[_TEXT]
+
+
 def _fits(span: _Span, pitch: float) -> bool:
-    """Whether the component's name fits above its bars."""
-    return (span.last - span.first + 1 + _GAP) * pitch >= len(span.component) * _LETTER[_TEXT]
-
-
-def _rise(slanted: Sequence[str]) -> float:
-    """Height of component names that do not fit above their bars."""
-    return max(
-        (math.sin(math.radians(_SLANT)) * _LETTER[_TEXT] * len(n) for n in slanted), default=0
-    )
+    """Whether the component's name fits above its bars; otherwise it is slanted."""
+    return (span.last - span.first + 1 + _GAP) * pitch >= _width(span.component) - 1e-6
 
 
 def _draw_bars(
@@ -281,7 +282,7 @@ def _draw_spans(axes: Axes, spans: Sequence[_Span], pitch: float) -> None:
             text,
             span.component,
             fontsize=_TEXT,
-            rotation=0 if fits else _SLANT,
+            rotation=0 if fits else math.degrees(_SLANT),
             rotation_mode='anchor',
             ha='center' if fits else 'left',
         )
