@@ -60,9 +60,7 @@ def measure_batch_average(
         of the layers that train and ran. What the model keeps in evaluation mode (frozen stages) or
         never runs is left out.
     """
-    groups = [getattr(module, 'process_group', None) for module in model.modules()]
-    frozen = copy.deepcopy(model, {id(group): group for group in groups if group is not None})
-    frozen.train()
+    frozen = copy.deepcopy(model).train()
     layers = {name: m for name, m in tracking_layers(frozen, bn).items() if m.training}
     for layer in layers.values():
         layer.reset_running_stats()

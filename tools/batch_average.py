@@ -83,6 +83,8 @@ def main() -> None:
     runner = build_runner(cfg)
     load_strictly(runner)
     runner.load_checkpoint(args.checkpoint)
+    for progress in ('epoch', 'iter'):  # some models ask how far training is
+        runner.message_hub.update_info(progress, checkpoint.get('meta', {}).get(progress, 0))
     statistics = measure_on_training_set(
         getattr(runner.model, 'module', runner.model),
         cfg.train_dataloader,
