@@ -16,9 +16,7 @@ from .statistics import (
     SCOPES,
     BatchMoments,
     Moments,
-    batch_backward,
     batch_moments,
-    layer_backward,
     layer_moments,
     mix,
     mix_backward,
@@ -69,12 +67,11 @@ class _SwitchNorm(torch.autograd.Function):
         p, q = (w[-len(normalizers) :].to(dtype).softmax(0) for w in (mean_weight, var_weight))
 
         if x.numel():
-            instance = Moments(*ops.backend.moments(x, dtype))
+            mean, var, spare = ops.backend.moments(x, dtype)
         else:
-            instance = Moments(*torch.zeros(2, *x.shape[:2], dtype=dtype, device=x.device))
+            mean, var = torch.zeros(2, *x.shape[:2], dtype=dtype, device=x.device)
         unbiased = positions / (positions - correction) if positions > 1 else 1.0
-        if unbiased != 1:
-            instance = Moments(instance.mean, instance.var * unbiased)
+        instance = Moments(mean, var if unbiased == 1 else var * unbiased)
 
         scopes: dict[str, Any] = {'in': instance}
         batch = None
@@ -86,12 +83,12 @@ class _SwitchNorm(torch.autograd.Function):
         elif 'bn' in normalizers:
             scopes['bn'] = batch = batch_moments(instance, positions, process_group)
 
-        mu = mix(p, [scopes[k].mean for k in normalizers])
-        rstd = (mix(q, [scopes[k].var for k in normalizers]) + eps).rsqrt()
-        mu, rstd = mu.expand_as(instance.mean), rstd.expand_as(instance.mean)
+        mu = mix(p, [scopes[k].mean for k in normalizers]).expand_as(instance.mean)
+        rstd = mix(q, [scopes[k].var for k in normalizers]).add_(eps).rsqrt_().expand_as(mu)
         scale = rstd if weight is None else rstd * weight.to(dtype)
-        shift = -mu * scale if bias is None else bias.to(dtype) - mu * scale
-        y = ops.backend.apply(x, scale, shift) if x.numel() else torch.empty_like(x)
+        offset = mu.new_zeros(()) if bias is None else bias.to(dtype)
+        shift = torch.addcmul(offset, mu, scale, value=-1)
+        y = ops.backend.apply(x, scale, shift, spare) if x.numel() else torch.empty_like(x)
 
         pooled = [t for k in ('ln', 'bn') if k in normalizers for t in scopes[k][:2]]
         total = None if batch is None else batch.total
@@ -100,7 +97,7 @@ class _SwitchNorm(torch.autograd.Function):
             total if isinstance(total, Tensor) else None, *pooled,
         )  # fmt: skip
         counted = None if isinstance(total, Tensor) else total  # an output here would be a cycle
-        ctx.config = normalizers, positions, unbiased, counted, batch is None, process_group
+        ctx.config = normalizers, positions, unbiased, counted, process_group
         ctx.parameters = [(w.shape, w.dtype) for w in (mean_weight, var_weight)] + [
             None if w is None else w.dtype for w in (weight, bias)
         ]
@@ -113,7 +110,7 @@ class _SwitchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
         x, p, q, m, v, mu, rstd, scale, total_tensor, *pooled = ctx.saved_tensors
-        normalizers, positions, unbiased, total, frozen_batch, process_group = ctx.config
+        normalizers, positions, unbiased, total, process_group = ctx.config
         instance = Moments(m, v)
         scopes: dict[str, Any] = {'in': instance}
         for k in ('ln', 'bn'):
@@ -125,39 +122,27 @@ class _SwitchNorm(torch.autograd.Function):
             sum_dy, sum_dy_xc = ops.backend.grad_sums(dy, x, m)
         else:
             sum_dy, sum_dy_xc = torch.zeros_like(m), torch.zeros_like(m)
-        sum_dy_xc = sum_dy_xc + (m - mu) * sum_dy
-        d_mu = -scale * sum_dy
-        d_var = -0.5 * scale * rstd.square() * sum_dy_xc
-
-        d_m, d_v = torch.zeros_like(m), torch.zeros_like(v)
-        for pk, qk, k in zip(p, q, normalizers):
-            grad = Moments(pk * d_mu, qk * d_var)
-            if k == 'ln':
-                grad = layer_backward(grad, instance, scopes['ln'].mean)
-            elif k == 'bn':
-                if frozen_batch:
-                    continue
-                total = total if total_tensor is None else total_tensor
-                grad = batch_backward(
-                    grad, instance, scopes['bn'].mean, positions, total, process_group
-                )
-            d_m, d_v = d_m + grad.mean, d_v + grad.var
+        sum_dy_xhat = rstd * torch.addcmul(sum_dy_xc, m - mu, sum_dy)
+        d_mu = (scale * sum_dy).neg_()
+        d_var = (scale * rstd).mul_(sum_dy_xhat).mul_(-0.5)
+        total = total if total_tensor is None else total_tensor
+        grads = mix_backward(
+            d_mu, d_var, p, q, normalizers, scopes, positions, total, process_group
+        )
 
         dx = d_mean_weight = d_var_weight = d_weight = d_bias = None
         mean_logits, var_logits, weight_dtype, bias_dtype = ctx.parameters
         if ctx.needs_input_grad[0]:
             dx = torch.empty_like(x)
             if x.numel():
-                b = d_v * (2 * unbiased / positions)
-                dx = ops.backend.grad_input(dy, x, m, scale, b, d_m / positions)
+                b, c = grads.var * (2 * unbiased / positions), grads.mean / positions
+                dx = ops.backend.grad_input(dy, x, m, scale, b, c)
         if ctx.needs_input_grad[1]:
-            grad_p = mix_backward(d_mu, p, [scopes[k].mean for k in normalizers])
-            d_mean_weight = _unused_first(grad_p, *mean_logits)
+            d_mean_weight = _unused_first(grads.mean_weight, *mean_logits)
         if ctx.needs_input_grad[2]:
-            grad_q = mix_backward(d_var, q, [scopes[k].var for k in normalizers])
-            d_var_weight = _unused_first(grad_q, *var_logits)
+            d_var_weight = _unused_first(grads.var_weight, *var_logits)
         if ctx.needs_input_grad[3]:
-            d_weight = (rstd * sum_dy_xc).sum(0).to(weight_dtype)
+            d_weight = sum_dy_xhat.sum(0).to(weight_dtype)
         if ctx.needs_input_grad[4]:
             d_bias = sum_dy.sum(0).to(bias_dtype)
         return dx, d_mean_weight, d_var_weight, d_weight, d_bias, None, None, None, None, None

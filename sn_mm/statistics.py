@@ -13,7 +13,7 @@ and the softmax of the importance weights mixes the scopes:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -74,43 +74,74 @@ def batch_moments(
 
 def mix(weights: Tensor, scopes: Sequence[Tensor]) -> Tensor:
     """``sum_k weights_k * scopes_k``; weights (K,), scopes broadcastable to (N, C)."""
-    mixed = weights[0] * scopes[0]
-    for weight, scope in zip(weights[1:], scopes[1:]):
-        mixed = mixed + weight * scope
+    first, *others = weights.unbind()
+    mixed = first * scopes[0]
+    for weight, scope in zip(others, scopes[1:]):
+        mixed = torch.addcmul(mixed, scope, weight)
     return mixed
 
 
-def mix_backward(grad: Tensor, weights: Tensor, scopes: Sequence[Tensor]) -> Tensor:
-    """Gradient of :func:`mix` for the logits of which ``weights`` is the softmax: (K,)."""
-    grad_weights = torch.stack([(grad * scope).sum() for scope in scopes])
-    return weights * (grad_weights - (weights * grad_weights).sum())
+class Gradients(NamedTuple):
+    """Of the instance moments, (N, C) each, and of the K weights before the softmax, (K,) each."""
+
+    mean: Tensor
+    var: Tensor
+    mean_weight: Tensor
+    var_weight: Tensor
 
 
-def layer_backward(grad: Moments, instance: Moments, mean: Tensor) -> Moments:
-    """Gradient of :func:`layer_moments`; ``grad`` (N, C) is summed over channels."""
-    sums = Moments(grad.mean.sum(1, keepdim=True), grad.var.sum(1, keepdim=True))
-    return _pool_backward(sums, 1 / instance.mean.shape[1], instance, mean)
-
-
-def batch_backward(
-    grad: Moments,
-    instance: Moments,
-    mean: Tensor,
+def mix_backward(
+    d_mu: Tensor,
+    d_var: Tensor,
+    p: Tensor,
+    q: Tensor,
+    normalizers: Sequence[str],
+    scopes: Mapping[str, Moments],
     positions: int,
-    total: int | Tensor,
+    total: int | Tensor | None,
     process_group: ProcessGroup | None = None,
-) -> Moments:
-    """Gradient of :func:`batch_moments`; ``grad`` (N, C) is summed over instances and ranks."""
-    sums = torch.stack([grad.mean.sum(0, keepdim=True), grad.var.sum(0, keepdim=True)])
-    if process_group is not None:
-        sums = sum_over_ranks(sums, process_group)
-    share = positions / torch.as_tensor(total, dtype=sums.dtype, device=sums.device).clamp(min=1)
-    return _pool_backward(Moments(*sums), share, instance, mean)
+) -> Gradients:
+    """From the gradients of the mixed moments to those of what they were mixed from.
+
+    Args:
+        d_mu, d_var: (N, C) each.
+        p, q: The softmax weights of the means and of the variances, (K,) each.
+        normalizers: The K scopes.
+        scopes: Their moments by name, and always those of 'in'.
+        positions: Of one map.
+        total: What :func:`batch_moments` counted; None where the batch scope is held fixed.
+        process_group: As in :func:`batch_moments`.
+    """
+    instance = scopes['in']
+    d_m, d_v = torch.zeros_like(d_mu), torch.zeros_like(d_var)
+    d_p, d_q = [], []
+    for name, p_k, q_k in zip(normalizers, p.unbind(), q.unbind()):
+        mean, var = scopes[name]
+        if name == 'in':
+            d_p.append((d_mu * mean).sum())
+            d_q.append((d_var * var).sum())
+            d_m.addcmul_(d_mu, p_k)
+            d_v.addcmul_(d_var, q_k)
+            continue
+        axis = 1 if name == 'ln' else 0
+        sums = Moments(d_mu.sum(axis, keepdim=True), d_var.sum(axis, keepdim=True))
+        d_p.append((sums.mean * mean).sum())
+        d_q.append((sums.var * var).sum())
+        if name == 'bn' and total is None:
+            continue
+        sums = Moments(sums.mean * p_k, sums.var * q_k)
+        share: float | Tensor = 1 / d_mu.shape[1]
+        if name == 'bn':
+            share = positions / (total.clamp(min=1) if isinstance(total, Tensor) else total or 1)
+            if process_group is not None:
+                sums = Moments(*sum_over_ranks(torch.stack(sums), process_group))
+        # The scope's mean is sum share m, its variance sum share (v + (m - mean)^2).
+        d_pooled = Moments(sums.mean * share, sums.var * share)
+        d_m.add_(d_pooled.mean).addcmul_(instance.mean - mean, d_pooled.var, value=2)
+        d_v.add_(d_pooled.var)
+    return Gradients(d_m, d_v, _softmax_backward(p, d_p), _softmax_backward(q, d_q))
 
 
-def _pool_backward(
-    sums: Moments, share: float | Tensor, instance: Moments, mean: Tensor
-) -> Moments:
-    """Backward of mean = sum share m, var = sum share (v + (m - mean)^2); shares sum to 1."""
-    grad_var = share * sums.var
-    return Moments(share * sums.mean + 2 * grad_var * (instance.mean - mean), grad_var)
+def _softmax_backward(weights: Tensor, grads: Sequence[Tensor]) -> Tensor:
+    grad = torch.stack(tuple(grads))
+    return weights * (grad - (weights * grad).sum())

@@ -4,8 +4,10 @@ A backend is one module with these functions. ``x`` and ``dy`` are (N, C, \*S), 
 one and the same memory format (see :func:`dense`); all other tensors are (N, C) in
 :func:`stats_dtype`:
 
-- ``moments(x, dtype) -> (mean, var)``: mean and biased variance over S, in ``dtype``;
-- ``apply(x, scale, shift) -> y``: ``scale * x + shift``, dtype and format of ``x``, never a view;
+- ``moments(x, dtype) -> (mean, var, spare)``: mean and biased variance over S, in ``dtype``, and a
+  map like ``x`` that is free to be written to, or None;
+- ``apply(x, scale, shift, spare=None) -> y``: ``scale * x + shift``, dtype and format of ``x``,
+  written into ``spare`` if given, never a view;
 - ``grad_sums(dy, x, mean) -> (sum_dy, sum_dy_xc)``: sums of ``dy`` and ``dy * (x - mean)`` over S;
 - ``grad_input(dy, x, mean, a, b, c) -> dx``: ``a * dy + b * (x - mean) + c``, as ``x``.
 """
