@@ -55,7 +55,8 @@ def label_checkpoints(paths: Sequence[str], labels: Sequence[str] | None) -> lis
         labels = ['/'.join(p[min(shared, len(p) - 1) :]) for p in parts]
     if len(labels) != len(paths) or len(set(labels)) < len(labels):
         raise InputError(
-            f'{len(paths)} checkpoints need as many different labels, got {", ".join(labels)}'
+            f'--labels must name each of the {len(paths)} checkpoints differently, got '
+            f'{", ".join(labels)}'
         )
     return list(labels)
 
