@@ -161,9 +161,11 @@ def load_strictly(runner: Runner) -> None:
     model does not have (an auxiliary head, a copy kept by EMA) are reported and left out.
 
     Args:
-        runner: The runner, changed in place. Its loading then raises :class:`InputError` if keys
-            are missing or unexpected or shapes differ.
+        runner: The runner, changed in place: its loading then raises :class:`InputError` if keys
+            are missing or unexpected or shapes differ. A config's own kind of runner is left alone.
     """
+    if not isinstance(runner, Runner):
+        return
     load = runner.load_checkpoint
     model = runner.model
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
@@ -175,7 +177,10 @@ def load_strictly(runner: Runner) -> None:
         ]
         if foreign:
             owners = sorted({key.split('.')[0] for key in foreign})
-            print_log(f'Left out {len(foreign)} weights of {", ".join(owners)}: not in the model.')
+            print_log(
+                f'Left out {len(foreign)} weights of {", ".join(owners)}: not in the model.',
+                'current',
+            )
             incompatible.unexpected_keys[:] = set(incompatible.unexpected_keys) - set(foreign)
 
     def load_checkpoint(filename: str, *args: Any, **kwargs: Any) -> dict:

@@ -126,10 +126,10 @@ def load_config(args: Namespace, split: str) -> Config:
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f'--cfg-options does not fit config {args.config}: {error}') from error
     package = toolbox(cfg)
-    if find_spec(package) is None:
+    if package in MODULE2PACKAGE and find_spec(package) is None:
         raise InputError(
             f'config {args.config} is written for {package}, which is not installed '
-            f'(pip install {MODULE2PACKAGE.get(package, package)})'
+            f'(pip install {MODULE2PACKAGE[package]})'
         )
     last = 'optim_wrapper' if split == 'train' else 'test_evaluator'
     missing = [

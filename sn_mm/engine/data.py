@@ -29,7 +29,8 @@ def _needed(dataset: dict) -> Iterator[tuple[str, str]]:
     if dataset.get('ann_file'):
         yield 'ann_file', dataset['ann_file']
     loads_annotations = 'Annotations' in str(dataset.get('pipeline'))
-    for name, prefix in (dataset.get('data_prefix') or {}).items():
+    prefixes = dataset.get('data_prefix')
+    for name, prefix in prefixes.items() if isinstance(prefixes, dict) else ():
         if name.startswith('img') or loads_annotations:
             yield f'data_prefix.{name}', prefix
 

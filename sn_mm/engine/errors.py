@@ -10,7 +10,7 @@ from functools import wraps
 from typing import Callable
 
 # Seconds that the other ranks leave to local rank 0 to say what is wrong and so to end the job.
-_GRACE = 10
+_GRACE = 20
 
 
 class InputError(ValueError):
@@ -32,8 +32,8 @@ def _comes_from_layer(error: Exception) -> bool:
 def report_input_errors(main: Callable[[], None]) -> Callable[[], None]:
     """Decorates a script's ``main``: bad input becomes one line on stderr and exit status 2.
 
-    Where several processes run, local rank 0 speaks for its machine. The others keep quiet and wait
-    a moment, so that the launcher does not stop local rank 0 before it has spoken.
+    Where several processes run, local rank 0 speaks for its machine. The others wait a moment: if
+    all have the same to say, local rank 0 says it and the launcher stops the rest.
 
     Args:
         main: Function that may raise :class:`InputError`, or in which a layer of ``sn_mm`` may
@@ -50,11 +50,10 @@ def report_input_errors(main: Callable[[], None]) -> Callable[[], None]:
         except (ValueError, TypeError) as error:
             if not (isinstance(error, InputError) or _comes_from_layer(error)):
                 raise
-            if isinstance(error, InputError) and local_rank() != 0:
+            if local_rank() != 0:
                 time.sleep(_GRACE)
-            else:
-                script = os.path.basename(sys.argv[0])
-                print(f'{script}: error:', *str(error).split(), file=sys.stderr, flush=True)
+            script = os.path.basename(sys.argv[0])
+            print(f'{script}: error:', *str(error).split(), file=sys.stderr, flush=True)
             sys.exit(2)
 
     return run

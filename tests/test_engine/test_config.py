@@ -8,6 +8,7 @@ import pytest
 from mmengine.config import Config
 from torch import nn
 
+from sn_mm.engine import config
 from sn_mm.engine.config import add_config_arguments, load_config, locate_config, toolbox
 from sn_mm.engine.errors import InputError
 
@@ -71,9 +72,10 @@ def test_a_config_without_a_part_to_train_with_is_refused(folder):
         load('base.py')
 
 
-def test_a_config_for_a_toolbox_that_is_not_installed_is_refused(folder):
-    with pytest.raises(InputError, match=r'written for mmnone, which is not installed'):
-        load('configs/small_net.py', '--cfg-options', 'default_scope=mmnone')
+def test_a_config_for_a_toolbox_that_is_not_installed_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(config, 'find_spec', lambda name: None)
+    with pytest.raises(InputError, match=r'for mmflow, which is not installed'):
+        load('configs/small_net.py', '--cfg-options', 'default_scope=mmflow')
 
 
 @pytest.mark.parametrize(

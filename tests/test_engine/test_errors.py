@@ -26,12 +26,13 @@ def test_bad_input_is_one_line_and_a_non_zero_exit(capsys):
 
 
 @pytest.mark.parametrize('name', ['LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK'])
-def test_only_local_rank_0_speaks_and_the_others_leave_it_the_time(name, capsys, monkeypatch):
+@pytest.mark.parametrize('rank', [0, 1])
+def test_the_other_ranks_leave_local_rank_0_the_time_to_speak(name, rank, capsys, monkeypatch):
     waited = []
     monkeypatch.setattr(errors.time, 'sleep', waited.append)
-    monkeypatch.setenv(name, '1')
-    assert _end(refuse, capsys) == (2, '')
-    assert waited == [errors._GRACE]
+    monkeypatch.setenv(name, str(rank))
+    assert _end(refuse, capsys)[0] == 2
+    assert waited == [errors._GRACE] * rank
 
 
 def test_what_a_layer_refuses_is_one_line(capsys):
