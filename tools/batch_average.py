@@ -75,8 +75,8 @@ def replace(weights: dict[str, Tensor], statistics: dict[str, Tensor]) -> str:
 def main() -> None:
     args = parse_args()
     check_args(args)
-    cfg = load_config(args)
     checkpoint = read_checkpoint(args.checkpoint)
+    cfg = load_config(args, 'train')
     check_data(cfg, ['train'])
     prepare_launch(cfg)
 

@@ -12,7 +12,7 @@ import torch
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
-from toy import Model, build_runner, by_iteration, loader
+from toy_training import Model, build_runner, by_iteration, loader
 
 from sn_mm.engine.batch_average import measure_on_training_set
 from sn_mm.hooks import PreciseSNHook

@@ -10,7 +10,7 @@ import torch
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
-from toy import Model, build_runner
+from toy_training import Model, build_runner
 
 from sn_mm import importance
 from sn_mm.hooks import SwitchWeightsHook

@@ -1,0 +1,68 @@
+"""Mini-batches for the batch average: the training's own, as many as asked for, by seed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from toy_training import Model, loader
+
+from sn_mm.engine.batch_average import measure_on_training_set
+from sn_mm.engine.errors import InputError
+
+
+class Recorder(Model):
+    """Remembers what it was shown, also by the copies of it that are measured."""
+
+    shown: list[torch.Tensor] = []
+
+    def forward(self, image: torch.Tensor, mode: str) -> object:
+        self.shown.append(image)
+        return super().forward(image, mode)
+
+
+class Numbers(Dataset):
+    def __init__(self, count: int = 6) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {'image': torch.full((3, 5, 5), float(index))}
+
+
+def numbers(count: int = 6) -> dict:
+    return dict(loader(), dataset=Numbers(count))
+
+
+def shown(num_iters: int, seed: int = 0) -> list[tuple[int, ...]]:
+    Recorder.shown.clear()
+    measure_on_training_set(Recorder(), numbers(), num_iters, seed)
+    return [tuple(int(image.mean()) for image in batch) for batch in Recorder.shown]
+
+
+def test_each_epoch_shows_the_whole_training_set_in_an_order_of_its_own() -> None:
+    batches = shown(7)
+    assert len(batches) == 7
+    first, second = (sum(batches[start : start + 3], ()) for start in (0, 3))
+    assert sorted(first) == sorted(second) == list(range(6))
+    assert first != second
+
+
+def test_the_seed_chooses() -> None:
+    assert shown(3) == shown(3) != shown(3, seed=1)
+
+
+@pytest.mark.parametrize('bn', [False, True])
+def test_a_model_without_such_layers_is_refused(bn: bool) -> None:
+    model = Model()
+    model.norm = model.bn = nn.Identity()
+    with pytest.raises(InputError, match='no SN or BatchNorm' if bn else 'no SN layer'):
+        measure_on_training_set(model, numbers(), 1, bn=bn)
+
+
+def test_an_empty_training_set_is_refused() -> None:
+    with pytest.raises(InputError, match='no samples'):
+        measure_on_training_set(Model(), dict(numbers(0), sampler=range(0)), 1)
