@@ -59,6 +59,7 @@ def save_untrained(path: Path, toolbox: str, **options: Any) -> dict:
     return weights
 
 
+@pytest.mark.slow
 @needs_toolboxes
 @pytest.mark.parametrize('toolbox', CONFIGS)
 def test_two_processes_replace_the_statistics_and_nothing_else(
