@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -120,9 +121,10 @@ def load_config(args: Namespace, split: str) -> Config:
     file = locate_config(args.config)
     try:
         cfg = Config.fromfile(file)
-        cfg.merge_from_dict(args.cfg_options or {})
-    except (OSError, SyntaxError, ImportError) as error:
+    except (OSError, SyntaxError, ImportError, KeyError, TypeError) as error:
         raise InputError(f'config {args.config} cannot be loaded: {error}') from error
+    try:
+        cfg.merge_from_dict(args.cfg_options or {})
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f'--cfg-options does not fit config {args.config}: {error}') from error
     package = toolbox(cfg)
@@ -141,5 +143,7 @@ def load_config(args: Namespace, split: str) -> Config:
     names = [imports['imports']] if isinstance(imports['imports'], str) else imports['imports']
     cfg.custom_imports = dict(imports, imports=list(dict.fromkeys([*names, 'sn_mm'])))
     cfg.launcher = args.launcher
+    if args.launcher == 'pytorch':  # what starts the processes may tell it in either way
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{file.stem}'
     return cfg

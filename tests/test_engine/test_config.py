@@ -64,6 +64,11 @@ def test_a_config_that_cannot_be_loaded_is_refused(folder):
     (folder / 'orphan.py').write_text("_base_ = 'nowhere.py'\n")
     with pytest.raises(InputError, match='orphan.py cannot be loaded.*nowhere.py'):
         load('orphan.py')
+    (folder / 'odd.py').write_text(
+        "_base_ = 'configs/small_net.py'\ntrain_cfg = dict(a=dict(b=1))\n"
+    )
+    with pytest.raises(InputError, match='odd.py cannot be loaded.*a is a dict in the child'):
+        load('odd.py')
 
 
 def test_a_config_without_a_part_to_train_with_is_refused(folder):
