@@ -25,7 +25,7 @@ class PreciseSNHook(Hook):
     statistics are theirs.
 
     Args:
-        num_iters: Mini-batches for each rank. Default: 200, as in the paper's comparison.
+        num_iters: Mini-batches for each rank. Default: 200.
         interval: Epochs or iterations from one time to the next, besides before each validation and
             before the last checkpoint. Default: the ``CheckpointHook``'s, so that every checkpoint
             has the batch average of its own weights.
