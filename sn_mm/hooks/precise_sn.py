@@ -49,9 +49,8 @@ class PreciseSNHook(Hook):
         bn: bool = False,
         seed: int = 0,
     ) -> None:
-        for name, value in {'num_iters': num_iters, 'interval': interval}.items():
-            if name == 'interval' and value is None:
-                continue
+        given = {'num_iters': num_iters, 'interval': 1 if interval is None else interval}
+        for name, value in given.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f'PreciseSNHook: {name} must be an int >= 1, got {value!r}')
         self.num_iters = num_iters
