@@ -44,7 +44,7 @@ train_and_test() {
     "$PYTHON" tools/plot_importance.py "$checkpoint" --out "$work_dir/importance"
 }
 
-"$PYTHON" tools/make_scenes.py "$SCENES" --layout coco cityscapes --size 128 \
+"$PYTHON" tools/make_scenes.py "$SCENES" --force --layout coco cityscapes --size 128 \
     --digits 2 4 --digit-size 0.28 0.5 "${scenes[@]}"
 train_and_test "$detection" "${det[@]}"
 train_and_test "$segmentation" "${seg[@]}"

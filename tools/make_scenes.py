@@ -95,7 +95,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default=defaults.digit_size,
         help="length of a digit as a share of the scene's shorter side",
     )
-    parser.add_argument('--force', action='store_true', help='replace sets that this command made')
+    parser.add_argument(
+        '--force', action='store_true', help='replace sets that this command made otherwise'
+    )
     args = parser.parse_args(argv)
     if len(args.size) > 2:
         parser.error(f'argument --size: {len(args.size)} numbers given, one or two are allowed')
@@ -140,12 +142,10 @@ def is_made(target: Path, settings: dict[str, Any], force: bool) -> bool:
         raise SetError(
             f'{target} exists and was not made by this command: move it, or choose another folder'
         ) from None
-    if force:
-        return False
-    if differing:
+    if differing and not force:
         changes = ', '.join(f'{key} {found[key]} instead of {settings[key]}' for key in differing)
         raise SetError(f'{target} holds a set with {changes}: --force replaces it')
-    return True
+    return not differing
 
 
 def write_sets(root: Path, names: list[str], args: argparse.Namespace) -> None:
