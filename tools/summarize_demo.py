@@ -39,8 +39,10 @@ def read_metrics(work_dir: Path) -> dict[str, float]:
 
 def contact_sheet(work_dir: Path, columns: int = 2, rows: int = 4) -> Path:
     """Tiles the first pictures of ground truth beside prediction into one."""
-    pictures = sorted(p for p in (work_dir / 'predictions').rglob('*') if p.is_file())
-    images = [mmcv.imread(str(path)) for path in pictures[: columns * rows]]
+    pictures = sorted(
+        path for path in (work_dir / 'predictions').rglob('*') if path.suffix in ('.png', '.jpg')
+    )
+    images = [mmcv.imrescale(mmcv.imread(str(p)), 2.0) for p in pictures[: columns * rows]]
     rows = len(images) // columns
     if rows == 0:
         raise SystemExit(f'{work_dir}/predictions has fewer than {columns} pictures')
