@@ -2,7 +2,8 @@
 
 With ``custom_imports = dict(imports=['sn_mm'])`` the layers SN, SN1d, SN2d, SN3d and the hooks
 SwitchWeightsHook, PreciseSNHook are in MMEngine's root registries. ``type='sn_mm.SN'`` needs no
-import line: MMEngine finds this file by its name.
+import line: MMEngine finds this file by its name. MMEngine's own checkpoints load and resume from
+then on, in the toolboxes' scripts too, on versions of torch that load weights only.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
+from .engine.safe_globals import register_safe_globals
 from .hooks import PreciseSNHook, SwitchWeightsHook
 from .layer import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 
@@ -37,3 +39,4 @@ def _register(root: Registry, modules: Mapping[str, type]) -> Registry:
 
 MODELS = _register(ROOT_MODELS, _LAYERS)
 HOOKS = _register(ROOT_HOOKS, _HOOKS)
+register_safe_globals()

@@ -52,5 +52,5 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=50),
-    checkpoint=dict(interval=100, max_keep_ckpts=1),
+    checkpoint=dict(interval=100, max_keep_ckpts=2),
     visualization=dict(interval=1))
