@@ -112,7 +112,7 @@ def convert(weights: Mapping[str, Tensor], to: str) -> Converted:
         norm_cfg['normalizers'] = ('in', 'ln')
     backbone = {'type': 'ResNet', 'depth': depth, 'style': 'pytorch', 'norm_cfg': norm_cfg}
     if width != 64:
-        backbone['base_channels'] = width
+        backbone.update(stem_channels=width, base_channels=width)
     return Converted(state_dict, naming, backbone, left_out)
 
 
@@ -171,7 +171,7 @@ def _refuse_preactivation(weights: Mapping[str, Tensor]) -> None:
 def _blocks(names: Iterable[str]) -> tuple[bool, tuple[int, ...]]:
     """Whether blocks are bottlenecks, and their number in each of the four stages."""
     names = list(names)
-    found = {m[1, 2] for m in (re.match(r'layer([1-4])\.(\d+)\.', name) for name in names) if m}
+    found = {m.groups() for m in (re.match(r'layer([1-4])\.(\d+)\.', name) for name in names) if m}
     counts = [sum(stage == str(s) for stage, _ in found) for s in range(1, 5)]
     return any('.conv3.' in name for name in names), tuple(counts)
 
