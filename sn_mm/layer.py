@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .distributed import check_same_channels, check_sync, resolve_group
+from .export import evaluate, is_exporting
 from .functional import canonical_normalizers, switch_norm
 from .statistics import SCOPES
 
@@ -136,6 +137,20 @@ class SwitchNorm(_InstanceNorm):
         }
 
     def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting() or (not self.training and is_exporting()):
+            assert not self.training, 'a scripted SN layer is for evaluation: call eval()'
+            return evaluate(
+                input,
+                self.mean_weight,
+                self.var_weight,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.eps,
+                list(self.normalizers),
+                self.correction,
+            )
         self._check_input_dim(input)
         training = self.training or self.running_mean is None
         return switch_norm(
