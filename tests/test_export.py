@@ -1,0 +1,55 @@
+"""Graphs that leave Python compute what the layer computes, at other sizes too."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sn_mm import SwitchNorm2d
+
+ARGS = [{}, {'correction': 1}, {'normalizers': ('in', 'ln')}, {'track_running_stats': False}]
+
+
+def network(**layer_args) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), SwitchNorm2d(8, **layer_args), nn.ReLU())
+    norm = model[1]
+    for parameter in (norm.mean_weight, norm.var_weight, norm.weight, norm.bias):
+        nn.init.normal_(parameter)
+    model(torch.randn(4, 3, 8, 8))  # moves the running statistics
+    return model.eval()
+
+
+def traced(model: nn.Module, x: Tensor) -> nn.Module:
+    return torch.jit.trace(model, x)
+
+
+def scripted(model: nn.Module, x: Tensor) -> nn.Module:
+    return torch.jit.script(model)
+
+
+def exported(model: nn.Module, x: Tensor) -> nn.Module:
+    dims = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    return torch.export.export(model, (x,), dynamic_shapes=(dims,)).module()
+
+
+@pytest.mark.parametrize('record', [traced, scripted, exported])
+@pytest.mark.parametrize('args', ARGS, ids=str)
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_a_recorded_model_gives_the_same_output_at_any_size(record, args):
+    model = network(**args)
+    recorded = record(copy.deepcopy(model), torch.randn(2, 3, 6, 7))
+    with torch.no_grad():
+        for shape in [(2, 3, 6, 7), (3, 3, 9, 5)]:
+            x = torch.randn(shape)
+            torch.testing.assert_close(recorded(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_a_scripted_layer_leaves_the_instance_scope_out_of_single_positions():
+    model = network()
+    x = torch.randn(3, 8, 1, 1)
+    torch.testing.assert_close(torch.jit.script(model[1])(x), model[1](x), rtol=1e-5, atol=1e-5)
