@@ -20,7 +20,8 @@ model = dict(
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=channels, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=channels, feat_channels=channels),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=channels),
+        bbox_roi_extractor=dict(
+            roi_layer=dict(sampling_ratio=1), out_channels=channels),
         bbox_head=dict(
             type='Shared4Conv1FCBBoxHead',
             in_channels=channels,
@@ -28,7 +29,8 @@ model = dict(
             fc_out_channels=256,
             num_classes=num_classes,
             norm_cfg=norm_cfg),
-        mask_roi_extractor=dict(out_channels=channels),
+        mask_roi_extractor=dict(
+            roi_layer=dict(sampling_ratio=1), out_channels=channels),
         mask_head=dict(
             in_channels=channels,
             conv_out_channels=channels // 2,
@@ -36,7 +38,7 @@ model = dict(
             norm_cfg=norm_cfg)),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=200, max_per_img=100),
-        rcnn=dict(sampler=dict(num=32, pos_fraction=0.5))),
+        rcnn=dict(sampler=dict(num=24, pos_fraction=0.5))),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=50), rcnn=dict(max_per_img=20)))
 
 # Digits must not be mirrored, and every scene has the size that it is trained on.
