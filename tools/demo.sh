@@ -8,11 +8,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 detection=mask-rcnn_r18-sn_fpn_2xb2-3e_scenes
-segmentation=deeplabv3plus_r18-d8-sn_2xb2-200_scenes
+segmentation=deeplabv3plus_r18-d8-sn_2xb2-150_scenes
 case "$*" in
     '')
-        name=demo scenes=(--train 1200 --val 100)
-        det=(epoch_3.pth) seg=(iter_200.pth)
+        name=demo scenes=(--train 1040 --val 100)
+        det=(epoch_3.pth) seg=(iter_150.pth)
         summary=(--expect)
         ;;
     --quick)

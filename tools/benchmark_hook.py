@@ -1,6 +1,6 @@
 """Measures what logging importance weights costs a training: its share of the time of a step.
 
-    python benchmarks/switch_weights_hook.py CONFIG --cfg-options KEY=VALUE ...
+    python tools/benchmark_hook.py CONFIG --cfg-options KEY=VALUE ...
 
 trains with `SwitchWeightsHook` at a short interval, times each of its logs (the wait for the device
 included) and each whole iteration in the same run, and prints the share that remains at the hook's
