@@ -18,7 +18,7 @@ __all__ = ['TOOLBOXES', 'Converted', 'convert']
 
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
 
-_DEPTHS = {
+_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
     (True, (3, 4, 6, 3)): 50,
