@@ -33,7 +33,7 @@ setup(
         'det': [*openmmlab, 'mmdet>=3.3'],
         # mmsegmentation's models import ftfy and regex without declaring them.
         'seg': [*openmmlab, 'mmsegmentation>=1.2', 'ftfy', 'regex'],
-        'demo': ['mlxtend', 'scikit-image'],
+        'demo': ['mmengine>=0.10', 'mlxtend', 'scikit-image'],
         'test': ['pytest', 'pytest-timeout', 'hypothesis', 'ruff', 'mypy'],
     },
     zip_safe=False,
