@@ -31,9 +31,8 @@ def parse_args() -> Namespace:
 
 
 def read_metrics(work_dir: Path) -> dict[str, float]:
-    """What mmengine's test loop wrote last under ``work_dir/test``; mIoU as a share."""
-    newest = max(work_dir.glob('test/*/*.json'), key=lambda path: path.stat().st_mtime)
-    metrics = json.loads(newest.read_text())
+    """What tools/test.py wrote under ``work_dir/test``; mIoU as a share."""
+    metrics = json.loads((work_dir / 'test' / 'metrics.json').read_text())
     return {k: v / 100 if k == 'mIoU' else v for k, v in metrics.items() if k in METRICS}
 
 

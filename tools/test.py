@@ -1,5 +1,7 @@
 """Tests a checkpoint of MMDetection, MMSegmentation or another MMEngine toolbox; SN is registered.
 
+The figures are printed and written to metrics.json in the work dir.
+
 Examples:
     python tools/test.py configs/demo/NAME.py work_dirs/NAME/epoch_1.pth --show-dir pictures
     python tools/test.py mmseg::deeplabv3plus/NAME.py CHECKPOINT --out predictions --tta
@@ -8,8 +10,11 @@ Examples:
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
+from mmengine.fileio import dump
 from mmengine.registry import METRICS
 
 import sn_mm  # noqa: F401  (registers SN)
@@ -17,6 +22,7 @@ from sn_mm.engine.checkpoint import check_checkpoint, load_strictly
 from sn_mm.engine.config import add_config_arguments, load_config, toolbox
 from sn_mm.engine.data import build_loops, check_data
 from sn_mm.engine.errors import InputError, report_input_errors
+from sn_mm.engine.files import atomic_path
 from sn_mm.engine.launch import build_runner, prepare_launch
 
 
@@ -81,8 +87,8 @@ def write_label_maps(cfg: Config, folder: str) -> None:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args, 'test')
-    dump = args.out is not None and args.out.endswith(('.pkl', '.pickle'))
-    if args.out and not dump:
+    to_pickle = args.out is not None and args.out.endswith(('.pkl', '.pickle'))
+    if args.out and not to_pickle:
         if toolbox(cfg) != 'mmseg':
             raise InputError(f'--out must end in .pkl or .pickle, got {args.out!r}')
         write_label_maps(cfg, args.out)
@@ -98,11 +104,14 @@ def main() -> None:
     runner = build_runner(cfg)
     load_strictly(runner)
     build_loops(runner, ['test'])
-    if dump:
+    if to_pickle:
         dumper = 'mmdet.DumpDetResults' if toolbox(cfg) == 'mmdet' else 'DumpResults'
         metric = METRICS.build({'type': dumper, 'out_file_path': args.out})
         runner.test_evaluator.metrics.append(metric)
-    runner.test()
+    metrics = runner.test()
+    if is_main_process():  # mmengine's own file is written by all ranks at once
+        with atomic_path(Path(cfg.work_dir) / 'metrics.json') as path:
+            dump(metrics, path)
 
 
 if __name__ == '__main__':

@@ -239,6 +239,8 @@ def test_two_processes_test_a_segmentor_and_write_label_maps_and_pictures(folder
     log = succeed(folder, TOOLS / 'dist_test.sh', 'seg.py', checkpoint, 2, *options)
     found = [re.findall(r'mIoU: ([\d.]+)', text)[-1] for text in (segmentation, log)]
     assert found[0] == found[1]
+    metrics = json.loads((folder / 'tested/metrics.json').read_text())
+    assert metrics['mIoU'] == pytest.approx(float(found[1]), abs=0.005)
     assert sorted(p.name for p in (folder / 'maps').iterdir()) == [
         f'{number}_leftImg8bit.png' for number in range(2)
     ]
