@@ -7,7 +7,7 @@ arXiv 1806.10779.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from .distributed import check_same_channels, check_sync, resolve_group
 from .export import evaluate, is_exporting
 from .functional import canonical_normalizers, switch_norm
 from .statistics import SCOPES
+from .warm_start import initial_logits
 
 
 class SwitchNorm(_InstanceNorm):
@@ -46,12 +47,17 @@ class SwitchNorm(_InstanceNorm):
         process_group: The ranks that ``sync=True`` pools over. Default: all.
         correction: 0 for the paper's biased instance variance, 1 for the unbiased one of the
             authors' released code (for their checkpoints). Default: 0.
+        init_importance: The mix to start from. None: equal shares. A scope: all but 1e-7 on it, so
+            that 'bn' keeps the function of the BatchNorm network whose weights are loaded; the
+            importance then hardly moves. A mapping such as ``{'bn': 0.9}``: these shares, the rest
+            equally among the other scopes; the importance moves, the function changes.
+            docs/warm_start.md measures both. Default: None.
         device, dtype: Of the parameters and buffers.
 
     Attributes:
         weight, bias: (C,), initialised to 1 and 0.
         mean_weight, var_weight: (K,), importance before the softmax in the order in, ln, bn,
-            initialised to 1.
+            initialised to 1, or so that their softmax is ``init_importance``.
         running_mean, running_var, num_batches_tracked: As ``nn.BatchNorm2d``'s.
 
     Shape:
@@ -89,6 +95,7 @@ class SwitchNorm(_InstanceNorm):
         sync: bool | int = True,
         process_group: ProcessGroup | None = None,
         correction: int = 0,
+        init_importance: str | Mapping[str, float] | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -100,6 +107,7 @@ class SwitchNorm(_InstanceNorm):
         check_sync(sync)
         if process_group is not None and sync is not True:
             raise ValueError(f'process_group needs sync=True, got sync={sync!r}')
+        logits = initial_logits(init_importance, normalizers)
         super().__init__(
             num_features,
             eps,
@@ -113,16 +121,20 @@ class SwitchNorm(_InstanceNorm):
         self.sync = sync
         self.process_group = process_group
         self.correction = correction
+        given = init_importance  # a config's own dictionary would follow the layer into pickles
+        self.init_importance = dict(given) if isinstance(given, Mapping) else given
         self._checked_group: ProcessGroup | None = None
-        self.mean_weight = nn.Parameter(torch.ones(len(normalizers), device=device, dtype=dtype))
-        self.var_weight = nn.Parameter(torch.ones(len(normalizers), device=device, dtype=dtype))
+        self.mean_weight = nn.Parameter(torch.tensor(logits, device=device, dtype=dtype))
+        self.var_weight = nn.Parameter(torch.tensor(logits, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
-        """Resets the running statistics, all weights to 1 and ``bias`` to 0."""
+        """Resets the running statistics, ``weight``, ``bias`` and the importance."""
         super().reset_parameters()
         for name in ('mean_weight', 'var_weight'):
             if hasattr(self, name):  # not yet while nn.Module's constructor runs
-                nn.init.ones_(getattr(self, name))
+                logits = initial_logits(self.init_importance, self.normalizers)
+                with torch.no_grad():
+                    getattr(self, name).copy_(torch.tensor(logits))
 
     def importance(self) -> dict[str, dict[str, float]]:
         """The learned mix: softmax of the importance weights.
@@ -212,7 +224,10 @@ class SwitchNorm(_InstanceNorm):
             f'affine={self.affine}, track_running_stats={self.track_running_stats}, '
             f'normalizers={self.normalizers}, sync={self.sync}'
         )
-        return shown + (f', correction={self.correction}' if self.correction else '')
+        for name in ('correction', 'init_importance'):
+            if getattr(self, name):
+                shown += f', {name}={getattr(self, name)!r}'
+        return shown
 
 
 class SwitchNorm1d(SwitchNorm):

@@ -1,0 +1,52 @@
+"""The mix that a layer starts from: equal, or the one of the norm whose weights it takes over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+
+__all__ = ['OFF_SCOPE', 'initial_logits']
+
+OFF_SCOPE = 1e-7
+"""What a scope named alone leaves to the others. A softmax of finite logits leaves something; this
+is what float32 rounds, and ResNets of 18 to 101 layers with it are as far from all weight on the
+scope as rounding takes them (docs/warm_start.md)."""
+
+
+def initial_logits(
+    init_importance: str | Mapping[str, float] | None, normalizers: tuple[str, ...]
+) -> list[float]:
+    """Importance weights before the softmax, for a layer to start from.
+
+    Args:
+        init_importance: None for equal shares; a scope, which gets all but :data:`OFF_SCOPE`; or
+            shares of some scopes, the rest going to the others equally.
+        normalizers: The scopes of the layer.
+
+    Returns:
+        One logit for each of ``normalizers``, ones for equal shares.
+
+    Raises:
+        ValueError: Neither of these, or scopes outside ``normalizers``, or shares that leave
+            another scope nothing.
+    """
+    count = len(normalizers)
+    shares = {} if init_importance is None else init_importance
+    if isinstance(shares, str):
+        shares = {shares: 1 - OFF_SCOPE * (count > 1)}
+    if not isinstance(shares, Mapping) or not set(shares) <= set(normalizers):
+        raise ValueError(
+            f'init_importance must be None, one of the normalizers {normalizers}, or a mapping '
+            f'from some of them to shares, got {init_importance!r}'
+        )
+    numbers = all(isinstance(share, Real) and share > 0 for share in shares.values())
+    rest = 1 - math.fsum(shares.values()) if numbers else -1.0
+    others = count - len(shares)
+    if rest <= 0 if others else abs(rest) > 1e-6:
+        raise ValueError(
+            'shares in init_importance must be positive and sum to less than 1, or to 1 where all '
+            f'of {normalizers} are named, got {init_importance!r}'
+        )
+    equal = rest / max(others, 1)
+    return [1 + math.log(count * shares.get(scope, equal)) for scope in normalizers]

@@ -1,0 +1,212 @@
+"""init_importance: which mix a layer starts from, and that 'bn' keeps a BatchNorm network."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from sn_mm import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, convert_switch_norm
+
+SHARES = {
+    'bn': (5e-8, 5e-8, 1 - 1e-7),
+    'ln': (5e-8, 1 - 1e-7, 5e-8),
+    ('bn', 0.9): (0.05, 0.05, 0.9),
+    ('in', 0.2, 'bn', 0.7): (0.2, 0.1, 0.7),
+    ('in', 0.2, 'ln', 0.3, 'bn', 0.5): (0.2, 0.3, 0.5),
+}
+WARM = {'type': 'SN', 'init_importance': 'bn'}
+
+
+def resnet(norm_cfg: dict, depth: int = 18, width: int = 16, **kwargs) -> nn.Module:
+    widths = {'base_channels': width, 'stem_channels': width}
+    cfg = {'type': 'mmdet.ResNet', 'depth': depth, 'norm_cfg': norm_cfg, 'norm_eval': False}
+    return MODELS.build({**cfg, **widths, **kwargs, '_scope_': 'mmdet'})
+
+
+@torch.no_grad()
+def batch_norm_resnet(**kwargs) -> nn.Module:
+    """As after training: outputs of order 1, statistics collected from images of varied colour."""
+    model = resnet({'type': 'BN'}, **kwargs)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode='fan_out')
+        elif isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.2)
+    for module in model.modules():
+        if hasattr(module, 'downsample'):
+            (module.norm3 if hasattr(module, 'conv3') else module.norm2).weight.mul_(0.2)
+    model.train()
+    for _ in range(4):
+        model(images())
+    model.eval()
+    return model
+
+
+def images() -> Tensor:
+    return torch.randn(4, 3, 64, 96) + torch.randn(4, 3, 1, 1)
+
+
+@torch.no_grad()
+def largest_change(model: nn.Module, other: nn.Module, x: Tensor) -> float:
+    """Largest difference of the outputs, in standard deviations of the stage's output."""
+    model.eval(), other.eval()
+    return max(((a - b).abs().max() / b.std()).item() for a, b in zip(model(x), other(x)))
+
+
+# --- the shares
+
+
+@pytest.mark.parametrize('layer', [SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d])
+@pytest.mark.parametrize('given', SHARES, ids=str)
+def test_the_softmax_is_what_was_asked_for(given, layer):
+    mapping = given if isinstance(given, str) else dict(zip(given[::2], given[1::2]))
+    norm = layer(4, init_importance=mapping, dtype=torch.float64)
+    for logits in (norm.mean_weight, norm.var_weight):
+        wanted = torch.tensor(SHARES[given], dtype=torch.float64)
+        torch.testing.assert_close(logits.detach().softmax(0), wanted, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize('given', [None, {}])
+def test_equal_shares_are_ones(given):
+    norm = SwitchNorm2d(4, init_importance=given)
+    assert norm.mean_weight.tolist() == norm.var_weight.tolist() == [1, 1, 1]
+
+
+def test_shares_follow_the_normalizers():
+    norm = SwitchNorm2d(4, normalizers=('bn', 'ln'), init_importance={'bn': 0.75})
+    assert norm.importance()['mean'] == pytest.approx({'ln': 0.25, 'bn': 0.75})
+    alone = SwitchNorm2d(4, normalizers='ln', init_importance='ln')
+    assert alone.mean_weight.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        ('gn', r"one of the normalizers \('in', 'ln', 'bn'\).* got 'gn'"),
+        ('', "got ''"),
+        (['bn'], r"a mapping .* got \['bn'\]"),
+        (0.9, 'got 0.9'),
+        ({'gn': 0.5}, r"got {'gn': 0.5}"),
+        ({'bn': 1}, r'sum to less than 1, .* got {.bn.: 1}'),
+        ({'bn': 0}, 'positive'),
+        ({'bn': -0.5}, 'positive'),
+        ({'bn': float('nan')}, 'nan'),
+        ({'bn': '0.9'}, 'positive'),
+        ({'in': 0.2, 'ln': 0.3, 'bn': 0.3}, 'to 1 where all'),
+    ],
+)
+def test_what_is_no_mix_is_refused(given, message):
+    with pytest.raises(ValueError, match=f'init_importance .*{message}'):
+        SwitchNorm2d(4, init_importance=given)
+
+
+def test_a_scope_that_the_layer_has_not_is_refused():
+    with pytest.raises(ValueError, match=r"normalizers \('in', 'ln'\).* got 'bn'"):
+        SwitchNorm2d(4, normalizers=('in', 'ln'), init_importance='bn')
+
+
+# --- where it is given, and what comes after
+
+
+def test_copies_reset_and_repr_keep_it():
+    norm = SwitchNorm2d(4, init_importance=ConfigDict(bn=0.9))
+    for twin in (copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
+        nn.init.normal_(twin.mean_weight)
+        twin.reset_parameters()
+        torch.testing.assert_close(twin.state_dict(), norm.state_dict(), rtol=0, atol=0)
+        assert type(twin.init_importance) is dict
+    assert "init_importance={'bn': 0.9}" in repr(norm)
+    assert 'init_importance' not in repr(SwitchNorm2d(4))
+
+
+def test_reset_parameters_initialises_a_layer_made_without_storage():
+    norm = SwitchNorm2d(4, init_importance='bn', device='meta').to_empty(device='cpu')
+    norm.reset_parameters()
+    wanted = SwitchNorm2d(4, init_importance='bn').state_dict()
+    torch.testing.assert_close(norm.state_dict(), wanted, rtol=0, atol=0)
+
+
+def test_a_checkpoint_overrides_it():
+    trained = SwitchNorm2d(4)
+    nn.init.normal_(trained.mean_weight)
+    norm = SwitchNorm2d(4, init_importance='bn')
+    norm.load_state_dict(trained.state_dict())
+    assert norm.importance() == trained.importance()
+
+
+def test_the_toolboxes_initialisation_leaves_it_alone():
+    model = resnet(WARM)
+    model.init_weights()
+    norms = [m for m in model.modules() if isinstance(m, SwitchNorm2d)]
+    assert len(norms) == 20
+    assert all(m.importance()['var']['bn'] == pytest.approx(1 - 1e-7) for m in norms)
+
+
+# --- a BatchNorm network
+
+
+@pytest.mark.parametrize('depth', [18, pytest.param(50, marks=pytest.mark.slow)])
+def test_bn_keeps_the_function_of_a_batch_norm_resnet(depth):
+    """From a checkpoint and by conversion. An equal mix changes it by standard deviations."""
+    original, x = batch_norm_resnet(depth=depth), images()
+    loaded = resnet(WARM, depth)
+    missing = loaded.load_state_dict(original.state_dict(), strict=False).missing_keys
+    assert {key.rpartition('.')[2] for key in missing} == {'mean_weight', 'var_weight'}
+    converted = convert_switch_norm(copy.deepcopy(original), init_importance='bn')
+    for model in (loaded, converted):
+        assert largest_change(model, original, x) < 1e-4
+    equal = convert_switch_norm(copy.deepcopy(original))
+    assert largest_change(equal, original, x) > 1
+
+
+def test_bn_keeps_the_gradients_in_training():
+    original = batch_norm_resnet().double()
+    warm = convert_switch_norm(copy.deepcopy(original), init_importance='bn')
+    x = images().double()
+    for model in (original, warm):
+        model.train()
+        sum(y.square().mean() for y in model(x)).backward()
+    gradients = {name: p.grad for name, p in warm.named_parameters()}
+    for name, p in original.named_parameters():
+        assert (gradients[name] - p.grad).norm() < 1e-5 * p.grad.norm(), name
+
+
+def test_frozen_stages_with_a_batch_norm_checkpoint_are_the_batch_norm_network(tmp_path):
+    """Nothing adapts there: with equal shares frozen stages stay another network for good."""
+    original, x = batch_norm_resnet(), images()
+    torch.save(original.state_dict(), tmp_path / 'bn.pth')
+    changes = {}
+    for init_importance in ('bn', None):
+        model = resnet(
+            {'type': 'SN', 'init_importance': init_importance},
+            frozen_stages=1,
+            out_indices=(0, 1, 2, 3),
+            init_cfg={'type': 'Pretrained', 'checkpoint': str(tmp_path / 'bn.pth')},
+        )
+        model.init_weights()
+        changes[init_importance] = largest_change(model, original, x)
+        model.train()
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+        sum(y.square().mean() for y in model(x)).backward()
+        optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            frozen, wanted = model(x)[0], original(x)[0]
+        assert ((frozen - wanted).abs().max() < 1e-4 * wanted.std()) == (init_importance == 'bn')
+    assert changes['bn'] < 1e-4 and changes[None] > 1
+
+
+def test_maps_of_one_position_stay_on_the_scope():
+    x = torch.randn(3, 4, 1, 1)
+    bn, sn = nn.BatchNorm2d(4), SwitchNorm2d(4, init_importance='bn')
+    for _ in range(2):
+        torch.testing.assert_close(sn(x), bn(x), rtol=1e-4, atol=1e-5)
+        sn.eval(), bn.eval()
