@@ -12,6 +12,7 @@ from .version import __version__
 
 if find_spec('mmengine') is not None:
     from . import registry  # noqa: F401
+    from .switch import switch_norm_cfg  # noqa: F401
 
 __all__ = [
     'SwitchNorm',

@@ -25,6 +25,7 @@ def convert_switch_norm(
     model: nn.Module,
     *,
     report: Callable[[str], None] = logger.info,
+    select: Callable[[str], bool] = lambda name: True,
     **layer_args: Any,
 ) -> nn.Module:
     """Replaces BatchNorm*, SyncBatchNorm, GroupNorm and InstanceNorm* by SN, in place.
@@ -46,6 +47,8 @@ def convert_switch_norm(
         model: Any torch model, a single norm included.
         report: Called with one line for each norm replaced or left, and one that counts them.
             Default: logs at level INFO.
+        select: Called with the name of each such norm in ``model``; those that it says no to stay,
+            and are not reported. Default: all.
         **layer_args: Arguments of the new layers, over what they take from the old ones.
 
     Returns:
@@ -56,13 +59,13 @@ def convert_switch_norm(
             not seen its first input. The model is then as it was.
         TypeError: ``layer_args`` that :class:`SwitchNorm` does not have. Likewise.
     """
-    kinds = _layers_by_kind()
+    kinds = layers_by_kind()
     fallback = next(model.parameters(), torch.empty(0))
     converted: dict[nn.Module, SwitchNorm] = {}
     lines = []
     for name, module in model.named_modules():
         kind = next((k for k in kinds if isinstance(module, k)), None)
-        if kind is None or isinstance(module, SwitchNorm):
+        if kind is None or isinstance(module, SwitchNorm) or not select(name):
             continue
         line = f'{name or "model"}: {type(module).__name__}'
         if isinstance(module, nn.modules.lazy.LazyModuleMixin):
@@ -87,7 +90,7 @@ def convert_switch_norm(
     return converted.get(model, model)
 
 
-def _layers_by_kind() -> dict[type[nn.Module], type[SwitchNorm]]:
+def layers_by_kind() -> dict[type[nn.Module], type[SwitchNorm]]:
     """Norm classes, special ones before their bases, and the layers that take their place."""
     kinds: dict[type[nn.Module], type[SwitchNorm]] = {
         nn.BatchNorm1d: SwitchNorm1d,

@@ -1,26 +1,36 @@
 """SN in MMEngine's registries: ``norm_cfg=dict(type='SN')``.
 
-With ``custom_imports = dict(imports=['sn_mm'])`` the layers SN, SN1d, SN2d, SN3d and the hooks
-SwitchWeightsHook, PreciseSNHook are in MMEngine's root registries. ``type='sn_mm.SN'`` needs no
-import line: MMEngine finds this file by its name. MMEngine's own checkpoints load and resume from
-then on, in the toolboxes' scripts too, on versions of torch that load weights only.
+With ``custom_imports = dict(imports=['sn_mm'])`` MMEngine's root registries have the layers SN, SN1d,
+SN2d, SN3d, the hooks SwitchWeightsHook, PreciseSNHook, LeftoverNormHook, and SwitchedModel, which
+builds models with norms that no config reaches. ``type='sn_mm.SN'`` needs no import line: MMEngine
+finds this file by its name. MMEngine's own checkpoints load and resume from then on, in the
+toolboxes' scripts too, on versions of torch that load weights only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
 from .engine.safe_globals import register_safe_globals
-from .hooks import PreciseSNHook, SwitchWeightsHook
+from .hooks import LeftoverNormHook, PreciseSNHook, SwitchWeightsHook
 from .layer import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from .switch.leftovers import build_switched_model
 
-_LAYERS = {'SN': SwitchNorm2d, 'SN1d': SwitchNorm1d, 'SN2d': SwitchNorm2d, 'SN3d': SwitchNorm3d}
-_HOOKS = {hook.__name__: hook for hook in (PreciseSNHook, SwitchWeightsHook)}
+_MODELS: dict[str, Callable] = {
+    'SN': SwitchNorm2d,
+    'SN1d': SwitchNorm1d,
+    'SN2d': SwitchNorm2d,
+    'SN3d': SwitchNorm3d,
+    'SwitchedModel': build_switched_model,
+}
+_HOOKS: dict[str, Callable] = {
+    hook.__name__: hook for hook in (LeftoverNormHook, PreciseSNHook, SwitchWeightsHook)
+}
 
 
-def _register(root: Registry, modules: Mapping[str, type]) -> Registry:
+def _register(root: Registry, modules: Mapping[str, Callable]) -> Registry:
     """Registers modules in a root registry and in its child with the scope ``sn_mm``.
 
     A reload finds the child and the names that it registered before; another package's name is
@@ -37,6 +47,6 @@ def _register(root: Registry, modules: Mapping[str, type]) -> Registry:
     return child
 
 
-MODELS = _register(ROOT_MODELS, _LAYERS)
+MODELS = _register(ROOT_MODELS, _MODELS)
 HOOKS = _register(ROOT_HOOKS, _HOOKS)
 register_safe_globals()

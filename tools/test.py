@@ -24,11 +24,13 @@ from sn_mm.engine.data import build_loops, check_data
 from sn_mm.engine.errors import InputError, report_input_errors
 from sn_mm.engine.files import atomic_path
 from sn_mm.engine.launch import build_runner, prepare_launch
+from sn_mm.engine.switch import add_switch_arguments, switch_norms
 
 
 def parse_args() -> Namespace:
     parser = ArgumentParser(description='Test (and evaluate) a model.')
     add_config_arguments(parser)
+    add_switch_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument(
         '--out', help='where predictions go: a .pkl file, or for mmseg a folder of label maps'
@@ -87,6 +89,7 @@ def write_label_maps(cfg: Config, folder: str) -> None:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args, 'test')
+    switch_norms(cfg, args)
     to_pickle = args.out is not None and args.out.endswith(('.pkl', '.pickle'))
     if args.out and not to_pickle:
         if toolbox(cfg) != 'mmseg':

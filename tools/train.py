@@ -3,6 +3,7 @@
 Examples:
     python tools/train.py configs/demo/NAME.py
     python tools/train.py mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py --work-dir DIR --resume
+    python tools/train.py mmdet::atss/atss_r50_fpn_1x_coco.py --norm SN --norm-scope all
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from sn_mm.engine.config import add_config_arguments, load_config
 from sn_mm.engine.data import build_loops, check_data
 from sn_mm.engine.errors import InputError, report_input_errors
 from sn_mm.engine.launch import build_runner, prepare_launch
+from sn_mm.engine.switch import add_switch_arguments, switch_norms
 
 
 def parse_args() -> Namespace:
     parser = ArgumentParser(description='Train a model.')
     add_config_arguments(parser)
+    add_switch_arguments(parser)
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument(
         '--auto-scale-lr',
@@ -73,6 +76,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args, 'train')
+    switch_norms(cfg, args)
     check_amp(cfg, args.amp)
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)

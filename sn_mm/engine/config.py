@@ -15,17 +15,17 @@ from mmengine.config.utils import MODULE2PACKAGE
 from .errors import InputError
 
 
-class _CfgOptions(DictAction):
+class CfgOptions(DictAction):
     """mmengine's ``DictAction``, with one line instead of a traceback for a broken option."""
 
     def __call__(
-        self, parser: ArgumentParser, namespace: Namespace, values: Any, *args: Any
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, option: Any = None
     ) -> None:
         try:
-            super().__call__(parser, namespace, values, *args)
+            super().__call__(parser, namespace, values, option)
         except (ValueError, AssertionError) as error:
             raise InputError(
-                f'--cfg-options expects KEY=VALUE pairs with balanced brackets, got '
+                f'{option} expects KEY=VALUE pairs with balanced brackets, got '
                 f'{" ".join(values)!r} ({error})'
             ) from error
 
@@ -37,7 +37,7 @@ def add_config_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=_CfgOptions,
+        action=CfgOptions,
         metavar='KEY=VALUE',
         help='override settings of the config, for example train_cfg.max_epochs=1 or key="[a,b]"',
     )
@@ -101,6 +101,17 @@ def toolbox(cfg: Config) -> str:
     return package if dot else 'mmengine'
 
 
+def import_sn_mm(cfg: Config) -> None:
+    """Adds ``sn_mm`` to what a config imports when it is loaded.
+
+    Args:
+        cfg: The config, changed in place: ``custom_imports``.
+    """
+    imports = cfg.get('custom_imports') or {'imports': []}
+    names = [imports['imports']] if isinstance(imports['imports'], str) else imports['imports']
+    cfg.custom_imports = dict(imports, imports=list(dict.fromkeys([*names, 'sn_mm'])))
+
+
 def load_config(args: Namespace, split: str) -> Config:
     """Loads the config that the command line names.
 
@@ -139,9 +150,7 @@ def load_config(args: Namespace, split: str) -> Config:
     ]
     if missing:
         raise InputError(f'config {args.config} has no {", ".join(missing)} to {split} with')
-    imports = cfg.get('custom_imports') or {'imports': []}
-    names = [imports['imports']] if isinstance(imports['imports'], str) else imports['imports']
-    cfg.custom_imports = dict(imports, imports=list(dict.fromkeys([*names, 'sn_mm'])))
+    import_sn_mm(cfg)
     cfg.launcher = args.launcher
     if args.launcher == 'pytorch':  # what starts the processes may tell it in either way
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

@@ -1,6 +1,7 @@
 """MMEngine hooks for training with SN."""
 
+from .leftover_norms import LeftoverNormHook
 from .precise_sn import PreciseSNHook
 from .switch_weights import SwitchWeightsHook
 
-__all__ = ['PreciseSNHook', 'SwitchWeightsHook']
+__all__ = ['LeftoverNormHook', 'PreciseSNHook', 'SwitchWeightsHook']

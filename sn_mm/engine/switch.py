@@ -1,0 +1,80 @@
+"""``--norm SN``: the switch of a ready-made config on the command line."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from argparse import ArgumentParser, Namespace
+from collections import Counter
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from rich.console import Console
+
+from ..switch import SCOPES, Switched, find_leftovers, switch_norm_cfg
+from .config import CfgOptions, toolbox
+from .errors import InputError, local_rank
+
+_WIDTH = 160  # of the table where it goes to a file
+
+
+def add_switch_arguments(parser: ArgumentParser) -> None:
+    """Adds the options that switch the norms of a config."""
+    parser.add_argument('--norm', help='switch all norms of the config: SN')
+    parser.add_argument(
+        '--norm-arg',
+        nargs='+',
+        action=CfgOptions,
+        metavar='KEY=VALUE',
+        help='arguments of the layer, for example normalizers="[in,ln]" sync=False',
+    )
+    parser.add_argument(
+        '--norm-scope',
+        choices=SCOPES,
+        help='existing: every norm (the default); backbone: those of the backbone; all: every '
+        'norm, and neck, box head and mask head get SN where they have none',
+    )
+
+
+def switch_norms(cfg: Config, args: Namespace) -> None:
+    """Switches the norms of a config as the command line says, and prints what changed.
+
+    The model is built once to see which norms no config reaches. If there are any, the config's
+    model is built as ``sn_mm.SwitchedModel`` from then on, which converts them.
+
+    Args:
+        cfg: The complete config, changed in place.
+        args: The parsed options of :func:`add_switch_arguments`.
+
+    Raises:
+        InputError: As :func:`sn_mm.switch_norm_cfg`, or if there is a ``--norm-...`` without
+            ``--norm``.
+    """
+    if args.norm is None:
+        if args.norm_arg or args.norm_scope:
+            raise InputError('--norm-arg and --norm-scope need --norm SN')
+        return
+    norm_cfg = {'type': args.norm, **(args.norm_arg or {})}
+    scope = args.norm_scope or 'existing'
+    report = switch_norm_cfg(cfg, norm_cfg, scope)
+    with DefaultScope.overwrite_default_scope(toolbox(cfg)):
+        model = MODELS.build(copy.deepcopy(cfg.model))  # which changes its config in place
+    leftovers = find_leftovers(model, scope)
+    if leftovers:
+        cfg.model.switched = {'type': _full_name(cfg), 'norm_cfg': norm_cfg, 'scope': scope}
+        cfg.model.type = 'sn_mm.SwitchedModel'
+        counts = Counter(('.'.join(name.split('.')[:2]), kind.__name__) for name, kind in leftovers)
+        for (component, kind), count in counts.items():
+            report.switched.append(
+                Switched(component, f'{kind} ({count})', args.norm, 'hard-coded: converted')
+            )
+    if local_rank() == 0:
+        Console(width=None if sys.stdout.isatty() else _WIDTH).print(report.table())
+
+
+def _full_name(cfg: Config) -> str:
+    """The type of the model, such that it is found without a default scope."""
+    kind = cfg.model.type
+    if not isinstance(kind, str):
+        return f'{kind.__module__}.{kind.__qualname__}'
+    return kind if '.' in kind else f'{toolbox(cfg)}.{kind}'

@@ -1,0 +1,17 @@
+"""Ready-made configs: every norm of the batch norm family becomes SN, by name."""
+
+from .leftovers import build_switched_model, convert_leftovers, find_leftovers
+from .report import Left, Switched, SwitchReport
+from .rewrite import switch_norm_cfg
+from .scopes import SCOPES
+
+__all__ = [
+    'SCOPES',
+    'Left',
+    'SwitchReport',
+    'Switched',
+    'build_switched_model',
+    'convert_leftovers',
+    'find_leftovers',
+    'switch_norm_cfg',
+]

@@ -1,0 +1,92 @@
+"""What the classes that a config names take, and what they are."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.registry import MODELS
+from torch import nn
+
+from ..convert import layers_by_kind
+from ..layer import SwitchNorm
+
+# Heads with one set of weights for all levels of a feature pyramid descend from BaseDenseHead or
+# SOLOHead; DyHead and the DyConv of GLIP are blocks that do the same. By name, so that no toolbox
+# is imported.
+_SHARED = {'BaseDenseHead', 'SOLOHead', 'DyHead'}
+# Of these, the ones with norms of their own for each level, or with one level only.
+_SEPARATE = {
+    'CenterNetHead',
+    'CornerHead',
+    'MaskFormerHead',
+    'RTMDetInsSepBNHead',
+    'RTMDetSepBNHead',
+    'RetinaSepBNHead',
+    'SSDHead',
+    'YOLOFHead',
+    'YOLOV3Head',
+    'YOLOXHead',
+}
+
+
+def resolve(kind: Any, scope: str | None) -> Any:
+    """Finds the class that a config's ``type`` names.
+
+    Args:
+        kind: A name in the registry, a class, or one that a lazy config imports.
+        scope: The config's default scope.
+
+    Returns:
+        The class or function; None if it is not a model's part.
+    """
+    if isinstance(kind, (LazyObject, LazyAttr)):
+        return kind.build()
+    if not isinstance(kind, str):
+        return kind
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        try:
+            return registry.get(kind)
+        except RuntimeError:  # mmengine's word for a name that is not registered
+            return None
+
+
+def norm_layer(kind: Any) -> type[SwitchNorm] | None:
+    """The SN layer that takes the place of a norm class; None for everything else."""
+    if not inspect.isclass(kind) or issubclass(kind, SwitchNorm):
+        return None
+    return next((layer for norm, layer in layers_by_kind().items() if issubclass(kind, norm)), None)
+
+
+def is_other_norm(kind: Any) -> bool:
+    """Whether a class is a norm that a switch leaves alone: a layer norm, or SN already."""
+    return inspect.isclass(kind) and issubclass(kind, (nn.LayerNorm, SwitchNorm))
+
+
+def constructor_arguments(cls: Any) -> dict[str, Any]:
+    """Names and defaults of what a class takes, its bases' included where it passes them on."""
+    defaults: dict[str, Any] = {}
+    for base in inspect.getmro(cls) if inspect.isclass(cls) else ():
+        if '__init__' not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)['__init__']).parameters.values()
+        for parameter in parameters:
+            defaults.setdefault(parameter.name, parameter.default)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return defaults
+
+
+def ancestors(cls: Any) -> set[str]:
+    """Names of a class and its bases."""
+    return {base.__name__ for base in inspect.getmro(cls)} if inspect.isclass(cls) else set()
+
+
+def shares_levels(cls: Any) -> bool:
+    """Whether one set of weights of this component serves several levels of a feature pyramid.
+
+    Running batch statistics mix the levels there, each of which has statistics of its own.
+    """
+    names = ancestors(cls)
+    return bool(names & _SHARED) and not names & _SEPARATE

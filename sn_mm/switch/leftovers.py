@@ -1,0 +1,79 @@
+"""Norms that are hard-coded in a model, where no config reaches them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.registry import MODELS
+from torch import nn
+
+from ..convert import convert_switch_norm
+from .components import norm_layer, shares_levels
+from .scopes import reason_to_leave
+from .target import WITHOUT_BATCH, layer_arguments
+
+
+def find_leftovers(model: nn.Module, scope: str | None = None) -> list[tuple[str, type[nn.Module]]]:
+    """Finds the BatchNorm, SyncBatchNorm, GroupNorm and InstanceNorm layers in a model.
+
+    Args:
+        model: Any torch model.
+        scope: 'existing', 'backbone' or 'all': only what a switch of this scope is for.
+            Default: everything.
+
+    Returns:
+        Name and class of each, in the order of the model's modules.
+    """
+    return [
+        (name, type(module))
+        for name, module in model.named_modules()
+        if norm_layer(type(module)) and not (scope and reason_to_leave(name, scope))
+    ]
+
+
+def convert_leftovers(model: nn.Module, norm_cfg: dict, scope: str = 'existing') -> nn.Module:
+    """Converts the norms that a config's switch did not reach, in place.
+
+    Those that serve several levels of a feature pyramid get ``normalizers=['in', 'ln']``, as
+    :func:`switch_norm_cfg` gives them. Convert before the optimizer is built.
+
+    Args:
+        model: A model that is not wrapped yet.
+        norm_cfg: As for :func:`switch_norm_cfg`.
+        scope: Likewise.
+
+    Returns:
+        ``model``.
+    """
+    names = {name for name, _ in find_leftovers(model, scope)}
+    shared = {
+        f'{outer}.{inner}'
+        for outer, module in model.named_modules()
+        if shares_levels(type(module))
+        for inner, _ in find_leftovers(module)
+    }
+    arguments = layer_arguments(norm_cfg)
+    convert_switch_norm(model, select=(names - shared).__contains__, **arguments)
+    arguments.setdefault('normalizers', WITHOUT_BATCH)
+    convert_switch_norm(model, select=(names & shared).__contains__, **arguments)
+    if 'requires_grad' in norm_cfg:
+        for name in names:
+            model.get_submodule(name).requires_grad_(norm_cfg['requires_grad'])
+    return model
+
+
+def build_switched_model(switched: dict, **model: Any) -> nn.Module:
+    """Builds a model and converts the norms in it that no config reaches.
+
+    Registered as ``sn_mm.SwitchedModel``, so that a config which needs the conversion trains, tests
+    and resumes by itself, in the toolboxes' own scripts too.
+
+    Args:
+        switched: ``type`` of the model, ``norm_cfg`` and ``scope`` of the switch.
+        **model: The rest of the model's config.
+
+    Returns:
+        The model.
+    """
+    built = MODELS.build({**model, 'type': switched['type']})
+    return convert_leftovers(built, switched['norm_cfg'], switched.get('scope', 'existing'))

@@ -1,0 +1,68 @@
+"""What the user of a switched config should know before training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .report import SwitchReport
+
+
+def take_notes(model: dict, report: SwitchReport) -> list[str]:
+    """Finds the settings under which SN would not learn, or weights would not load.
+
+    Args:
+        model: The switched model's config.
+        report: What was switched in it.
+
+    Returns:
+        One line for each.
+    """
+    frozen, renamed, fixed = {}, {}, []
+    for entry in report.switched:
+        if not isinstance(entry.new, dict):
+            continue
+        path, component = _component(model, entry.path)
+        checkpoint = _checkpoint(component) or model.get('pretrained')
+        if checkpoint and 'backbone' in path and component.get('frozen_stages', -1) >= 0:
+            frozen[path] = component['frozen_stages'], checkpoint
+        if checkpoint and 'backbone' in path and str((entry.old or {}).get('type')) in ('GN', 'IN'):
+            renamed[path] = entry.old['type'], checkpoint
+        if entry.new.get('requires_grad') is False:
+            fixed.append(entry.path)
+    notes = [
+        f'{path}.frozen_stages={stages} with the weights of {checkpoint}: SN keeps its equal mix '
+        f'in these stages for ever; {path}.frozen_stages=-1 lets it learn'
+        for path, (stages, checkpoint) in frozen.items()
+    ]
+    notes += [
+        f'{path}: modules named after {norm} are named bn with SN; its weights of {norm} in '
+        f'{checkpoint} do not load'
+        for path, (norm, checkpoint) in renamed.items()
+    ]
+    if fixed:
+        notes.append(
+            f'requires_grad=False keeps the equal mix of SN in {", ".join(fixed)}; requires_grad='
+            'True in the norm_cfg (--norm-arg requires_grad=True) lets it learn'
+        )
+    return notes
+
+
+def _component(model: dict, path: str) -> tuple[str, dict]:
+    """The innermost component around ``model``'s entry at ``path``, with its own path."""
+    found: tuple[str, dict] = ('model', model)
+    node: Any = model
+    parts = path.split('.')
+    for depth, part in enumerate(parts[1:-1], start=2):
+        node = node[int(part)] if isinstance(node, (list, tuple)) else node[part]
+        if isinstance(node, dict) and 'type' in node:
+            found = '.'.join(parts[:depth]), node
+    return found
+
+
+def _checkpoint(component: dict) -> str | None:
+    """The file that a component's initial weights come from."""
+    inits = component.get('init_cfg')
+    for init in inits if isinstance(inits, (list, tuple)) else [inits]:
+        if isinstance(init, dict) and init.get('checkpoint'):
+            return init['checkpoint']
+    return component.get('pretrained')

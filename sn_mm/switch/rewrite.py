@@ -1,0 +1,145 @@
+"""One switch for a whole config: every norm of the batch norm family becomes SN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from ..engine.config import import_sn_mm, toolbox
+from ..engine.errors import InputError
+from ..layer import SwitchNorm
+from .components import (
+    ancestors,
+    constructor_arguments,
+    is_other_norm,
+    norm_layer,
+    resolve,
+    shares_levels,
+)
+from .heads import add_norms
+from .notes import take_notes
+from .report import Left, Switched, SwitchReport
+from .scopes import SCOPES, reason_to_leave
+from .target import check_target, replace
+
+# Building blocks that get their norm from what builds them, not from their own default.
+_BLOCKS = ('upsample_cfg',)
+
+
+def switch_norm_cfg(
+    cfg: Config, norm_cfg: dict | None = None, scope: str = 'existing'
+) -> SwitchReport:
+    """Rewrites a config so that the norms of its model are SN.
+
+    Switches BN, SyncBN, GN and IN of any number of dimensions wherever ``cfg.model`` has them, and
+    where a component's class has them as a default that the config does not mention. Keeps
+    ``requires_grad``, ``eps`` and ``momentum``. Layer norms stay, and so do the norms of a teacher
+    that a student is distilled from. The config then imports ``sn_mm`` by itself, and warns of
+    norms that are hard-coded in a model (:class:`sn_mm.hooks.LeftoverNormHook`).
+
+    A head whose one set of weights serves several levels of a feature pyramid gets
+    ``normalizers=['in', 'ln']``, unless ``norm_cfg`` names its normalizers.
+
+    Args:
+        cfg: Config of any MMEngine toolbox that is installed, changed in place.
+        norm_cfg: ``type``: SN, SN1d, SN2d or SN3d; further keys: the layer's arguments. 1d and 3d
+            norms become SN1d and SN3d. Default: ``dict(type='SN')``.
+        scope: 'existing': every norm; 'backbone': those of backbones; 'all': every norm, and the
+            neck, the box head (the four convolutions of the paper) and the mask head get SN where
+            they have no norm. Default: 'existing'.
+
+    Returns:
+        What was switched and left, with paths and reasons.
+
+    Raises:
+        InputError: There is nothing to switch; ``norm_cfg`` or ``scope`` outside what is allowed.
+
+    Examples::
+
+        >>> cfg = Config.fromfile('configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py')
+        >>> rich.print(switch_norm_cfg(cfg, dict(type='SN'), scope='all').table())
+    """
+    target = check_target(norm_cfg or {'type': 'SN'})
+    if scope not in SCOPES:
+        raise InputError(f'the scope of the switch must be one of {", ".join(SCOPES)}, got {scope}')
+    if not isinstance(cfg.get('model'), dict):
+        raise InputError('the config has no model to switch the norms of')
+    rewriter = _Rewriter(target, scope, toolbox(cfg))
+    model = rewriter.rewrite(cfg.model, 'model')
+    report = rewriter.report
+    if not report.switched:
+        left = ', '.join(sorted({entry.norm for entry in report.left if entry.norm})) or 'none'
+        raise InputError(
+            f'nothing to switch: the model has no BN, SyncBN, GN or IN in the scope {scope!r} '
+            f'that its config reaches (norms left: {left})'
+        )
+    report.notes = take_notes(model, report)
+    cfg.model = ConfigDict(model)
+    import_sn_mm(cfg)
+    hook = {'type': 'sn_mm.LeftoverNormHook', 'scope': scope}
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+    return report
+
+
+class _Rewriter:
+    """Copies a model's config with its norms switched, and keeps the record."""
+
+    def __init__(self, target: dict, scope: str, toolbox: str) -> None:
+        self.target = target
+        self.scope = scope
+        self.toolbox = toolbox
+        self.report = SwitchReport()
+
+    def rewrite(self, value: Any, path: str, owner: Any = None, reason: str = '') -> Any:
+        """Copies ``value``, which ``owner`` (a class) takes as an argument or in one.
+
+        The result shares nothing with ``value``: a norm_cfg that several components of a config
+        refer to becomes one for each.
+        """
+        if isinstance(value, (list, tuple)):
+            items = (self.rewrite(v, f'{path}.{i}', owner, reason) for i, v in enumerate(value))
+            return type(value)(items)
+        if not isinstance(value, dict):
+            return value
+        # Not ConfigDict's own items(), which import what a lazy config names.
+        config = dict(dict.items(value))
+        cls = resolve(config['type'], self.toolbox) if 'type' in config else None
+        layer = norm_layer(cls)
+        if layer is not None:
+            return self._switch(config, layer, path, owner, reason)
+        if is_other_norm(cls):
+            kind = getattr(config['type'], '__name__', config['type'])
+            self.report.left.append(Left(path, str(kind), 'not of the batch norm family'))
+        copy = {key: self.rewrite(v, f'{path}.{key}', cls, reason) for key, v in config.items()}
+        if cls is not None and path.rpartition('.')[2] not in _BLOCKS:
+            self._write_defaults(copy, cls, path)
+            if self.scope == 'all':
+                add_norms(copy, cls, path, self.target, self.report)
+        return copy
+
+    def _write_defaults(self, config: dict, cls: Any, path: str) -> None:
+        """Writes the norms into a component's config that its class has by default."""
+        for name, default in constructor_arguments(cls).items():
+            if name not in config and isinstance(default, (dict, list, tuple)):
+                before = len(self.report.switched)
+                copy = self.rewrite(default, f'{path}.{name}', cls, f'default of {cls.__name__}')
+                if len(self.report.switched) > before:
+                    config[name] = copy
+
+    def _switch(
+        self, norm_cfg: dict, layer: type[SwitchNorm], path: str, owner: Any, reason: str
+    ) -> dict:
+        kind = norm_cfg['type']
+        old = {**norm_cfg, 'type': getattr(kind, '__name__', str(kind))}
+        left = reason_to_leave(path, self.scope)
+        if left:
+            self.report.left.append(Left(path, old['type'], left))
+            return norm_cfg
+        shared = shares_levels(owner)
+        new = replace(norm_cfg, layer, self.target, shared)
+        if 'EncHead' in ancestors(owner) and new['type'].endswith('SN'):
+            new['type'] += '2d'  # MMSegmentation makes 1d of it for the codes
+        reasons = [reason, 'one set of weights for all levels' if shared else '']
+        self.report.switched.append(Switched(path, old, new, '; '.join(filter(None, reasons))))
+        return new

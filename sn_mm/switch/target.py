@@ -1,0 +1,93 @@
+"""The norm_cfg that takes the place of another."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from ..engine.errors import InputError
+from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+
+_TYPES = ('SN', 'SN1d', 'SN2d', 'SN3d')
+_NOT_FOR_CONFIGS = ('self', 'num_features', 'process_group', 'device', 'dtype')
+ARGUMENTS = ('requires_grad',) + tuple(
+    name
+    for name in inspect.signature(SwitchNorm.__init__).parameters
+    if name not in _NOT_FOR_CONFIGS
+)
+_WANTED: dict[str, tuple[type, ...]] = {
+    'requires_grad': (bool,),
+    'affine': (bool,),
+    'track_running_stats': (bool,),
+    'eps': (int, float),
+    'momentum': (int, float, type(None)),
+}
+# Without the batch scope, which running statistics stand for in evaluation.
+WITHOUT_BATCH = ['in', 'ln']
+
+
+def check_target(norm_cfg: dict) -> dict:
+    """Checks a norm_cfg that names SN.
+
+    Args:
+        norm_cfg: ``type``: SN, SN1d, SN2d or SN3d, with or without the scope ``sn_mm.``, or the
+            layer's class; other keys: the layer's arguments and ``requires_grad``.
+
+    Returns:
+        A copy with the type as a string.
+
+    Raises:
+        InputError: Another type, an argument that SN does not have, or a value that it refuses.
+    """
+    kind = norm_cfg.get('type')
+    if inspect.isclass(kind) and issubclass(kind, SwitchNorm):
+        kind = f'sn_mm.{kind.__name__.replace("SwitchNorm", "SN")}'
+    if not isinstance(kind, str) or kind.replace('sn_mm.', '') not in _TYPES:
+        raise InputError(f'the norm to switch to must be one of {", ".join(_TYPES)}, got {kind!r}')
+    given = {key: value for key, value in norm_cfg.items() if key != 'type'}
+    unknown = [key for key in given if key not in ARGUMENTS]
+    if unknown:
+        raise InputError(f'{kind} takes {", ".join(ARGUMENTS)}, got {", ".join(unknown)}')
+    for name, value in given.items():
+        wanted = _WANTED.get(name)
+        if wanted and not isinstance(value, wanted):
+            raise InputError(f'{name} must be {_words(wanted)}, got {value!r}')
+    try:
+        SwitchNorm2d(1, **layer_arguments(given))
+    except (TypeError, ValueError) as error:
+        raise InputError(f'{kind} refuses {given}: {error}') from error
+    return {'type': kind, **given}
+
+
+def _words(types: tuple[type, ...]) -> str:
+    names = {bool: 'True or False', float: 'a number', type(None): 'None'}
+    return ' or '.join(names[kind] for kind in types if kind in names)
+
+
+def layer_arguments(norm_cfg: dict) -> dict[str, Any]:
+    """The arguments of a norm_cfg that go to the layer itself."""
+    return {k: v for k, v in norm_cfg.items() if k not in ('type', 'requires_grad')}
+
+
+def replace(old: dict, layer: type[SwitchNorm], target: dict, shared: bool) -> dict:
+    """Writes the norm_cfg that takes the place of ``old``.
+
+    Args:
+        old: The norm_cfg that was there; what SN takes of it stays.
+        layer: The SN layer for its number of dimensions.
+        target: What :func:`check_target` gave.
+        shared: The norm serves several levels of a feature pyramid: the batch scope is left out,
+            unless ``target`` or ``old`` names its scopes.
+
+    Returns:
+        The new norm_cfg.
+    """
+    kind = target['type']
+    if layer in (SwitchNorm1d, SwitchNorm3d):
+        scope = kind.rpartition('SN')[0]
+        kind = scope + layer.__name__.replace('SwitchNorm', 'SN')
+    kept = {key: value for key, value in old.items() if key in ARGUMENTS}
+    new = {**kept, **target, 'type': kind}
+    if shared:
+        new.setdefault('normalizers', list(WITHOUT_BATCH))
+    return {'type': new.pop('type'), **new}
