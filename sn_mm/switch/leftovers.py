@@ -10,7 +10,7 @@ from torch import nn
 from ..convert import convert_switch_norm
 from .components import norm_layer, shares_levels
 from .scopes import reason_to_leave
-from .target import WITHOUT_BATCH, layer_arguments
+from .target import layer_arguments, leave_out_batch
 
 
 def find_leftovers(model: nn.Module, scope: str | None = None) -> list[tuple[str, type[nn.Module]]]:
@@ -54,8 +54,8 @@ def convert_leftovers(model: nn.Module, norm_cfg: dict, scope: str = 'existing')
     }
     arguments = layer_arguments(norm_cfg)
     convert_switch_norm(model, select=(names - shared).__contains__, **arguments)
-    arguments.setdefault('normalizers', WITHOUT_BATCH)
-    convert_switch_norm(model, select=(names & shared).__contains__, **arguments)
+    without_batch = leave_out_batch(arguments)
+    convert_switch_norm(model, select=(names & shared).__contains__, **without_batch)
     if 'requires_grad' in norm_cfg:
         for name in names:
             model.get_submodule(name).requires_grad_(norm_cfg['requires_grad'])

@@ -22,8 +22,6 @@ _WANTED: dict[str, tuple[type, ...]] = {
     'eps': (int, float),
     'momentum': (int, float, type(None)),
 }
-# Without the batch scope, which running statistics stand for in evaluation.
-WITHOUT_BATCH = ['in', 'ln']
 
 
 def check_target(norm_cfg: dict) -> dict:
@@ -69,6 +67,18 @@ def layer_arguments(norm_cfg: dict) -> dict[str, Any]:
     return {k: v for k, v in norm_cfg.items() if k not in ('type', 'requires_grad')}
 
 
+def leave_out_batch(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments for a layer that serves several levels of a feature pyramid.
+
+    Running statistics mix the levels, so the batch scope is left out, and with it a mix to start
+    from that counts on it; unless the arguments name their normalizers.
+    """
+    if 'normalizers' in arguments:
+        return arguments
+    kept = {k: v for k, v in arguments.items() if k != 'init_importance' or 'bn' not in (v or ())}
+    return {**kept, 'normalizers': ['in', 'ln']}
+
+
 def replace(old: dict, layer: type[SwitchNorm], target: dict, shared: bool) -> dict:
     """Writes the norm_cfg that takes the place of ``old``.
 
@@ -76,8 +86,7 @@ def replace(old: dict, layer: type[SwitchNorm], target: dict, shared: bool) -> d
         old: The norm_cfg that was there; what SN takes of it stays.
         layer: The SN layer for its number of dimensions.
         target: What :func:`check_target` gave.
-        shared: The norm serves several levels of a feature pyramid: the batch scope is left out,
-            unless ``target`` or ``old`` names its scopes.
+        shared: The norm serves several levels of a feature pyramid: see :func:`leave_out_batch`.
 
     Returns:
         The new norm_cfg.
@@ -87,7 +96,5 @@ def replace(old: dict, layer: type[SwitchNorm], target: dict, shared: bool) -> d
         scope = kind.rpartition('SN')[0]
         kind = scope + layer.__name__.replace('SwitchNorm', 'SN')
     kept = {key: value for key, value in old.items() if key in ARGUMENTS}
-    new = {**kept, **target, 'type': kind}
-    if shared:
-        new.setdefault('normalizers', list(WITHOUT_BATCH))
-    return {'type': new.pop('type'), **new}
+    new = {'type': kind, **kept, **{k: v for k, v in target.items() if k != 'type'}}
+    return leave_out_batch(new) if shared else new
