@@ -1,0 +1,127 @@
+"""Norms that no config reaches: found, converted before the optimizer is built, or warned of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import HOOKS, MODELS
+from torch import nn
+from toy_training import Model, build_runner
+
+import sn_mm
+from sn_mm import SwitchNorm1d, SwitchNorm2d
+from sn_mm.switch import build_switched_model, convert_leftovers, find_leftovers
+
+
+class DyHead(nn.Module):
+    """As mmdet's: a block that all levels go through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, 4)
+
+
+class HardCoded(Model):
+    """A norm of the config, one of its own, a pyramid's and a teacher's."""
+
+    def __init__(self, norm_cfg: dict = dict(type='BN')) -> None:  # noqa: B006
+        super().__init__()
+        self.backbone = nn.Sequential(MODELS.get(norm_cfg['type'])(4), nn.BatchNorm1d(4))
+        self.neck = DyHead()
+        self.teacher_model = nn.ModuleList([nn.BatchNorm2d(4)])
+
+
+OWN = ['bn', 'backbone.1', 'neck.norm']
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    pytest.importorskip('mmcv.cnn')
+    monkeypatch.setitem(MODELS.module_dict, 'HardCoded', HardCoded)
+
+
+def names(model: nn.Module, *scope: str) -> list[str]:
+    return [name for name, _ in find_leftovers(model, *scope)]
+
+
+def test_every_kind_is_found_with_its_name_and_nothing_else():
+    kinds = [nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.BatchNorm3d]
+    layers = [*(kind(2) for kind in kinds), nn.GroupNorm(1, 2)]
+    others = [nn.LayerNorm(2), SwitchNorm2d(2), SwitchNorm1d(2), nn.Conv2d(1, 1, 1)]
+    model = nn.Sequential(*layers, *others)
+    assert find_leftovers(model) == [(str(i), type(layer)) for i, layer in enumerate(layers)]
+
+
+def test_a_scope_asks_for_what_its_switch_is_for():
+    model = HardCoded(dict(type='SN'))
+    assert names(model) == [*OWN, 'teacher_model.0']
+    assert names(model, 'existing') == names(model, 'all') == OWN
+    assert names(model, 'backbone') == ['backbone.1']
+
+
+def test_leftovers_are_converted_as_the_config_is_switched():
+    model = convert_leftovers(HardCoded(), dict(type='SN', eps=0.5, requires_grad=False))
+    assert names(model) == ['teacher_model.0']
+    assert type(model.backbone[1]) is SwitchNorm1d and type(model.bn) is SwitchNorm2d
+    assert model.bn.normalizers == ('in', 'ln', 'bn') and model.neck.norm.normalizers == (
+        'in',
+        'ln',
+    )
+    assert model.bn.eps == model.neck.norm.eps == 0.5
+    assert not any(p.requires_grad for p in model.bn.parameters())
+    assert all(p.requires_grad for p in model.norm.parameters())
+    chosen = convert_leftovers(HardCoded(), dict(type='SN', normalizers=['bn']))
+    assert chosen.neck.norm.normalizers == ('bn',)
+    assert names(convert_leftovers(HardCoded(), dict(type='SN'), 'backbone')) == [
+        'bn', 'neck.norm', 'teacher_model.0',
+    ]  # fmt: skip
+
+
+def test_a_switched_model_is_built_with_nothing_left_and_weights_keep_their_names():
+    settings = dict(type='HardCoded', norm_cfg=dict(type='SN'))
+    model = build_switched_model(settings | dict(scope='existing'), norm_cfg=dict(type='SN'))
+    assert isinstance(model, HardCoded) and not names(model, 'existing')
+    named = dict(type='sn_mm.SwitchedModel', switched=settings)
+    assert not names(MODELS.build(named | dict(norm_cfg=dict(type='SN'))), 'existing')
+    own = {key for key in HardCoded().state_dict() if not key.startswith('neck')}
+    assert own <= set(model.state_dict())
+
+
+def train(work_dir: Path, model: dict, **changes: Any) -> tuple[Any, str]:
+    cfg = Config(dict(model=model))
+    sn_mm.switch_norm_cfg(cfg)
+    hook = HOOKS.build(cfg.custom_hooks[0])
+    built = MODELS.build(cfg.model)
+    runner = build_runner(work_dir, hook, model=built, log_level='WARNING', **changes)
+    runner.train()
+    (log,) = work_dir.glob('*/*.log')
+    return runner, log.read_text()
+
+
+def test_one_warning_names_what_no_config_reaches(tmp_path):
+    runner, log = train(tmp_path, dict(type='HardCoded'))
+    (line,) = [line for line in log.splitlines() if 'hard-coded' in line]
+    assert 'WARNING' in line and '3 norms' in line
+    assert 'bn (BatchNorm2d), backbone.1 (BatchNorm1d), neck.norm (GroupNorm)' in line
+    assert names(runner.model) == [*OWN, 'teacher_model.0']
+
+
+def test_no_warning_where_nothing_is_left(tmp_path):
+    settings = dict(type='HardCoded', norm_cfg=dict(type='SN'))
+    model = dict(type='sn_mm.SwitchedModel', switched=settings, norm_cfg=dict(type='BN'))
+    runner, log = train(tmp_path, model)
+    assert 'hard-coded' not in log
+    optimized = {id(p) for group in runner.optim_wrapper.param_groups for p in group['params']}
+    assert {id(p) for p in runner.model.bn.parameters()} <= optimized
+    moved = runner.model.bn.mean_weight.detach()
+    assert not torch.equal(moved, torch.ones_like(moved))
+
+
+def test_the_hook_is_found_by_name_and_refuses_another_scope():
+    assert type(HOOKS.build(dict(type='LeftoverNormHook'))).__module__.startswith('sn_mm')
+    with pytest.raises(ValueError, match="scope must be one of .*, got 'heads'"):
+        HOOKS.build(dict(type='sn_mm.LeftoverNormHook', scope='heads'))

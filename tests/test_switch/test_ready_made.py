@@ -1,0 +1,143 @@
+"""Ready-made configs of MMDetection and MMSegmentation, switched and built."""
+
+from __future__ import annotations
+
+import pytest
+from ready_made import build, dump_and_load, load, norms, types
+
+import sn_mm
+from sn_mm import SwitchNorm, SwitchNorm1d
+from sn_mm.switch import convert_leftovers, find_leftovers
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+
+CITYSCAPES = '160k_cityscapes-1024x1024.py'
+# Config, its norms, how many of them no config reaches.
+CONFIGS = {
+    'defaults of HRNet': ('mmdet::hrnet/faster-rcnn_hrnetv2p-w18-1x_coco.py', 305, 0),
+    'defaults of YOLOv3': ('mmdet::yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py', 72, 0),
+    'default of a head': ('mmdet::tood/tood_r50_fpn_1x_coco.py', 61, 0),
+    'hard-coded DyHead': ('mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco.py', 71, 18),
+    'hard-coded BiSeNet': (f'mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-{CITYSCAPES}', 36, 13),
+    'one-dimensional codes': (
+        'mmseg::encnet/encnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+        59,
+        0,
+    ),  # fmt: skip
+    'blocks with defaults': (
+        'mmseg::unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024.py',
+        24,
+        0,
+    ),  # fmt: skip
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', CONFIGS)
+def test_no_norm_is_left(name):
+    config, count, hard_coded = CONFIGS[name]
+    cfg = load(config)
+    sn_mm.switch_norm_cfg(cfg)
+    model = build(cfg)
+    assert len(find_leftovers(model)) == hard_coded
+    convert_leftovers(model, dict(type='SN'))
+    assert not find_leftovers(model)
+    assert sum(isinstance(module, SwitchNorm) for module in model.modules()) == count
+
+
+def test_the_codes_of_encnet_get_the_layer_for_one_dimension():
+    cfg = load('mmseg::encnet/encnet_r50-d8_4xb2-40k_cityscapes-512x1024.py')
+    sn_mm.switch_norm_cfg(cfg)
+    cfg.model.backbone.depth = 18
+    cfg.model.decode_head.update(in_channels=(128, 256, 512))
+    cfg.model.auxiliary_head.in_channels = 256
+    head = build(cfg).decode_head
+    assert any(isinstance(module, SwitchNorm1d) for module in head.modules())
+
+
+def test_a_head_of_shared_weights_is_known_by_its_class():
+    shared = {'model.bbox_head.norm_cfg'}
+    for config, expected in {
+        'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py': shared,
+        'mmdet::gfl/gfl_r50_fpn_1x_coco.py': shared,
+        'mmdet::solo/solo_r50_fpn_1x_coco.py': {'model.mask_head.norm_cfg'},
+        'mmdet::yolox/yolox_s_8xb8-300e_coco.py': set(),
+        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py': set(),
+        'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py': set(),
+    }.items():
+        report = sn_mm.switch_norm_cfg(load(config))
+        assert {e.path for e in report.switched if 'normalizers' in e.new} == expected, config
+
+
+def test_all_gives_the_heads_of_the_paper_to_a_cascade():
+    cfg = load('mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py')
+    report = sn_mm.switch_norm_cfg(cfg, scope='all')
+    heads = [f'model.roi_head.bbox_head.{stage}' for stage in range(3)]
+    paths = ['model.backbone', 'model.neck', *heads, 'model.roi_head.mask_head']
+    assert types(cfg.model) == {f'{path}.norm_cfg': 'SN' for path in paths}
+    for head in cfg.model.roi_head.bbox_head:
+        assert (head.type, head.conv_out_channels) == ('Shared4Conv1FCBBoxHead', 256)
+    changed = [entry for entry in report.switched if entry.path == f'{heads[0]}.type']
+    assert changed[0].old == 'Shared2FCBBoxHead'
+    model = build(cfg)
+    for part, count in ((model.neck, 8), (model.roi_head, 3 * 4 + 3 * 4)):
+        assert sum(isinstance(module, SwitchNorm) for module in part.modules()) == count
+
+
+def test_all_says_where_a_head_has_no_convolutions():
+    cfg = load('mmdet::scnet/scnet_r50_fpn_1x_coco.py')
+    report = sn_mm.switch_norm_cfg(cfg, scope='all')
+    left = {entry.path: entry.reason for entry in report.left}
+    assert 'no convolutions' in left['model.roi_head.bbox_head.0']
+    assert cfg.model.roi_head.mask_head.norm_cfg.type == 'SN'
+
+
+def test_all_leaves_out_the_batch_where_a_head_without_norm_serves_all_levels():
+    cfg = load('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    sn_mm.switch_norm_cfg(cfg, scope='all')
+    assert cfg.model.bbox_head.norm_cfg == dict(type='SN', normalizers=['in', 'ln'])
+    assert cfg.model.neck.norm_cfg == dict(type='SN')
+
+
+def test_the_norms_of_a_teacher_stay(tmp_path):
+    cfg = load('mmdet::lad/lad_r50-paa-r101_fpn_2xb8_coco_1x.py')
+    report = sn_mm.switch_norm_cfg(cfg)
+    assert {entry.path for entry in report.left} == {
+        'model.teacher_backbone.norm_cfg', 'model.teacher_bbox_head.norm_cfg',
+    }  # fmt: skip
+    model = build(dump_and_load(cfg, tmp_path))
+    assert not find_leftovers(model)
+    assert find_leftovers(model.teacher_model) and 'bn' not in norms(model.bbox_head)
+
+
+LAZY = """
+from mmdet.models import FCOS, FPN, FCOSHead, ResNet
+from torch.nn import BatchNorm2d, GroupNorm, LayerNorm
+
+norm = dict(type=BatchNorm2d, requires_grad=True)
+model = dict(
+    type=FCOS,
+    backbone=dict(type=ResNet, depth=18, norm_cfg=norm),
+    neck=dict(type=FPN, in_channels=[64, 128, 256, 512], out_channels=32, num_outs=5),
+    bbox_head=dict(
+        type=FCOSHead, num_classes=2, in_channels=32, feat_channels=32,
+        norm_cfg=dict(type=GroupNorm, num_groups=4)))
+"""
+
+
+def test_a_lazy_config_is_switched_dumped_and_built(tmp_path):
+    from mmengine.config import Config
+
+    (tmp_path / 'lazy.py').write_text(LAZY)
+    cfg = Config.fromfile(tmp_path / 'lazy.py', lazy_import=True)
+    sn_mm.switch_norm_cfg(cfg, dict(type='SN', sync=False), scope='all')
+    dumped = dump_and_load(cfg, tmp_path)
+    assert dumped.custom_imports['imports'] == ['sn_mm']
+    assert dumped.model.backbone.norm_cfg == dict(type='SN', requires_grad=True, sync=False)
+    assert set(types(dumped.model).values()) == {'SN'}
+    for switched in (cfg, dumped):
+        model = build(switched)
+        assert not find_leftovers(model)
+        assert model.bbox_head.cls_convs[0].bn.normalizers == ('in', 'ln')
+        assert not model.neck.lateral_convs[0].bn.sync
