@@ -109,15 +109,16 @@ def _tiling(x: Tensor, reduction: bool) -> Tiling:
 def moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
     tiling = _tiling(x, reduction=True)
     found = torch.empty(2, tiling.chunks, *x.shape[:2], dtype=dtype, device=x.device)
+    zero = torch.empty_like(found[0, 0])
     with torch.cuda.device_of(x):
-        kernels.moments[tiling.grid](x, *found.unbind(), **tiling.arguments)
+        kernels.moments[tiling.grid](x, zero, *found.unbind(), **tiling.arguments)
         if tiling.chunks > 1:
             parts, found = found, torch.empty_like(found[:, :1])
             maps = found[0].numel()
             block_chunks = triton.next_power_of_2(tiling.chunks)
             block_maps = max(4, 1024 // block_chunks)
             kernels.pool_chunks[triton.cdiv(maps, block_maps),](
-                *parts.unbind(), *found.unbind(), maps, x.numel() // maps, tiling.chunks,
+                zero, *parts.unbind(), *found.unbind(), maps, x.numel() // maps, tiling.chunks,
                 tiling.chunk, BLOCK_MAPS=block_maps, BLOCK_CHUNKS=block_chunks,
             )  # fmt: skip
     mean, var = found[:, 0].unbind()

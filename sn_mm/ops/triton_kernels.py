@@ -31,9 +31,9 @@ def _place(
     """Where a program works: programs with neighbouring numbers are neighbours in memory.
 
     Returns the places of its maps in an (N, C) array, and in a (chunks, N, C) one, and which of
-    them there are; the offset of the first one's first value, and the offsets (maps, positions) of
-    a tile's values from the tile's first, and from a position to the next; the first position, the
-    one after the last, and the positions of a map.
+    them there are; the offset of the first map, those of all from there, those (maps, positions) of
+    a tile's values from the tile's first, and that of a position from the one before; the first
+    position, the one after the last, and the positions of a map.
     """
     maps, positions = maps.to(tl.int64), positions.to(tl.int64)
     map_lane, position_lane = tl.arange(0, BLOCK_MAPS), tl.arange(0, BLOCK_POSITIONS)
@@ -44,7 +44,8 @@ def _place(
         first_map = (program // blocks // chunks) * maps
         origin = first_map * positions + block
         stride = maps
-        inside = map_lane[:, None] + position_lane[None, :] * maps.to(tl.int32)
+        heads = map_lane
+        inside = heads[:, None] + position_lane[None, :] * maps.to(tl.int32)
     else:
         positions *= UNIT
         block = (program // chunks).to(tl.int64) * BLOCK_MAPS
@@ -52,34 +53,28 @@ def _place(
         first_map = maps * 0
         origin = block * positions
         stride = 1
-        inside = map_lane[:, None] * positions.to(tl.int32) + position_lane[None, :]
+        heads = map_lane * positions.to(tl.int32)
+        inside = heads[:, None] + position_lane[None, :]
     place = first_map + block + map_lane
     there = block + map_lane < maps
     first = part * steps * BLOCK_POSITIONS
     end = tl.minimum(first + steps * BLOCK_POSITIONS, positions)
     chunk_place = part * groups * maps + place
-    return place, chunk_place, there, origin, inside, stride, first, end, positions
+    return place, chunk_place, there, origin, heads, inside, stride, first, end, positions
 
 
 @triton.jit
-def _pool(
-    mean: tl.tensor, share_of_var: tl.tensor, weight: tl.tensor, SIZE: tl.constexpr
-) -> tl.tuple:
-    """Pools (maps, SIZE) means and variances along SIZE.
-
-    ``weight`` sums to one, the variances are already multiplied by it. The first mean, which must
-    have a weight, stands for zero: equal means stay exactly what they are, however large.
-    """
-    zero = tl.sum(tl.where(tl.arange(0, SIZE)[None, :] == 0, mean, 0.0), 1)
-    mean -= zero[:, None]
+def _pool(mean: tl.tensor, share_of_var: tl.tensor, weight: tl.tensor) -> tl.tuple:
+    """Pools means and variances along axis 1, the latter already multiplied by their weights."""
     pooled = tl.sum(mean * weight, 1)
     mean -= pooled[:, None]
-    return zero + pooled, tl.sum(share_of_var + weight * mean * mean, 1)
+    return pooled, tl.sum(share_of_var + weight * mean * mean, 1)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def moments(
     x: tl.tensor,
+    zero: tl.tensor,
     mean: tl.tensor,
     var: tl.tensor,
     groups: tl.tensor,
@@ -93,12 +88,15 @@ def moments(
     BLOCK_MAPS: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
 ) -> None:
-    _, place, there, origin, inside, stride, first, end, positions = _place(
+    """``mean`` is taken from ``zero`` where a map has several chunks."""
+    place, chunk_place, there, origin, heads, inside, stride, first, end, positions = _place(
         tl.program_id(0), groups, maps, positions, blocks, chunks, steps, LAST, UNIT,
         BLOCK_MAPS, BLOCK_POSITIONS,
     )  # fmt: skip
     lane = tl.arange(0, BLOCK_POSITIONS)
-    # Welford's update in each lane; a lane past the end stays as it is.
+    # Welford's update in each lane, of values about the map's first one, so that little is lost
+    # where they are all far from zero. A lane past the end stays as it is.
+    from_zero = tl.load(x + origin + heads, mask=there).to(tl.float32)
     lane_mean = tl.zeros([BLOCK_MAPS, BLOCK_POSITIONS], tl.float32)
     lane_squares = tl.zeros([BLOCK_MAPS, BLOCK_POSITIONS], tl.float32)
     seen = 0.0
@@ -107,19 +105,24 @@ def moments(
         start = x + (origin + begin * stride)
         value = tl.load(start + inside, mask=valid, other=0.0).to(tl.float32)
         seen += 1.0
+        value -= from_zero[:, None]
         delta = tl.where(valid, value - lane_mean, 0.0)
         lane_mean += delta * (1.0 / seen)
         lane_squares += delta * (value - lane_mean)
     size = (end - first).to(tl.float32)
     count = (end - first - lane + BLOCK_POSITIONS - 1) // BLOCK_POSITIONS
     weight = (count.to(tl.float32) / size)[None, :]
-    found_mean, found_var = _pool(lane_mean, lane_squares / size, weight, BLOCK_POSITIONS)
-    tl.store(mean + place, found_mean, mask=there)
-    tl.store(var + place, found_var, mask=there)
+    found_mean, found_var = _pool(lane_mean, lane_squares / size, weight)
+    if chunks == 1:
+        found_mean += from_zero
+    tl.store(zero + place, from_zero, mask=there)
+    tl.store(mean + chunk_place, found_mean, mask=there)
+    tl.store(var + chunk_place, found_var, mask=there)
 
 
 @triton.jit(do_not_specialize=['maps', 'positions', 'chunks', 'chunk'])
 def pool_chunks(
+    zero: tl.tensor,
     chunk_mean: tl.tensor,
     chunk_var: tl.tensor,
     mean: tl.tensor,
@@ -140,7 +143,8 @@ def pool_chunks(
     weight = (size.to(tl.float32) / positions.to(tl.float32))[None, :]
     part_mean = tl.load(chunk_mean + offsets, mask=valid, other=0.0)
     part_var = tl.load(chunk_var + offsets, mask=valid, other=0.0)
-    found_mean, found_var = _pool(part_mean, part_var * weight, weight, BLOCK_CHUNKS)
+    found_mean, found_var = _pool(part_mean, part_var * weight, weight)
+    found_mean += tl.load(zero + place, mask=there)
     tl.store(mean + place, found_mean, mask=there)
     tl.store(var + place, found_var, mask=there)
 
@@ -162,7 +166,7 @@ def apply(
     BLOCK_MAPS: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
 ) -> None:
-    place, _, there, origin, inside, stride, first, _, positions = _place(
+    place, _, there, origin, _, inside, stride, first, _, positions = _place(
         tl.program_id(0), groups, maps, positions, blocks, chunks, steps, LAST, UNIT,
         BLOCK_MAPS, BLOCK_POSITIONS,
     )  # fmt: skip
@@ -192,7 +196,7 @@ def grad_sums(
     BLOCK_MAPS: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
 ) -> None:
-    place, chunk_place, there, origin, inside, stride, first, end, positions = _place(
+    place, chunk_place, there, origin, _, inside, stride, first, end, positions = _place(
         tl.program_id(0), groups, maps, positions, blocks, chunks, steps, LAST, UNIT,
         BLOCK_MAPS, BLOCK_POSITIONS,
     )  # fmt: skip
@@ -231,7 +235,7 @@ def grad_input(
     BLOCK_MAPS: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
 ) -> None:
-    place, _, there, origin, inside, stride, first, _, positions = _place(
+    place, _, there, origin, _, inside, stride, first, _, positions = _place(
         tl.program_id(0), groups, maps, positions, blocks, chunks, steps, LAST, UNIT,
         BLOCK_MAPS, BLOCK_POSITIONS,
     )  # fmt: skip
