@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -12,17 +13,16 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from . import ops
-from .statistics import (
-    SCOPES,
-    BatchMoments,
-    Moments,
-    batch_moments,
-    layer_moments,
-    mix,
-    mix_backward,
-)
+from .compile import compiled_switch_norm
+from .passes import Saved, as_parameter, backward_pass, forward_pass
+from .statistics import SCOPES
 
 __all__ = ['canonical_normalizers', 'switch_norm']
+
+
+_CANONICAL = {
+    subset for k in range(1, len(SCOPES) + 1) for subset in itertools.combinations(SCOPES, k)
+}
 
 
 def canonical_normalizers(normalizers: Iterable[str]) -> tuple[str, ...]:
@@ -31,6 +31,8 @@ def canonical_normalizers(normalizers: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ValueError: Unknown, repeated or no normalizers.
     """
+    if isinstance(normalizers, tuple) and normalizers in _CANONICAL:
+        return normalizers
     given = tuple([normalizers] if isinstance(normalizers, str) else normalizers)
     if not given or len(set(given)) < len(given) or not set(given) <= set(SCOPES):
         raise ValueError(
@@ -40,7 +42,7 @@ def canonical_normalizers(normalizers: Iterable[str]) -> tuple[str, ...]:
 
 
 class _SwitchNorm(torch.autograd.Function):
-    """Forward and backward in two sweeps each; keeps the input and O(NC) numbers.
+    """Both passes; keeps the input and O(NC) numbers.
 
     Returns y, and the moments and the total of the batch scope where it was measured, else None.
     """
@@ -53,104 +55,40 @@ class _SwitchNorm(torch.autograd.Function):
         var_weight: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        running: Moments | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
         eps: float,
         normalizers: tuple[str, ...],
         correction: int,
         process_group: ProcessGroup | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, int | Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, int | Tensor | None]:
         x = ops.dense(x)
-        dtype = ops.stats_dtype(x.dtype)
-        positions = math.prod(x.shape[2:])
-        if positions == 1:
-            normalizers = tuple(scope for scope in normalizers if scope != 'in')
-        p, q = (w[-len(normalizers) :].to(dtype).softmax(0) for w in (mean_weight, var_weight))
-
-        if x.numel():
-            mean, var, spare = ops.backend.moments(x, dtype)
-        else:
-            mean, var = torch.zeros(2, *x.shape[:2], dtype=dtype, device=x.device)
-        unbiased = positions / (positions - correction) if positions > 1 else 1.0
-        instance = Moments(mean, var if unbiased == 1 else var * unbiased)
-
-        scopes: dict[str, Any] = {'in': instance}
-        batch = None
-        if 'ln' in normalizers:
-            scopes['ln'] = layer_moments(instance)
-        if 'bn' in normalizers and running is not None:
-            # Copies: training, or DDP's broadcast, may move the buffers before the backward pass.
-            scopes['bn'] = Moments(*(t.to(dtype, copy=True)[None] for t in running))
-        elif 'bn' in normalizers:
-            scopes['bn'] = batch = batch_moments(instance, positions, process_group)
-
-        mu = mix(p, [scopes[k].mean for k in normalizers]).expand_as(instance.mean)
-        rstd = mix(q, [scopes[k].var for k in normalizers]).add_(eps).rsqrt_().expand_as(mu)
-        scale = rstd if weight is None else rstd * weight.to(dtype)
-        offset = mu.new_zeros(()) if bias is None else bias.to(dtype)
-        shift = torch.addcmul(offset, mu, scale, value=-1)
-        y = ops.backend.apply(x, scale, shift, spare) if x.numel() else torch.empty_like(x)
-
-        pooled = [t for k in ('ln', 'bn') if k in normalizers for t in scopes[k][:2]]
-        total = None if batch is None else batch.total
-        ctx.save_for_backward(
-            x, p, q, *instance, mu, rstd, scale,
-            total if isinstance(total, Tensor) else None, *pooled,
+        y, saved = forward_pass(
+            x, mean_weight, var_weight, weight, bias, running_mean, running_var, eps, normalizers,
+            correction, process_group,
         )  # fmt: skip
-        counted = None if isinstance(total, Tensor) else total  # an output here would be a cycle
-        ctx.config = normalizers, positions, unbiased, counted, process_group
-        ctx.parameters = [(w.shape, w.dtype) for w in (mean_weight, var_weight)] + [
-            None if w is None else w.dtype for w in (weight, bias)
-        ]
-        if batch is None:
-            return y, None, None, None
-        ctx.mark_non_differentiable(*(t for t in batch if isinstance(t, Tensor)))
-        return y, *batch
+        counted = None if isinstance(saved.total, Tensor) else saved.total
+        # What is also returned has to be saved in this way, or it would be a reference cycle.
+        ctx.save_for_backward(x, weight, *saved[:5], None if counted is not None else saved.total)
+        ctx.config = counted, normalizers, correction, process_group
+        wanted = zip((mean_weight, var_weight, weight, bias), ctx.needs_input_grad[1:])
+        ctx.parameters = [(w.shape[0], w.dtype) if need else None for w, need in wanted]
+        if saved.total is None:
+            return y, None, None
+        ctx.mark_non_differentiable(*(t for t in saved[4:] if isinstance(t, Tensor)))
+        return y, saved.batch, saved.total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-        x, p, q, m, v, mu, rstd, scale, total_tensor, *pooled = ctx.saved_tensors
-        normalizers, positions, unbiased, total, process_group = ctx.config
-        instance = Moments(m, v)
-        scopes: dict[str, Any] = {'in': instance}
-        for k in ('ln', 'bn'):
-            if k in normalizers:
-                scopes[k] = Moments(pooled.pop(0), pooled.pop(0))
-
-        if x.numel():
-            dy = ops.dense(dy, like=x)
-            sum_dy, sum_dy_xc = ops.backend.grad_sums(dy, x, m)
-        else:
-            sum_dy, sum_dy_xc = torch.zeros_like(m), torch.zeros_like(m)
-        sum_dy_xhat = rstd * torch.addcmul(sum_dy_xc, m - mu, sum_dy)
-        d_mu = (scale * sum_dy).neg_()
-        d_var = (scale * rstd).mul_(sum_dy_xhat).mul_(-0.5)
-        total = total if total_tensor is None else total_tensor
-        grads = mix_backward(
-            d_mu, d_var, p, q, normalizers, scopes, positions, total, process_group
-        )
-
-        dx = d_mean_weight = d_var_weight = d_weight = d_bias = None
-        mean_logits, var_logits, weight_dtype, bias_dtype = ctx.parameters
-        if ctx.needs_input_grad[0]:
-            dx = torch.empty_like(x)
-            if x.numel():
-                b, c = grads.var * (2 * unbiased / positions), grads.mean / positions
-                dx = ops.backend.grad_input(dy, x, m, scale, b, c)
-        if ctx.needs_input_grad[1]:
-            d_mean_weight = _unused_first(grads.mean_weight, *mean_logits)
-        if ctx.needs_input_grad[2]:
-            d_var_weight = _unused_first(grads.var_weight, *var_logits)
-        if ctx.needs_input_grad[3]:
-            d_weight = sum_dy_xhat.sum(0).to(weight_dtype)
-        if ctx.needs_input_grad[4]:
-            d_bias = sum_dy.sum(0).to(bias_dtype)
-        return dx, d_mean_weight, d_var_weight, d_weight, d_bias, None, None, None, None, None
-
-
-def _unused_first(grad: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The gradient of all logits: 0 for 'in', the first, where it was left out."""
-    return torch.nn.functional.pad(grad.to(dtype), (shape[0] - grad.shape[0], 0))
+        x, weight, *saved, total = ctx.saved_tensors
+        counted, normalizers, correction, process_group = ctx.config
+        grads = backward_pass(
+            dy, x, weight, Saved(*saved, total if counted is None else counted), normalizers,
+            correction, process_group, ctx.needs_input_grad[0],
+        )  # fmt: skip
+        found = [*grads.importance.unbind(), grads.weight, grads.bias]
+        return grads.x, *map(as_parameter, found, ctx.parameters), *(None,) * 6
 
 
 def switch_norm(
@@ -209,19 +147,14 @@ def switch_norm(
         raise ValueError(f'input must be (N, C, *S), got {tuple(input.shape)}')
     if correction not in (0, 1):
         raise ValueError(f'correction must be 0 or 1, got {correction!r}')
-    per_channel = {
-        'weight': weight,
-        'bias': bias,
-        'running_mean': running_mean,
-        'running_var': running_var,
-    }
-    for name, tensor in per_channel.items():
+    named = ('weight', weight), ('bias', bias)
+    for name, tensor in (*named, ('running_mean', running_mean), ('running_var', running_var)):
         if tensor is not None and tensor.shape != input.shape[1:2]:
             raise ValueError(
                 f'{name} of shape {tuple(tensor.shape)} does not fit input of shape '
                 f'{tuple(input.shape)}: it must be ({input.shape[1]},)'
             )
-    for name, tensor in {'mean_weight': mean_weight, 'var_weight': var_weight}.items():
+    for name, tensor in (('mean_weight', mean_weight), ('var_weight', var_weight)):
         if tensor.shape != (len(normalizers),):
             raise ValueError(
                 f'{name} must have one entry for each of {normalizers}, '
@@ -246,23 +179,24 @@ def switch_norm(
                 f"got input of shape {tuple(input.shape)}; add 'ln' or a larger batch"
             )
 
-    if process_group is not None and not mean_weight.requires_grad:
+    compiling = torch.compiler.is_compiling() and hasattr(torch.library, 'custom_op')
+    if process_group is not None and not mean_weight.requires_grad and not compiling:
         # All ranks run the backward collective, also one whose input happens to need no gradient.
         mean_weight = mean_weight.detach().requires_grad_()
-    running = None
-    if not training and running_mean is not None and running_var is not None:
-        running = Moments(running_mean, running_var)
-    output, mean, var, total = _SwitchNorm.apply(
-        input, mean_weight, var_weight, weight, bias, running, eps, normalizers, correction,
-        process_group,
+    measure = training or running_mean is None
+    output, batch, total = (compiled_switch_norm if compiling else _SwitchNorm.apply)(
+        input, mean_weight, var_weight, weight, bias, None if measure else running_mean,
+        None if measure else running_var, eps, normalizers, correction, process_group,
     )  # fmt: skip
     # A forward pass inside a backward pass is activation checkpointing's second one: it must not
-    # count the same batch twice.
-    recomputing = torch._C._current_graph_task_id() != -1
-    measured = total is not None and not recomputing
-    if measured and running_mean is not None and running_var is not None:
-        batch = BatchMoments(mean, var, total)
-        _update_running(running_mean, running_var, batch, momentum, num_batches_tracked, correction)
+    # count the same batch twice. (torch.compile has its own way there, without such a pass.)
+    recomputing = not compiling and torch._C._current_graph_task_id() != -1
+    if batch is not None and running_mean is not None and running_var is not None:
+        if not recomputing:
+            _update_running(
+                running_mean, running_var, *batch.squeeze(1), total, momentum,
+                num_batches_tracked, correction,
+            )  # fmt: skip
     return output
 
 
@@ -270,21 +204,33 @@ def switch_norm(
 def _update_running(
     running_mean: Tensor,
     running_var: Tensor,
-    batch: BatchMoments,
+    mean: Tensor,
+    var: Tensor,
+    total: int | Tensor,
     momentum: float | None,
     num_batches_tracked: Tensor | None,
     correction: int,
 ) -> None:
     """Moves the running statistics towards the batch's; without positions all stay as they are."""
-    total = torch.as_tensor(batch.total, dtype=batch.var.dtype, device=batch.var.device)
-    seen = total > 0
+    dtype = running_mean.dtype
+    seen: int | Tensor = total > 0 if isinstance(total, Tensor) else 1
+    if isinstance(total, Tensor):
+        others: int | Tensor = (total - 1).clamp(min=1)
+    elif total:
+        others = max(total - 1, 1)
+    else:
+        return
     if num_batches_tracked is not None:
         num_batches_tracked += seen
-    rate = seen.to(running_mean.dtype)
+    rate: float | Tensor
     if momentum is not None:
-        rate = rate * momentum
-    elif num_batches_tracked is not None:
-        rate = rate / num_batches_tracked.clamp(min=1)
-    var = batch.var if correction else batch.var * (total / (total - 1).clamp(min=1))
-    running_mean.lerp_(batch.mean[0].to(running_mean.dtype), rate)
-    running_var.lerp_(var[0].to(running_var.dtype), rate)
+        rate = momentum
+    else:
+        assert num_batches_tracked is not None
+        rate = num_batches_tracked.clamp(min=1).to(dtype).reciprocal()
+    if isinstance(seen, Tensor):
+        rate = seen.to(dtype) * rate
+    if not correction:
+        var = var * (total / others)
+    running_mean.lerp_(mean.to(dtype), rate)
+    running_var.lerp_(var.to(dtype), rate)
