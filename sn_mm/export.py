@@ -46,7 +46,7 @@ def evaluate(
         As ``x``.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    maps = (x if x.dim() > 2 else x.unsqueeze(2)).to(dtype)
+    maps = _as(x if x.dim() > 2 else x.unsqueeze(2), dtype)
     axes = [i for i in range(2, maps.dim())]  # noqa: C416 (TorchScript)
     per_channel = [1, -1] + [1] * len(axes)
     # A tensor, for map sizes that are known only when the graph runs.
@@ -56,32 +56,38 @@ def evaluate(
     var = (maps - mean).square().mean(axes, keepdim=True)
     if correction:
         var = var * (positions / (positions - correction).clamp(min=1))
-    p, q = mean_weight.to(dtype), var_weight.to(dtype)
+    count = len(normalizers)
+    logits = _as(torch.stack([mean_weight, var_weight]), dtype)
     if normalizers[0] == 'in':  # left out where maps have one position
-        alone = positions < 2
-        p = torch.cat([p[:1].masked_fill(alone, float('-inf')), p[1:]])
-        q = torch.cat([q[:1].masked_fill(alone, float('-inf')), q[1:]])
-    p, q = p.softmax(0), q.softmax(0)
+        first = torch.arange(count, device=x.device) == 0
+        logits = logits.masked_fill(first & (positions < 2), float('-inf'))
+    shares = logits.softmax(1).flatten()
 
-    mixed_mean, mixed_var = torch.zeros_like(mean), torch.zeros_like(var)
+    mixed_mean, mixed_var = mean, var
     for i, scope in enumerate(normalizers):
         scope_mean, scope_var = mean, var
         if scope == 'bn' and running_mean is not None and running_var is not None:
-            scope_mean = running_mean.to(dtype).view(per_channel)
-            scope_var = running_var.to(dtype).view(per_channel)
+            scope_mean = _as(running_mean, dtype).view(per_channel)
+            scope_var = _as(running_var, dtype).view(per_channel)
         elif scope != 'in':
             axis = 1 if scope == 'ln' else 0
             scope_mean = mean.mean(axis, keepdim=True)
             spread = (mean - scope_mean).square().mean(axis, keepdim=True)
             scope_var = var.mean(axis, keepdim=True) + spread
-        mixed_mean = mixed_mean + p[i] * scope_mean
-        mixed_var = mixed_var + q[i] * scope_var
+        scope_mean, scope_var = shares[i] * scope_mean, shares[count + i] * scope_var
+        mixed_mean = scope_mean if i == 0 else mixed_mean + scope_mean
+        mixed_var = scope_var if i == 0 else mixed_var + scope_var
 
     scale = (mixed_var + eps).rsqrt()
     if weight is not None:
-        scale = scale * weight.to(dtype).view(per_channel)
+        scale = scale * _as(weight, dtype).view(per_channel)
     shift = -mixed_mean * scale
     if bias is not None:
-        shift = shift + bias.to(dtype).view(per_channel)
-    y = (maps * scale + shift).to(x.dtype)
+        shift = shift + _as(bias, dtype).view(per_channel)
+    y = _as(maps * scale + shift, x.dtype)
     return y if x.dim() > 2 else y.squeeze(2)
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A cast only where there is something to cast, for short graphs."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
