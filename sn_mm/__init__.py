@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from . import functional
 from .convert import convert_switch_norm
 from .layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from .simplify import simplify
 from .version import __version__
 
 if find_spec('mmengine') is not None:
@@ -22,4 +23,5 @@ __all__ = [
     '__version__',
     'convert_switch_norm',
     'functional',
+    'simplify',
 ]
