@@ -1,6 +1,7 @@
 """Switchable Normalization (arXiv 1806.10779) for PyTorch, MMEngine, MMDetection, MMSegmentation.
 
-The layers need torch only. Where MMEngine is installed, importing this package registers them.
+The layers need torch only. Where MMEngine is installed, importing this package registers them
+and brings the switch of a whole config.
 """
 
 from importlib.util import find_spec
@@ -10,10 +11,6 @@ from .convert import convert_switch_norm
 from .layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .simplify import simplify
 from .version import __version__
-
-if find_spec('mmengine') is not None:
-    from . import registry  # noqa: F401
-    from .switch import switch_norm_cfg  # noqa: F401
 
 __all__ = [
     'SwitchNorm',
@@ -25,3 +22,9 @@ __all__ = [
     'functional',
     'simplify',
 ]
+
+if find_spec('mmengine') is not None:
+    from . import registry  # noqa: F401
+    from .switch import switch_norm_cfg  # noqa: F401
+
+    __all__ += ['switch_norm_cfg']

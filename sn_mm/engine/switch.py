@@ -10,8 +10,18 @@ from collections import Counter
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from rich.console import Console
+from torch import nn
 
-from ..switch import SCOPES, Switched, find_leftovers, switch_norm_cfg
+from ..layer import SwitchNorm
+from ..switch import (
+    SCOPES,
+    Left,
+    Switched,
+    SwitchReport,
+    convert_leftovers,
+    find_leftovers,
+    switch_norm_cfg,
+)
 from .config import CfgOptions, toolbox
 from .errors import InputError, local_rank
 
@@ -61,15 +71,31 @@ def switch_norms(cfg: Config, args: Namespace) -> None:
         model = MODELS.build(copy.deepcopy(cfg.model))  # which changes its config in place
     leftovers = find_leftovers(model, scope)
     if leftovers:
+        convert_leftovers(model, norm_cfg, scope)
+        _report_leftovers(report, leftovers, dict(model.named_modules()))
         cfg.model.switched = {'type': _full_name(cfg), 'norm_cfg': norm_cfg, 'scope': scope}
         cfg.model.type = 'sn_mm.SwitchedModel'
-        counts = Counter(('.'.join(name.split('.')[:2]), kind.__name__) for name, kind in leftovers)
-        for (component, kind), count in counts.items():
-            report.switched.append(
-                Switched(component, f'{kind} ({count})', args.norm, 'hard-coded: converted')
-            )
     if local_rank() == 0:
         Console(width=None if sys.stdout.isatty() else _WIDTH).print(report.table())
+
+
+def _report_leftovers(
+    report: SwitchReport,
+    leftovers: list[tuple[str, type[nn.Module]]],
+    layers: dict[str, nn.Module],
+) -> None:
+    """Adds one line for each component and kind of norm, and for each norm that stays."""
+    converted: Counter[tuple[str, str, str]] = Counter()
+    for name, kind in leftovers:
+        layer = layers[name]
+        if isinstance(layer, SwitchNorm):
+            new = f'{type(layer).__name__}, normalizers={list(layer.normalizers)}'
+            converted['.'.join(name.split('.')[:2]), kind.__name__, new] += 1
+        else:
+            report.left.append(Left(name, kind.__name__, 'does more than a norm: not converted'))
+    for (component, old, new), count in converted.items():
+        reason = 'hard-coded: converted when the model is built'
+        report.switched.append(Switched(component, f'{old} ({count})', new, reason))
 
 
 def _full_name(cfg: Config) -> str:

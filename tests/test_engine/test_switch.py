@@ -61,7 +61,11 @@ def test_what_is_hard_coded_is_reported_and_converted_whenever_the_config_is_bui
 ):
     cfg = switch(config(own=2), '--norm', 'SN', '--norm-arg', 'momentum=0.2')
     shown = capsys.readouterr().out
-    assert 'BatchNorm2d' in shown and 'hard-coded: converted' in shown
+    assert (
+        'BatchNorm2d' in shown
+        and 'hard-coded: converted' in shown
+        and "normalizers=['in', 'ln', 'bn']" in shown
+    )
     cfg.dump(tmp_path / 'dumped.py')
     model = MODELS.build(Config.fromfile(tmp_path / 'dumped.py').model)
     assert all(isinstance(layer, SwitchNorm) for layer in (model.backbone, *model.stem))
