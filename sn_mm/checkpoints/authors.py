@@ -3,6 +3,10 @@
 Their three repositories name the same network in three ways, and their layers keep ``weight`` and
 ``bias`` as (1, C, 1, 1) and the running statistics as (1, C, 1). All scopes are fed from the
 unbiased instance variance, which is what ``correction=1`` computes.
+
+Converted networks give their outputs to 1e-9 in float64. In float32, networks of the scales that
+training leaves differed by up to 7e-6 of the largest output at depths 18 to 101, and by 1.2e-5 at
+152, where their own outputs in float32 are 1.5e-5 from those in float64.
 """
 
 from __future__ import annotations

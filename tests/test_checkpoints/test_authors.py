@@ -1,124 +1,16 @@
-"""The authors' checkpoints give, converted, what their own networks give.
-
-Their networks are written here from the paper and from what is known about their layers: one
-unbiased instance variance feeds all scopes, parameters are (1, C, 1, 1), running statistics
-(1, C, 1), there is no counter of batches.
-"""
+"""The authors' checkpoints give, converted, what their own networks give."""
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
+from authors import TheirResNet, as_published, train
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 import sn_mm  # noqa: F401  (registers SN)
 from sn_mm.checkpoints.authors import TOOLBOXES, convert
-
-DEPTHS = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
-
-
-class TheirNorm(nn.Module):
-    def __init__(self, channels: int, using_bn: bool) -> None:
-        super().__init__()
-        scopes = 3 if using_bn else 2
-        self.weight = nn.Parameter(torch.rand(1, channels, 1, 1) + 0.5)
-        self.bias = nn.Parameter(torch.randn(1, channels, 1, 1) * 0.3)
-        self.mean_weight = nn.Parameter(torch.randn(scopes))
-        self.var_weight = nn.Parameter(torch.randn(scopes))
-        if using_bn:
-            self.register_buffer('running_mean', torch.randn(1, channels, 1) * 0.3)
-            self.register_buffer('running_var', torch.rand(1, channels, 1) + 0.5)
-
-    def forward(self, x):
-        flat = x.flatten(2)
-        mean_in = flat.mean(-1, keepdim=True)
-        var_in = flat.var(-1, keepdim=True)  # unbiased
-        mean_ln = mean_in.mean(1, keepdim=True)
-        var_ln = (var_in + mean_in**2).mean(1, keepdim=True) - mean_ln**2
-        means, variances = [mean_in, mean_ln], [var_in, var_ln]
-        if len(self.mean_weight) == 3:
-            means.append(self.running_mean)
-            variances.append(self.running_var)
-        mean = sum(p * m for p, m in zip(self.mean_weight.softmax(0), means))
-        var = sum(q * v for q, v in zip(self.var_weight.softmax(0), variances))
-        return ((flat - mean) / (var + 1e-5).sqrt()).view_as(x) * self.weight + self.bias
-
-
-class TheirBlock(nn.Module):
-    def __init__(self, inner: int, planes: int, stride: int, deep: bool, using_bn: bool) -> None:
-        super().__init__()
-        outer = planes * 4 if deep else planes
-        self.count = 3 if deep else 2
-        kernels = (1, 3, 1) if deep else (3, 3)
-        widths = (inner, planes, planes, outer) if deep else (inner, planes, outer)
-        for i, kernel in enumerate(kernels, 1):
-            step = stride if i == self.count - 1 else 1
-            conv = nn.Conv2d(*widths[i - 1 : i + 1], kernel, step, kernel // 2, bias=False)
-            self.add_module(f'conv{i}', conv)
-            self.add_module(f'sn{i}', TheirNorm(widths[i], using_bn))
-        self.downsample = None
-        if stride > 1 or inner != outer:
-            conv = nn.Conv2d(inner, outer, 1, stride, bias=False)
-            self.downsample = nn.Sequential(conv, TheirNorm(outer, using_bn))
-
-    def forward(self, x):
-        y = x
-        for i in range(1, self.count + 1):
-            y = getattr(self, f'sn{i}')(getattr(self, f'conv{i}')(y))
-            y = y.relu() if i < self.count else y
-        return (y + (x if self.downsample is None else self.downsample(x))).relu()
-
-
-class TheirResNet(nn.Module):
-    def __init__(self, depth: int, using_bn: bool = True, width: int = 8) -> None:
-        super().__init__()
-        deep = depth >= 50
-        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
-        self.sn1 = TheirNorm(width, using_bn)
-        inner = width
-        for stage, count in enumerate(DEPTHS[depth]):
-            planes, blocks = width * 2**stage, []
-            for index in range(count):
-                stride = 2 if stage and not index else 1
-                blocks.append(TheirBlock(inner, planes, stride, deep, using_bn))
-                inner = planes * 4 if deep else planes
-            self.add_module(f'layer{stage + 1}', nn.Sequential(*blocks))
-        self.fc = nn.Linear(inner, 10)
-
-    @torch.no_grad()
-    def forward(self, x):
-        """The four stages' outputs and the classifier's."""
-        x = nn.functional.max_pool2d(self.sn1(self.conv1(x)).relu(), 3, 2, 1)
-        stages = []
-        for stage in range(1, 5):
-            x = getattr(self, f'layer{stage}')(x)
-            stages.append(x)
-        return [*stages, self.fc(x.mean((2, 3)))]
-
-
-def as_published(network: nn.Module, naming: str) -> dict[str, torch.Tensor]:
-    weights = dict(network.state_dict())
-    if naming == 'classification':
-        return {f'module.{key}': tensor for key, tensor in weights.items()}
-    weights = {key: tensor for key, tensor in weights.items() if not key.startswith('fc.')}
-    if naming == 'segmentation':
-        return weights
-    renamed = {}
-    for key, tensor in weights.items():
-        stage = re.match(r'layer(\d)\.(.*)', key)
-        name = f'res{int(stage[1]) + 1}.{stage[2]}' if stage else f'res1.{key}'
-        renamed[f'Conv_Body.conv_body.{name}'] = tensor
-    return renamed
 
 
 def build(toolbox: str, config: dict, weights: dict[str, torch.Tensor]) -> nn.Module:
@@ -161,6 +53,27 @@ def test_converted_network_gives_their_outputs(depth, naming, toolbox, using_bn)
     assert converted.backbone['depth'] == depth
     x = torch.randn(2, 3, 64, 64).double()
     assert_same(build(toolbox, converted.backbone, converted.state_dict)(x), theirs.double()(x))
+
+
+@pytest.mark.parametrize('using_bn', [True, False], ids=['in+ln+bn', 'in+ln'])
+@pytest.mark.parametrize('depth', [18, 50, pytest.param(152, marks=pytest.mark.slow)])
+@torch.no_grad()
+def test_in_float32_outputs_are_theirs_to_1e_5(depth, using_bn):
+    """Relative to the largest output; at depth 152 their own rounding alone is 1.5e-5.
+
+    Against their network in float64, ours is no further than theirs in float32 is.
+    """
+    x = torch.randn(2, 3, 96, 96) + torch.randn(2, 3, 1, 1)
+    theirs = train(TheirResNet(depth, using_bn, width=16), x)
+    converted = convert(as_published(theirs, 'classification'), 'mmdet')
+    ours = build('mmdet', converted.backbone, converted.state_dict).float()
+    got, wanted = ours(x), theirs(x)
+    for a, b, exact in zip(got, wanted, theirs.double()(x.double())):
+        largest = exact.abs().max()
+        assert largest > 1
+        assert (a - b).abs().max() <= (2e-5 if depth == 152 else 1e-5) * largest
+        noise = (b - exact).abs().max()
+        assert (a - exact).abs().max() <= 1.5 * noise + 1e-6 * largest
 
 
 @torch.no_grad()
