@@ -13,17 +13,19 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from . import ops
+from .distributed import resolve_group
 from .passes import Saved, as_parameter, backward_pass, forward_pass, used_normalizers
 
-__all__ = ['compiled_switch_norm']
+__all__ = ['apply', 'constant_group']
+
+
+# Process groups exist before a model is compiled. Dynamo calls this while it traces.
+constant_group = torch.compiler.assume_constant_result(resolve_group)
 
 
 def _group(name: str) -> Optional[ProcessGroup]:
-    return torch.distributed.distributed_c10d._resolve_process_group(name) if name else None
-
-
-def _or_empty(tensor: Optional[Tensor], like: Tensor) -> Tensor:
-    return like.new_empty(0) if tensor is None else tensor
+    resolve: Any = torch.distributed.distributed_c10d._resolve_process_group
+    return resolve(name) if name else None
 
 
 def _forward(
@@ -43,8 +45,11 @@ def _forward(
         ops.dense(x), mean_weight, var_weight, weight, bias, running_mean, running_var, eps,
         normalizers.split(), correction, _group(group),
     )  # fmt: skip
-    total = saved.total if isinstance(saved.total, Tensor) else None
-    return y, *saved[:3], *(_or_empty(t, saved.rstd) for t in (saved.layer, saved.batch, total))
+    none = saved.rstd.new_empty(0)
+    layer = none if saved.layer is None else saved.layer
+    batch = none.clone() if saved.batch is None else saved.batch
+    total = saved.total if isinstance(saved.total, Tensor) else none.clone()
+    return y, saved.weights, saved.instance, saved.rstd, layer, batch, total
 
 
 def _forward_shapes(
@@ -93,8 +98,9 @@ def _backward(
     count = total if total.numel() else x.numel() // x.shape[1] if measured else None
     saved = Saved(weights, instance, rstd, layer, batch, count)
     grads = backward_pass(
-        dy, x, weight, saved, normalizers.split(), correction, _group(group), True
+        dy, x, weight, saved, True, normalizers.split(), correction, _group(group)
     )
+    assert grads.x is not None
     return grads.x, grads.importance, grads.weight, grads.bias
 
 
@@ -144,7 +150,7 @@ if hasattr(torch.library, 'custom_op'):
     )
 
 
-def compiled_switch_norm(
+def apply(
     x: Tensor,
     mean_weight: Tensor,
     var_weight: Tensor,

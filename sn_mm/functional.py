@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from . import ops
-from .compile import compiled_switch_norm
 from .passes import Saved, as_parameter, backward_pass, forward_pass
 from .statistics import SCOPES
 
@@ -67,26 +66,27 @@ class _SwitchNorm(torch.autograd.Function):
             x, mean_weight, var_weight, weight, bias, running_mean, running_var, eps, normalizers,
             correction, process_group,
         )  # fmt: skip
-        counted = None if isinstance(saved.total, Tensor) else saved.total
-        # What is also returned has to be saved in this way, or it would be a reference cycle.
-        ctx.save_for_backward(x, weight, *saved[:5], None if counted is not None else saved.total)
-        ctx.config = counted, normalizers, correction, process_group
-        wanted = zip((mean_weight, var_weight, weight, bias), ctx.needs_input_grad[1:])
-        ctx.parameters = [(w.shape[0], w.dtype) if need else None for w, need in wanted]
-        if saved.total is None:
+        total = saved.total
+        counted = isinstance(total, Tensor)  # then an output, which kept in ctx would be a cycle
+        ctx.save_for_backward(x, weight, *saved[:-1], total if counted else None)
+        ctx.config = None if counted else total, normalizers, correction, process_group
+        parameters = zip((mean_weight, var_weight, weight, bias), ctx.needs_input_grad[1:])
+        ctx.parameters = [
+            (w.shape[0], w.dtype) if w is not None and need else None for w, need in parameters
+        ]
+        if total is None:
             return y, None, None
-        ctx.mark_non_differentiable(*(t for t in saved[4:] if isinstance(t, Tensor)))
-        return y, saved.batch, saved.total
+        ctx.mark_non_differentiable(*(t for t in (saved.batch, total) if isinstance(t, Tensor)))
+        return y, saved.batch, total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-        x, weight, *saved, total = ctx.saved_tensors
-        counted, normalizers, correction, process_group = ctx.config
-        grads = backward_pass(
-            dy, x, weight, Saved(*saved, total if counted is None else counted), normalizers,
-            correction, process_group, ctx.needs_input_grad[0],
-        )  # fmt: skip
+        x, weight, *saved = ctx.saved_tensors
+        total, *config = ctx.config  # normalizers, correction, process_group
+        if total is not None:
+            saved[-1] = total
+        grads = backward_pass(dy, x, weight, Saved(*saved), ctx.needs_input_grad[0], *config)
         found = [*grads.importance.unbind(), grads.weight, grads.bias]
         return grads.x, *map(as_parameter, found, ctx.parameters), *(None,) * 6
 
@@ -179,24 +179,26 @@ def switch_norm(
                 f"got input of shape {tuple(input.shape)}; add 'ln' or a larger batch"
             )
 
-    compiling = torch.compiler.is_compiling() and hasattr(torch.library, 'custom_op')
-    if process_group is not None and not mean_weight.requires_grad and not compiling:
+    apply, compiling = _SwitchNorm.apply, torch.compiler.is_compiling()
+    if compiling and hasattr(torch.library, 'custom_op'):
+        from .compile import apply  # loads what only torch.compile needs
+    elif process_group is not None and not mean_weight.requires_grad:
         # All ranks run the backward collective, also one whose input happens to need no gradient.
         mean_weight = mean_weight.detach().requires_grad_()
     measure = training or running_mean is None
-    output, batch, total = (compiled_switch_norm if compiling else _SwitchNorm.apply)(
+    output, batch, total = apply(
         input, mean_weight, var_weight, weight, bias, None if measure else running_mean,
         None if measure else running_var, eps, normalizers, correction, process_group,
     )  # fmt: skip
     # A forward pass inside a backward pass is activation checkpointing's second one: it must not
     # count the same batch twice. (torch.compile has its own way there, without such a pass.)
     recomputing = not compiling and torch._C._current_graph_task_id() != -1
-    if batch is not None and running_mean is not None and running_var is not None:
-        if not recomputing:
-            _update_running(
-                running_mean, running_var, *batch.squeeze(1), total, momentum,
-                num_batches_tracked, correction,
-            )  # fmt: skip
+    measured = batch is not None and not recomputing
+    if measured and running_mean is not None and running_var is not None:
+        _update_running(
+            running_mean, running_var, batch[0, 0], batch[1, 0], total, momentum,
+            num_batches_tracked, correction,
+        )  # fmt: skip
     return output
 
 

@@ -185,6 +185,10 @@ class SwitchNorm(_InstanceNorm):
     def _group(self, device: torch.device) -> ProcessGroup | None:
         if 'bn' not in self.normalizers:
             return None
+        if torch.compiler.is_compiling():
+            from .compile import constant_group
+
+            return constant_group(self.sync, self.process_group)
         group = resolve_group(self.sync, self.process_group)
         if group is not None and group is not self._checked_group:
             check_same_channels(self.num_features, device, group)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from . import ops
-from .statistics import mix, mix_backward, pool, pool_over_ranks
+from .statistics import SCOPES, mix, mix_backward, pool, pool_over_ranks
 
 
 class Saved(NamedTuple):
@@ -76,34 +76,35 @@ def forward_pass(
         importance = importance[:, 1:]
     weights = importance.softmax(1)
 
-    layer = batch = total = spare = None
+    scopes: dict[str, Tensor] = {}
+    total = spare = None
     if 'bn' in normalizers and running_mean is not None and running_var is not None:
         # A copy: training, or DDP's broadcast, may move the buffers before the backward pass.
-        batch = torch.stack((running_mean, running_var)).to(dtype).unsqueeze(1)
+        scopes['bn'] = torch.stack((running_mean, running_var)).to(dtype).unsqueeze(1)
     if x.numel() == 0:
         instance = torch.zeros(2, *x.shape[:2], dtype=dtype, device=x.device)
-    elif batch is not None and len(normalizers) == 1:
+    elif 'bn' in scopes and len(normalizers) == 1:
         # No sweep: where the sums of backward are centred is all that it would be for.
-        instance = batch.expand(2, *x.shape[:2]).contiguous()
+        instance = scopes['bn'].expand(2, *x.shape[:2]).contiguous()
     else:
         mean, var, spare = ops.backend_for(x).moments(x, dtype)
         instance = torch.stack((mean, var))
         unbiased = _unbiased(positions, correction)
         if unbiased != 1:
             instance[1].mul_(unbiased)
+    scopes['in'] = instance
     if 'ln' in normalizers:
-        layer = pool(instance, 'ln')
-    if 'bn' in normalizers and batch is None:
-        batch, total = pool_over_ranks(instance, positions, process_group)
+        scopes['ln'] = pool(instance, 'ln')
+    if 'bn' in normalizers and 'bn' not in scopes:
+        scopes['bn'], total = pool_over_ranks(instance, positions, process_group)
 
-    scopes = {'in': instance, 'ln': layer, 'bn': batch}
     mu, var = mix(weights, [scopes[k] for k in normalizers]).unbind()
     rstd = (var + eps).rsqrt_().expand_as(instance[0]).contiguous()
     scale = rstd if weight is None else rstd * weight.to(dtype)
     offset = mu.new_zeros(()) if bias is None else bias.to(dtype)
     shift = torch.addcmul(offset, mu, scale, value=-1)
     y = ops.backend_for(x).apply(x, scale, shift, spare) if x.numel() else torch.empty_like(x)
-    return y, Saved(weights, instance, rstd, layer, batch, total)
+    return y, Saved(weights, instance, rstd, scopes.get('ln'), scopes.get('bn'), total)
 
 
 def backward_pass(
@@ -111,16 +112,17 @@ def backward_pass(
     x: Tensor,
     weight: Tensor | None,
     saved: Saved,
+    needs_input_grad: bool,
     normalizers: Sequence[str],
     correction: int,
     process_group: ProcessGroup | None,
-    needs_input_grad: bool,
 ) -> Gradients:
     """From the gradient of the output to those of the inputs; ``saved`` by :func:`forward_pass`."""
     weights, instance, rstd, layer, batch, total = saved
     positions = math.prod(x.shape[2:])
     normalizers = used_normalizers(x, normalizers)
-    scopes = {'in': instance, 'ln': layer, 'bn': batch}
+    kept = zip(SCOPES, (instance, layer, batch))
+    scopes = {scope: moments for scope, moments in kept if moments is not None}
     mean = instance[0]
     scale = rstd if weight is None else rstd * weight.to(rstd.dtype)
 

@@ -50,7 +50,7 @@ def pool_over_ranks(
     mine = pool(instance, 'bn') if n * positions else instance.new_zeros(2, 1, c)
     if process_group is None:
         return mine, n * positions
-    counts, means, variances = gather_moments(n * positions, *mine, process_group)
+    counts, means, variances = gather_moments(n * positions, mine[0], mine[1], process_group)
     total = counts.sum()
     share = counts / total.clamp(min=1)
     mean = (share * means).sum(0, keepdim=True)

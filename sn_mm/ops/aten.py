@@ -86,9 +86,8 @@ def grad_sums(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         return sum_dy.view_as(mean), sum_dy_xc.view_as(mean)
     rows, grads = _rows(x), _rows(dy)
     if _map_by_map(rows):
-        sums = map(_batch_grad_sums, grads.unbind(), rows.unbind(), mean.unbind())
-        sum_dy, sum_dy_xc = zip(*sums)
-        return torch.stack(sum_dy), torch.stack(sum_dy_xc)
+        sums, sums_xc = zip(*map(_batch_grad_sums, grads.unbind(), rows.unbind(), mean.unbind()))
+        return torch.stack(sums), torch.stack(sums_xc)
     sum_dy, sum_dy_xc, delta = (
         torch.zeros_like(mean),
         torch.zeros_like(mean),

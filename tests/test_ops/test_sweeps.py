@@ -9,7 +9,16 @@ from torch import Tensor
 from sn_mm.ops import aten, dense, stats_dtype
 
 BACKENDS = [pytest.param(aten, id='aten')]
-SHAPES = [(5, 3), (2, 3, 7), (2, 3, 4, 5), (1, 1, 1, 1), (3, 1, 2, 2), (2, 3, 2, 3, 4), (2,) * 6]
+SHAPES = [
+    (5, 3),
+    (2, 3, 7),
+    (2, 3, 4, 5),
+    (1, 1, 1, 1),
+    (3, 1, 2, 2),
+    (7, 3, 2, 2),
+    (2, 3, 2, 3, 4),
+    (2,) * 6,
+]
 LAYOUTS = [
     *((shape, torch.contiguous_format) for shape in SHAPES),
     *((shape, torch.channels_last) for shape in SHAPES if len(shape) == 4),

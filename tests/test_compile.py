@@ -1,0 +1,115 @@
+"""torch.compile takes a model with SN whole and gives the numbers of the eager one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sn_mm import SwitchNorm1d, SwitchNorm2d
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.library, 'custom_op'), reason='one graph needs torch 2.4'
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+
+
+def net(**layer_args) -> nn.Module:
+    norm = SwitchNorm2d(8, **layer_args)
+    with torch.no_grad():
+        for p in norm.parameters():
+            p.uniform_(0.5, 1.5)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), norm, nn.ReLU(inplace=True), nn.Conv2d(8, 4, 3), SwitchNorm2d(4)
+    )
+
+
+def assert_steps_agree(eager: nn.Module, compiled_copy: nn.Module, inputs: list[Tensor], **options):
+    """Two steps each: outputs, all gradients and the running statistics."""
+    compiled = torch.compile(compiled_copy, fullgraph=True, **options)
+    for x in inputs:
+        ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y, z = eager(ours), compiled(theirs)
+        torch.testing.assert_close(z, y)
+        assert z.stride() == y.stride()
+        dy = torch.randn_like(y)
+        y.backward(dy)
+        z.backward(dy)
+        torch.testing.assert_close(theirs.grad, ours.grad)
+    for (name, p), q in zip(eager.named_parameters(), compiled_copy.parameters()):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-4, msg=name)
+    for (name, b), c in zip(eager.named_buffers(), compiled_copy.named_buffers()):
+        torch.testing.assert_close(c[1], b, msg=name)
+
+
+CASES = {
+    'all three': {},
+    'in and ln': {'normalizers': ('in', 'ln')},
+    'bn alone': {'normalizers': 'bn'},
+    'without affine': {'affine': False},
+    'cumulative average': {'momentum': None},
+    'without running statistics': {'track_running_stats': False},
+    'correction': {'correction': 1},
+}
+
+
+@pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
+@pytest.mark.parametrize('case', CASES)
+def test_one_graph_gives_the_numbers_of_the_eager_layer(case, training):
+    model = net(**CASES[case]).train(training)
+    inputs = [torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 8)]
+    assert_steps_agree(model, copy.deepcopy(model), inputs, backend='aot_eager')
+
+
+def test_one_graph_keeps_channels_last_and_float64():
+    model = net().double().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64).to(memory_format=torch.channels_last)
+    assert_steps_agree(model, copy.deepcopy(model), [x], backend='aot_eager')
+
+
+def test_one_graph_for_vectors_and_for_one_position_per_map():
+    model = nn.Sequential(nn.Linear(3, 6), SwitchNorm1d(6))
+    assert_steps_agree(model, copy.deepcopy(model), [torch.randn(4, 3)], backend='aot_eager')
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), net()[1])
+    assert_steps_agree(model, copy.deepcopy(model), [torch.randn(4, 8, 5, 5)], backend='aot_eager')
+
+
+def test_one_graph_for_changing_sizes():
+    model = net()
+    inputs = [torch.randn(2, 3, 9, 8), torch.randn(3, 3, 12, 7), torch.randn(1, 3, 8, 15)]
+    assert_steps_agree(model, copy.deepcopy(model), inputs, backend='aot_eager', dynamic=True)
+
+
+def test_compiling_a_frozen_layer_gives_no_gradients():
+    model = net()
+    model[1].requires_grad_(False)
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    compiled(torch.randn(2, 3, 9, 8)).sum().backward()
+    assert all(p.grad is None for p in model[1].parameters())
+    assert model[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_inductor_gives_the_numbers_of_the_eager_model():
+    model = net()
+    inputs = [torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 8)]
+    assert_steps_agree(model, copy.deepcopy(model), inputs)
+
+
+def test_the_operators_keep_what_pytorch_asks_of_them():
+    """Schemas, shapes of the fake outputs, gradients, as torch.library.opcheck tests them."""
+    import sn_mm.compile  # noqa: F401
+
+    layer = net()[1]
+    for running in (None, torch.ones(8)):
+        for x in (torch.randn(2, 8, 4, 5), torch.randn(3, 8, 1, 1)):
+            args = (x.requires_grad_(), layer.mean_weight, layer.var_weight, layer.weight,
+                    layer.bias, running, running, 1e-5, 'in ln bn', 0, '')  # fmt: skip
+            torch.library.opcheck(torch.ops.sn_mm.forward.default, args)
