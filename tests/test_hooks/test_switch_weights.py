@@ -59,6 +59,23 @@ def test_training_goes_as_without(tmp_path: Path) -> None:
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
+def test_reach_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    backends = dict(type='Visualizer', vis_backends=[dict(type='TensorboardVisBackend')])
+    runner = build_runner(tmp_path, SwitchWeightsHook(interval=4), visualizer=backends)
+    runner.train()
+    (file,) = tmp_path.glob('*/vis_data/events.out.tfevents.*')
+    events = EventAccumulator(str(file)).Reload()
+    wanted = importance.to_scalars(importance.from_model(runner.model), 'layer')
+    assert {tag for tag in events.Tags()['scalars'] if tag.startswith('sn_')} == set(wanted)
+    for tag, value in wanted.items():
+        logged = events.Scalars(tag)
+        assert [event.step for event in logged] == [0, 4, 6]
+        assert logged[-1].value == pytest.approx(value, abs=1e-6)
+
+
 @pytest.mark.parametrize('interval', [0, -1, 1.5, True, None])
 def test_interval_must_be_positive(interval: object) -> None:
     with pytest.raises(ValueError, match=f'interval must be an int >= 1, got {interval}'):
