@@ -1,0 +1,137 @@
+"""Time and memory of norm layers on one map, measured side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import Timer
+
+# How often SN goes over a map, at the least; a copy goes over it twice.
+SWEEPS = {'forward': 3, 'forward_backward': 8, 'eval': 3}
+_SECONDS = 0.02
+"""Least duration of one timing."""
+
+
+class Passes:
+    """The passes of one layer over one map, each without arguments."""
+
+    def __init__(self, layer: nn.Module, x: Tensor, dy: Tensor) -> None:
+        self.trained = deepcopy(layer).eval()
+        self.layer = layer.train()
+        self.x, self.dy = x, dy
+        self.targets = [x, *layer.parameters()]
+
+    def forward(self) -> Tensor:
+        return self.layer(self.x)
+
+    def forward_backward(self) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(self.forward(), self.targets, self.dy)
+
+    @torch.no_grad()
+    def eval(self) -> Tensor:
+        return self.trained(self.x)
+
+    def kept_bytes(self) -> int:
+        """What forward keeps for backward: distinct storages, but for the layer's own."""
+        own = {t.untyped_storage().data_ptr() for t in self.layer.state_dict().values()}
+        kept: dict[int, Tensor] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            self.forward()
+        return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
+
+    def peak_bytes(self) -> int:
+        """The most that forward with backward hold at a time, beyond the map and its gradient."""
+        if self.x.is_cuda:
+            torch.cuda.synchronize(self.x.device)
+            before = torch.cuda.memory_allocated(self.x.device)
+            torch.cuda.reset_peak_memory_stats(self.x.device)
+            self.forward_backward()
+            return torch.cuda.max_memory_allocated(self.x.device) - before
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            self.forward_backward()
+        assert profiler.profiler is not None
+        events = profiler.profiler.kineto_results.events()
+        changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == '[memory]')
+        return int(np.cumsum([change for _, change in changes]).max(initial=0))
+
+
+def time_side_by_side(
+    passes: Mapping[Any, Callable[[], Any]], repeats: int, threads: int
+) -> dict[Any, np.ndarray]:
+    """Seconds of each pass, (repeats,): in each repeat all passes take their turn."""
+    timers = {
+        key: Timer('run()', globals={'run': run}, num_threads=threads)
+        for key, run in passes.items()
+    }
+    number = {}
+    for key, timer in timers.items():
+        timer.timeit(3)  # compiled, memory allocated
+        number[key] = max(1, round(_SECONDS / timer.timeit(3).median))
+    times: dict[Any, list[float]] = {key: [] for key in timers}
+    for _ in range(repeats):
+        for key, timer in timers.items():
+            times[key].append(timer.timeit(number[key]).median)
+    return {key: np.array(values) for key, values in times.items()}
+
+
+def measure(
+    layers: Mapping[str, nn.Module], x: Tensor, repeats: int, threads: int
+) -> list[dict[str, Any]]:
+    """One record a layer.
+
+    Args:
+        layers: The layers by name, 'BatchNorm' among them.
+        x: (N, C, H, W).
+        repeats: Timings of each pass.
+        threads: Threads of PyTorch's kernels.
+
+    Returns:
+        Times as {median, q1, q3} in milliseconds, and the limit: eight sweeps at the speed of a
+        copy. Ratios of medians. Memory in sizes of ``x``. ``copy_share`` is the share of the
+        copy's bandwidth that eight sweeps in the time of forward with backward are.
+    """
+    x = x.detach().requires_grad_()
+    dy = torch.randn_like(x)
+    source, target = x.detach(), torch.empty_like(x)
+    passes = {name: Passes(layer, x, dy) for name, layer in layers.items()}
+    runs: dict[Any, Callable[[], Any]] = {
+        (name, kind): getattr(p, kind) for name, p in passes.items() for kind in SWEEPS
+    }
+    runs['copy'] = lambda: target.copy_(source)
+    times = time_side_by_side(runs, repeats, threads)
+    medians = {key: float(np.median(seconds)) for key, seconds in times.items()}
+    limit = medians['copy'] * SWEEPS['forward_backward'] / 2
+    group_eval = medians.get(('GroupNorm', 'eval'))
+    size = x.numel() * x.element_size()
+    return [
+        {
+            'layer': name,
+            **{kind: _spread(times[name, kind]) for kind in SWEEPS},
+            'limit': 1e3 * limit,
+            'ratio': medians[name, 'forward_backward'] / medians['BatchNorm', 'forward_backward'],
+            'eval_to_batch_norm_forward': medians[name, 'eval'] / medians['BatchNorm', 'forward'],
+            'eval_to_group_norm': group_eval and medians[name, 'eval'] / group_eval,
+            'kept': p.kept_bytes() / size,
+            'peak': p.peak_bytes() / size,
+            'copy_share': limit / medians[name, 'forward_backward'],
+            'copy_gb_per_s': 2 * size / medians['copy'] / 1e9,
+        }
+        for name, p in passes.items()
+    ]
+
+
+def _spread(seconds: np.ndarray) -> dict[str, float]:
+    q1, median, q3 = np.percentile(1e3 * seconds, (25, 50, 75))
+    return {'median': float(median), 'q1': float(q1), 'q3': float(q3)}
