@@ -16,6 +16,7 @@ from ..layer import SwitchNorm
 from ..switch import (
     SCOPES,
     Left,
+    NothingToSwitch,
     Switched,
     SwitchReport,
     convert_leftovers,
@@ -66,10 +67,16 @@ def switch_norms(cfg: Config, args: Namespace) -> None:
         return
     norm_cfg = {'type': args.norm, **(args.norm_arg or {})}
     scope = args.norm_scope or 'existing'
-    report = switch_norm_cfg(cfg, norm_cfg, scope)
+    nothing = None
+    try:
+        report = switch_norm_cfg(cfg, norm_cfg, scope)
+    except NothingToSwitch as error:
+        nothing, report = error, SwitchReport()
     with DefaultScope.overwrite_default_scope(toolbox(cfg)):
         model = MODELS.build(copy.deepcopy(cfg.model))  # which changes its config in place
     leftovers = find_leftovers(model, scope)
+    if nothing and not leftovers:
+        raise nothing
     if leftovers:
         convert_leftovers(model, norm_cfg, scope)
         _report_leftovers(report, leftovers, dict(model.named_modules()))

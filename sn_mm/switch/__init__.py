@@ -2,12 +2,13 @@
 
 from .leftovers import build_switched_model, convert_leftovers, find_leftovers
 from .report import Left, Switched, SwitchReport
-from .rewrite import switch_norm_cfg
+from .rewrite import NothingToSwitch, switch_norm_cfg
 from .scopes import SCOPES
 
 __all__ = [
     'SCOPES',
     'Left',
+    'NothingToSwitch',
     'SwitchReport',
     'Switched',
     'build_switched_model',

@@ -14,6 +14,8 @@ _ROLES = ('neck', 'bbox_head', 'mask_head')
 # The head of two linear layers, and the paper's: four convolutions and one linear layer.
 _LINEAR, _CONVOLUTIONS = 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead'
 _CHANNELS = 256
+# Take a norm_cfg, and have no norm with it (SSDHead: unless its config has one already).
+_UNUSED = {'HRFPN', 'SSDHead'}
 
 
 def add_norms(config: dict, cls: Any, path: str, target: dict, report: SwitchReport) -> None:
@@ -36,6 +38,9 @@ def add_norms(config: dict, cls: Any, path: str, target: dict, report: SwitchRep
         reason = f'the head of the paper, of {config["conv_out_channels"]} channels'
         report.switched.append(Switched(f'{path}.type', _LINEAR, _CONVOLUTIONS, reason))
     elif constructor_arguments(cls).get('norm_cfg', '') is not None:
+        return
+    elif ancestors(cls) & _UNUSED:
+        report.left.append(Left(path, '', f'{cls.__name__} makes no use of a norm'))
         return
     elif not _has_convolutions(config, ancestors(cls)):
         report.left.append(Left(path, '', f'{cls.__name__} has no convolutions to normalise'))

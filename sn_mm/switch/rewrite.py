@@ -27,6 +27,10 @@ from .target import check_target, replace
 _BLOCKS = ('upsample_cfg',)
 
 
+class NothingToSwitch(InputError):
+    """A config that reaches no norm of the batch norm family, in the scope of the switch."""
+
+
 def switch_norm_cfg(
     cfg: Config, norm_cfg: dict | None = None, scope: str = 'existing'
 ) -> SwitchReport:
@@ -53,7 +57,8 @@ def switch_norm_cfg(
         What was switched and left, with paths and reasons.
 
     Raises:
-        InputError: There is nothing to switch; ``norm_cfg`` or ``scope`` outside what is allowed.
+        NothingToSwitch: The config reaches no such norm; it is then as it was.
+        InputError: ``norm_cfg`` or ``scope`` outside what is allowed.
 
     Examples::
 
@@ -70,7 +75,7 @@ def switch_norm_cfg(
     report = rewriter.report
     if not report.switched:
         left = ', '.join(sorted({entry.norm for entry in report.left if entry.norm})) or 'none'
-        raise InputError(
+        raise NothingToSwitch(
             f'nothing to switch: the model has no BN, SyncBN, GN or IN in the scope {scope!r} '
             f'that its config reaches (norms left: {left})'
         )

@@ -19,10 +19,14 @@ pytest.importorskip('mmcv.cnn')
 class Net(nn.Module):
     """One norm of the config, and where asked for two of its own."""
 
-    def __init__(self, backbone: dict, own: int = 0) -> None:
+    def __init__(self, backbone: dict | None, own: int = 0) -> None:
         super().__init__()
-        self.backbone = MODELS.get(backbone['norm_cfg'].pop('type'))(4, **backbone['norm_cfg'])
+        if backbone is not None:
+            self.backbone = MODELS.get(backbone['norm_cfg'].pop('type'))(4, **backbone['norm_cfg'])
         self.stem = nn.Sequential(*(nn.BatchNorm2d(4) for _ in range(own)))
+
+
+NET = dict(type='Net', backbone=dict(norm_cfg=dict(type='BN')))
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +35,7 @@ def registered(monkeypatch):
 
 
 def config(**model: object) -> Config:
-    return Config(dict(model=dict(type='Net', backbone=dict(norm_cfg=dict(type='BN')), **model)))
+    return Config(dict(model={**NET, **model}))
 
 
 def switch(cfg: Config, *argv: str) -> Config:
@@ -77,6 +81,13 @@ def test_the_scope_backbone_leaves_what_is_hard_coded_elsewhere():
     model = MODELS.build(cfg.model)
     assert isinstance(model.backbone, SwitchNorm)
     assert all(type(layer) is nn.BatchNorm2d for layer in model.stem)
+
+
+def test_a_model_whose_norms_are_all_hard_coded_is_converted():
+    cfg = switch(config(backbone=None, own=2), '--norm', 'SN')
+    assert all(isinstance(layer, SwitchNorm) for layer in MODELS.build(cfg.model).stem)
+    with pytest.raises(InputError, match='nothing to switch'):
+        switch(config(backbone=None), '--norm', 'SN')
 
 
 def test_other_ranks_print_nothing(monkeypatch, capsys):

@@ -85,6 +85,14 @@ def test_all_gives_the_heads_of_the_paper_to_a_cascade():
         assert sum(isinstance(module, SwitchNorm) for module in part.modules()) == count
 
 
+def test_all_says_where_a_component_has_no_use_for_a_norm():
+    cfg = load('mmdet::hrnet/faster-rcnn_hrnetv2p-w18-1x_coco.py')
+    report = sn_mm.switch_norm_cfg(cfg, scope='all')
+    assert [(left.path, left.reason) for left in report.left] == [
+        ('model.neck', 'HRFPN makes no use of a norm')
+    ]
+
+
 def test_all_says_where_a_head_has_no_convolutions():
     cfg = load('mmdet::scnet/scnet_r50_fpn_1x_coco.py')
     report = sn_mm.switch_norm_cfg(cfg, scope='all')
