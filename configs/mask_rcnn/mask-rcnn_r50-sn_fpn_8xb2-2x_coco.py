@@ -1,0 +1,16 @@
+"""Mask R-CNN with SN in backbone, FPN and heads: the paper's model and solver, (8, 2)."""
+
+_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py'
+custom_imports = dict(imports=['sn_mm'])
+
+norm_cfg = dict(type='SN')
+model = dict(
+    # Weights of BatchNorm have no mix yet, so no stage is frozen.
+    backbone=dict(frozen_stages=-1, norm_cfg=norm_cfg),
+    neck=dict(norm_cfg=norm_cfg),
+    roi_head=dict(
+        bbox_head=dict(
+            type='Shared4Conv1FCBBoxHead', conv_out_channels=256, norm_cfg=norm_cfg),
+        mask_head=dict(norm_cfg=norm_cfg)))
+
+optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.))

@@ -1,0 +1,7 @@
+"""ResNet-50 with SN on ImageNet, (8, 8)."""
+
+_base_ = 'resnet50-sn_8xb32_in1k.py'
+
+train_dataloader = dict(batch_size=8)
+optim_wrapper = dict(optimizer=dict(lr=0.025))
+auto_scale_lr = dict(base_batch_size=64)

@@ -1,0 +1,256 @@
+"""One config with SN: load, build with its own norms, switch, build, train one step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import resource
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model.utils import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+import sn_mm
+from sn_mm.switch import convert_leftovers, find_leftovers
+
+from .inputs import find, loads, make_batch
+
+NORM_CFG = {'type': 'SN'}
+SCOPE = 'existing'
+# Sides of the images in pixels, the next where a model cannot do with less (SSD512).
+SIZES = (64, 128, 320, 512)
+# Samples and proposals of an image, which only cost time.
+_AT_MOST = {'num': 32, 'max_per_img': 50, 'nms_pre': 200}
+# What the training of one step does not depend on, and up to which models count as the same.
+_IRRELEVANT = (
+    'init_cfg',
+    'pretrained',
+    'teacher_ckpt',
+    'test_cfg',
+    'mean',
+    'std',
+    'size',
+    'align_corners',
+    'class_weight',
+)
+_OWN_FIELDS = ('config', 'sn_mm', 'cpu_s', 'rss_mib', 'same_model_as')
+
+
+def check_config(
+    path: Path, done: dict[str, dict], train: bool, progress: Callable[[dict], None]
+) -> dict[str, Any]:
+    """Checks one config of a toolbox. Changes the process: its folder, its logging.
+
+    Args:
+        path: The config file, somewhere below a folder named ``.mim``: configs name others from
+            there.
+        done: Earlier results by digest; a config with the same model takes over that result.
+        train: Train a step. False: only build.
+        progress: Called with the unfinished record before each step.
+
+    Returns:
+        A record for JSON. ``status`` is 'ok' ('built' where no step was asked for), or names the
+        step that failed: 'load', 'build', 'switch', 'build_sn', 'step'; 'no_model' and 'no_norm'
+        say why there was nothing to do.
+    """
+    os.chdir(next(folder for folder in path.parents if folder.name == '.mim'))
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter('ignore')
+    start = time.process_time()
+    record: dict[str, Any] = {}
+    try:
+        for status in _steps(path, record, done, train):
+            record['status'] = status
+            progress(record)
+    except Exception as error:
+        record['error'] = _describe(error)
+    record['cpu_s'] = round(time.process_time() - start, 1)
+    record['rss_mib'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return record
+
+
+def _steps(path: Path, record: dict[str, Any], done: dict[str, dict], train: bool) -> Iterator[str]:
+    """Fills the record, and gives the name of each step before it; the last is the outcome."""
+    yield 'load'
+    cfg = Config.fromfile(path)
+    if 'model' not in cfg:
+        yield 'no_model'
+        return
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    record['digest'] = digest = _digest(cfg)
+    record['model'] = _name(cfg.model.type)
+    if digest in done:
+        record.update({k: v for k, v in done[digest].items() if k not in _OWN_FIELDS})
+        record['same_model_as'] = done[digest]['config']
+        yield done[digest]['status']
+        return
+    _leave_out_files(cfg)
+
+    yield 'build'
+    record['own_norms'] = _count_norms(_build_quickly(cfg))
+    if not record['own_norms']:
+        yield 'no_norm'
+        return
+
+    yield 'switch'
+    switched = Config(cfg._cfg_dict.to_dict(), filename=str(path))
+    report = sn_mm.switch_norm_cfg(switched, NORM_CFG, SCOPE)
+    record['switched'] = len(report.switched)
+    record['left'] = [{'path': item.path, 'reason': item.reason} for item in report.left]
+
+    yield 'build_sn'
+    model = _build(switched) if train else _build_quickly(switched)
+    record['sn_by_config'] = _count_sn(model)
+    hard_coded = [name for name, _ in find_leftovers(model, SCOPE)]
+    record['converted'], record['converted_examples'] = len(hard_coded), hard_coded[:3]
+    convert_leftovers(model, NORM_CFG, SCOPE)
+    record['norms_left'] = len(find_leftovers(model, SCOPE))
+    record['norms_kept'] = len(find_leftovers(model)) - record['norms_left']
+
+    if not train:
+        yield 'built'
+        return
+    yield 'step'
+    try:
+        record.update(_train_step(model, switched))
+    except Exception:
+        record['own_step'] = _own_step(cfg)
+        raise
+    yield 'ok'
+
+
+def _name(kind: Any) -> str:
+    return kind if isinstance(kind, str) else kind.__name__
+
+
+def _digest(cfg: Config) -> str:
+    """Names the model, up to its number of classes and what does not matter to a step."""
+    parts = [_essence(cfg.model.to_dict()), cfg.get('default_scope'), loads(cfg, 'mask')]
+    parts.append(loads(cfg, 'seg'))
+    return hashlib.sha1(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _essence(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {
+            key: min(value, 3) if _is_class_count(key, value) else _essence(value)
+            for key, value in node.items()
+            if key not in _IRRELEVANT
+        }
+    return [_essence(value) for value in node] if isinstance(node, (list, tuple)) else node
+
+
+def _is_class_count(key: str, value: Any) -> bool:
+    return key.startswith('num_') and key.endswith('classes') and isinstance(value, int)
+
+
+def _leave_out_files(cfg: Config) -> None:
+    """Takes pretrained weights and what only costs time out of a config."""
+    for node in _dicts(cfg._cfg_dict.model):
+        for key in ('pretrained', 'teacher_ckpt', 'batch_augments'):
+            if node.get(key) is not None:
+                node[key] = None
+        for key, most in _AT_MOST.items():
+            if isinstance(node.get(key), int):
+                node[key] = min(node[key], most)
+
+
+def _dicts(node: Any) -> list[dict]:
+    if isinstance(node, dict):
+        return [node, *(d for value in node.values() for d in _dicts(value))]
+    if isinstance(node, (list, tuple)):
+        return [d for value in node for d in _dicts(value)]
+    return []
+
+
+def _build(cfg: Config, device: str = 'cpu') -> nn.Module:
+    """Builds from a copy, as building changes the config of some models."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        return MODELS.build(Config(cfg._cfg_dict.to_dict()).model)
+
+
+def _build_quickly(cfg: Config) -> nn.Module:
+    """Builds without weights where the model's constructor allows that."""
+    try:
+        return _build(cfg, 'meta')
+    except Exception:  # any kind, from wherever a constructor wants to see numbers
+        return _build(cfg)
+
+
+def _count_sn(model: nn.Module) -> int:
+    return sum(isinstance(module, sn_mm.SwitchNorm) for module in model.modules())
+
+
+def _count_norms(model: nn.Module) -> dict[str, int]:
+    """Norms of the BatchNorm, GroupNorm and InstanceNorm families by class."""
+    return Counter(kind.__name__ for _, kind in find_leftovers(model))
+
+
+def _train_step(model: nn.Module, cfg: Config) -> dict[str, Any]:
+    _initialise(model)
+    model.train()
+    for size in SIZES:
+        try:
+            if getattr(model.data_preprocessor, 'size', None):  # mmseg pads to it
+                model.data_preprocessor.size = (size, size)
+            return {'size': size, **_losses(model, cfg, size)}
+        except (RuntimeError, AssertionError, ValueError, IndexError):
+            if size == SIZES[-1]:
+                raise
+            model.zero_grad()
+    raise AssertionError
+
+
+def _initialise(model: nn.Module) -> None:
+    """As the runner would, but without pretrained weights."""
+    for module in model.modules():
+        initial = getattr(module, 'init_cfg', None)
+        if 'Pretrained' in (_name(kind) for kind in find(initial, 'type')):
+            module.init_cfg = None
+    if hasattr(model, 'init_weights'):
+        model.init_weights()
+
+
+def _losses(model: Any, cfg: Config, size: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    data = model.data_preprocessor(make_batch(cfg, size), training=True)
+    losses = model(**data, mode='loss')
+    total, values = model.parse_losses(losses)
+    total.backward()
+    infinite = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and not parameter.grad.isfinite().all()
+    ]
+    if not total.isfinite() or infinite:
+        raise ArithmeticError(f'loss {float(total)}, gradients not finite: {infinite[:3]}')
+    return {'loss': round(float(total), 4), 'losses': len(values) - 1}
+
+
+def _own_step(cfg: Config) -> str:
+    """Whether the same step works with the config's own norms: 'ok' or the error."""
+    try:
+        _train_step(revert_sync_batchnorm(_build(cfg)), cfg)
+    except Exception as error:
+        return _describe(error)
+    return 'ok'
+
+
+def _describe(error: Exception) -> str:
+    """The error and the place that it came from, in one line."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    where = '/'.join(Path(last.filename).parts[-3:])
+    text = ' '.join(str(error).split())
+    return f'{type(error).__name__}: {text[:300]} ({where}:{last.lineno})'

@@ -1,0 +1,173 @@
+"""The results of check_zoo.py as one JSON file and one page."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sn_mm.engine.files import atomic_path
+
+_MISSING = re.compile(r"No module named '([\w.]+)'|(mmpretrain|transformers|fairscale)")
+
+
+@dataclass(frozen=True)
+class Category:
+    """What a record comes to: a few words, and whether SN is to blame."""
+
+    text: str
+    is_failure: bool = False
+
+
+OK = Category('trains a step with SN')
+BUILT = Category('builds with SN, no step taken')
+_SWITCHED = {'ok': OK, 'built': BUILT}
+
+
+def category(record: dict[str, Any]) -> Category:
+    """What a record comes to."""
+    status, error = record.get('status', 'load'), record.get('error', '')
+    if status in ('ok', 'built'):
+        return Category('norms left', True) if record['norms_left'] else _SWITCHED[status]
+    if status == 'no_norm':
+        return Category('has no BatchNorm, GroupNorm or InstanceNorm')
+    if status == 'no_model':
+        return Category('holds no model')
+    if status in ('load', 'build'):
+        missing = _MISSING.search(error)
+        if missing:
+            package = (missing[1] or missing[2]).split('.')[0]
+            return Category(f'needs {package}, which is not installed')
+        return Category(
+            'does not load' if status == 'load' else 'does not build with its own norms'
+        )
+    if status == 'step' and record.get('own_step', 'ok') != 'ok':
+        return Category('does not train one step with its own norms either')
+    return Category(
+        {'switch': 'not switched', 'build_sn': 'does not build with SN'}.get(
+            status, 'does not train one step with SN'
+        ),
+        True,
+    )
+
+
+def write_report(folder: Path, records: list[dict[str, Any]]) -> str:
+    """Writes zoo.json and README.md, and returns the totals in a line."""
+    records = sorted(records, key=lambda r: r['config'])
+    totals = _count(records, lambda r: r['config'].split('::')[0])
+    with atomic_path(folder / 'zoo.json') as path:
+        rows = ',\n'.join(json.dumps(r) for r in records)
+        path.write_text(f'{{"totals": {json.dumps(totals)},\n"configs": [\n{rows}\n]}}\n')
+    with atomic_path(folder / 'README.md') as path:
+        path.write_text(_page(records, totals))
+    return '; '.join(
+        f'{toolbox}: ' + ', '.join(f'{n} {text}' for text, n in counts.items())
+        for toolbox, counts in totals.items()
+    )
+
+
+def _count(records: list[dict], key: Callable[[dict], str]) -> dict[str, dict[str, int]]:
+    counts: dict[str, Counter[str]] = {}
+    for record in records:
+        counts.setdefault(key(record), Counter())[category(record).text] += 1
+    return {name: dict(counter.most_common()) for name, counter in counts.items()}
+
+
+def _page(records: list[dict], totals: dict[str, dict[str, int]]) -> str:
+    outcomes = list(dict.fromkeys(text for counts in totals.values() for text in counts))
+    switched = [r for r in records if category(r) in (OK, BUILT)]
+    parts = [
+        '# Every ready-made config with SN',
+        'Written by `python tools/check_zoo.py`, which says what it does; all results are in '
+        '[zoo.json](zoo.json). '
+        f'sn_mm {", ".join(sorted({r["sn_mm"] for r in records}))}.',
+        _table(
+            ['', *totals],
+            [[text, *(str(totals[t].get(text, 0)) for t in totals)] for text in outcomes]
+            + [['configs', *(str(sum(totals[t].values())) for t in totals)]],
+        ),
+        '## By method',
+        '"By the config" counts SN layers that `switch_norm_cfg` brought, "in place" those that '
+        '`convert_switch_norm` had to bring after building, both as the median over the configs.',
+        _table(
+            ['method', 'configs', OK.text, 'by the config', 'in place', 'norms left'],
+            _by_method(records),
+        ),
+        '## Norms that no config can reach',
+        _table(['config', 'in place', 'for example'], _converted(switched)),
+        '## Exceptions',
+        _exceptions(records),
+    ]
+    return '\n\n'.join(parts) + '\n'
+
+
+def _by_method(records: list[dict]) -> list[list[str]]:
+    methods: dict[str, list[dict]] = {}
+    for record in records:
+        methods.setdefault(record['config'].rpartition('/')[0], []).append(record)
+    rows = []
+    for method, group in methods.items():
+        trained = [r for r in group if category(r) == OK]
+        switched = [r for r in group if category(r) in (OK, BUILT)]
+        rows.append(
+            [
+                method,
+                str(len(group)),
+                str(len(trained)),
+                *(_median([r[key] for r in switched]) for key in ('sn_by_config', 'converted')),
+                str(sum(r['norms_left'] for r in group if 'norms_left' in r)),
+            ]
+        )
+    return rows
+
+
+def _median(values: list[int]) -> str:
+    return str(sorted(values)[len(values) // 2]) if values else ''
+
+
+def _converted(switched: list[dict]) -> list[list[str]]:
+    """Configs with norms converted in place, those with the same names in one row."""
+    groups: dict[str, list[dict]] = {}
+    for record in switched:
+        if record['converted']:
+            method = record['config'].rpartition('/')[0]
+            groups.setdefault(f'{method} {record["converted_examples"]}', []).append(record)
+    return [
+        [
+            _several([r['config'] for r in group]),
+            str(max(r['converted'] for r in group)),
+            ', '.join(f'`{name}`' for name in group[0]['converted_examples']),
+        ]
+        for group in groups.values()
+    ]
+
+
+def _exceptions(records: list[dict]) -> str:
+    groups: dict[str, dict[str, list[str]]] = {}
+    for record in records:
+        found = category(record)
+        if found not in (OK, BUILT):
+            error = record.get('error', '') if 'installed' not in found.text else ''
+            groups.setdefault(found.text, {}).setdefault(error, []).append(record['config'])
+    sections = []
+    for text, errors in groups.items():
+        rows = [[_several(names), error.replace('|', '\\|')] for error, names in errors.items()]
+        sections.append(f'### {text}\n\n' + _table(['config', 'reason'], rows))
+    return '\n\n'.join(sections)
+
+
+def _several(names: list[str]) -> str:
+    """Names, where there are many of a folder only how many."""
+    folders = Counter(name.rpartition('/')[0] for name in names)
+    if len(names) <= 3:
+        return ', '.join(names)
+    return ', '.join(f'{folder} ({count})' for folder, count in folders.items())
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
