@@ -50,6 +50,7 @@ def convert_switch_norm(
         select: Called with the name of each such norm in ``model``; those that it says no to stay,
             and are not reported. Default: all.
         **layer_args: Arguments of the new layers, over what they take from the old ones.
+            ``init_importance='bn'`` keeps the function of a BatchNorm network.
 
     Returns:
         ``model``, or the new layer where ``model`` itself is a norm.

@@ -53,3 +53,29 @@ def test_a_scripted_layer_leaves_the_instance_scope_out_of_single_positions():
     model = network()
     x = torch.randn(3, 8, 1, 1)
     torch.testing.assert_close(torch.jit.script(model[1])(x), model[1](x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')
+def test_torchs_newer_onnx_exporter_takes_the_layer(tmp_path):
+    """tools/export_onnx.py uses the older one, which is faster by two orders of magnitude."""
+    pytest.importorskip('onnxscript')
+    onnxruntime = pytest.importorskip('onnxruntime')
+    model = network()
+    dims = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    torch.onnx.export(
+        model,
+        (torch.randn(2, 3, 6, 7),),
+        tmp_path / 'model.onnx',
+        dynamo=True,
+        opset_version=18,
+        dynamic_shapes=(dims,),
+        external_data=False,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
+    for shape in [(2, 3, 6, 7), (3, 3, 9, 5)]:
+        x = torch.randn(shape)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-5, atol=1e-5)
