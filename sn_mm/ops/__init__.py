@@ -29,7 +29,6 @@ from . import aten
 
 __all__ = ['backend_for', 'dense', 'stats_dtype']
 
-backend = aten
 _FORCED = os.environ.get('SN_MM_BACKEND', '')
 if _FORCED not in ('', 'aten', 'triton'):
     raise ValueError(
