@@ -22,16 +22,20 @@ def take_notes(model: dict, report: SwitchReport) -> list[str]:
         if not isinstance(entry.new, dict):
             continue
         path, component = _component(model, entry.path)
-        checkpoint = _checkpoint(component) or model.get('pretrained')
-        if checkpoint and 'backbone' in path and component.get('frozen_stages', -1) >= 0:
+        checkpoint = _checkpoint(component)
+        if 'backbone' in path:
+            checkpoint = checkpoint or model.get('pretrained')
+        equal = 'init_importance' not in entry.new
+        if checkpoint and equal and component.get('frozen_stages', -1) >= 0:
             frozen[path] = component['frozen_stages'], checkpoint
-        if checkpoint and 'backbone' in path and str((entry.old or {}).get('type')) in ('GN', 'IN'):
+        if checkpoint and str((entry.old or {}).get('type')) in ('GN', 'IN'):
             renamed[path] = entry.old['type'], checkpoint
-        if entry.new.get('requires_grad') is False:
+        if equal and entry.new.get('requires_grad') is False:
             fixed.append(entry.path)
     notes = [
         f'{path}.frozen_stages={stages} with the weights of {checkpoint}: SN keeps its equal mix '
-        f'in these stages for ever; {path}.frozen_stages=-1 lets it learn'
+        f'in these stages for ever; {path}.frozen_stages=-1 lets it learn, and init_importance=bn '
+        'starts it as BatchNorm'
         for path, (stages, checkpoint) in frozen.items()
     ]
     notes += [
@@ -42,7 +46,8 @@ def take_notes(model: dict, report: SwitchReport) -> list[str]:
     if fixed:
         notes.append(
             f'requires_grad=False keeps the equal mix of SN in {", ".join(fixed)}; requires_grad='
-            'True in the norm_cfg (--norm-arg requires_grad=True) lets it learn'
+            'True in the norm_cfg (--norm-arg requires_grad=True) lets it learn, and '
+            'init_importance=bn starts it as BatchNorm'
         )
     return notes
 

@@ -266,6 +266,9 @@ def test_what_would_keep_sn_from_learning_is_noted():
     assert 'model.backbone.frozen_stages=1' in frozen and 'torchvision://resnet50' in frozen
     assert 'requires_grad=False' in fixed and 'model.backbone.norm_cfg' in fixed
 
+    cfg = dict(type='Part', backbone=backbone)
+    assert not report_of(cfg, norm_cfg=dict(type='SN', init_importance='bn')).notes
+
     norm = dict(type='GN', num_groups=32)
     backbone = dict(type='Part', frozen_stages=-1, norm_cfg=norm)
     (renamed,) = report_of(dict(type='Part', pretrained='gn.pth', backbone=backbone)).notes
