@@ -34,7 +34,7 @@ from sn_mm.engine.errors import InputError, report_input_errors
 
 DTYPES = ('float32', 'float16', 'bfloat16')
 FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
-TABLE_WIDTH = 160  # in a file or a pipe
+TABLE_WIDTH = 180  # in a file or a pipe
 RESULTS = Path(__file__).parents[1] / 'docs' / 'benchmarks'
 
 
@@ -72,11 +72,11 @@ def run(args: Namespace, chosen: list[tuple[Case, str, str]]) -> Iterator[dict[s
 
 def make_table(records: list[dict[str, Any]]) -> Table:
     table = Table(title='Times in ms, median of the repeats; memory in sizes of the map')
-    table.add_column('map')
-    table.add_column('layer')
+    table.add_column('map', no_wrap=True)
+    table.add_column('layer', no_wrap=True)
     for name in ('forward', 'forward+backward', 'quartiles', '/ BatchNorm', 'limit', 'of copy',
                  'eval', '/ GN eval', '/ BN forward', 'kept', 'peak'):  # fmt: skip
-        table.add_column(name, justify='right')
+        table.add_column(name, justify='right', no_wrap=True)
     before = None
     for r in records:
         title = f'{r["model"]} {"x".join(map(str, r["shape"]))}\n{r["dtype"]} {r["format"]}'
