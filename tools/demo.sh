@@ -41,7 +41,7 @@ train_and_test() {
     bash tools/dist_train.sh "$config" 2 --work-dir "$work_dir" "${options[@]}"
     bash tools/dist_test.sh "$config" "$checkpoint" 2 --work-dir "$work_dir/test" \
         --show-dir "$work_dir/predictions" "${options[@]}"
-    "$PYTHON" tools/plot_importance.py "$checkpoint" --out "$work_dir/importance"
+    "$PYTHON" tools/plot_importance.py "$checkpoint" --logs "$work_dir" --out "$work_dir/importance"
 }
 
 "$PYTHON" tools/make_scenes.py "$SCENES" --force --layout coco cityscapes --size 128 \

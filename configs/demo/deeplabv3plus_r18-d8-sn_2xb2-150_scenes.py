@@ -54,3 +54,4 @@ default_hooks = dict(
     logger=dict(interval=50),
     checkpoint=dict(interval=50, max_keep_ckpts=2),
     visualization=dict(interval=1))
+custom_hooks = [dict(type='SwitchWeightsHook', interval=50)]

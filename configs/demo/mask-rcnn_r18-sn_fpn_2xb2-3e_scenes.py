@@ -88,4 +88,5 @@ param_scheduler = [
 default_hooks = dict(
     logger=dict(interval=50),
     checkpoint=dict(interval=1, max_keep_ckpts=2))
+custom_hooks = [dict(type='SwitchWeightsHook', interval=50)]
 auto_scale_lr = dict(base_batch_size=4)
