@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from ready_made import build, dump_and_load, load, norms, types
 
 import sn_mm
@@ -54,6 +55,34 @@ def test_the_codes_of_encnet_get_the_layer_for_one_dimension():
     cfg.model.auxiliary_head.in_channels = 256
     head = build(cfg).decode_head
     assert any(isinstance(module, SwitchNorm1d) for module in head.modules())
+
+
+HEADS = {
+    'atss/atss_r50_fpn_1x_coco.py': 5,
+    'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py': 5,
+    'gfl/gfl_r50_fpn_1x_coco.py': 5,
+    'retinanet/retinanet_r50_fpn_1x_coco.py': 5,
+    'rtmdet/rtmdet_tiny_8xb32-300e_coco.py': 3,
+    'yolof/yolof_r50-c5_8xb8-1x_coco.py': 1,
+    'yolox/yolox_tiny_8xb8-300e_coco.py': 3,
+}
+
+
+@pytest.mark.parametrize('config', HEADS)
+def test_a_layer_that_meets_several_levels_leaves_out_the_batch_and_no_other(config):
+    cfg = load(f'mmdet::{config}')
+    sn_mm.switch_norm_cfg(cfg, scope='all')
+    for key in ('train_cfg', 'test_cfg'):
+        cfg.model[key] = None
+    head = build(cfg).bbox_head
+    layers = [module for module in head.modules() if isinstance(module, SwitchNorm)]
+    sizes = {layer: set() for layer in layers}
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, x, y: sizes[layer].add(y.shape))
+    channels = head.in_channels
+    head(tuple(torch.randn(1, channels, 2**n, 2**n) for n in range(HEADS[config], 0, -1)))
+    assert layers and all(sizes.values())
+    assert all((len(met) > 1) == ('bn' not in layer.normalizers) for layer, met in sizes.items())
 
 
 def test_a_head_of_shared_weights_is_known_by_its_class():
