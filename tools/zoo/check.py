@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import resource
 import time
 import traceback
@@ -19,7 +20,7 @@ import torch
 from mmengine.config import Config
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
+from torch import distributed, nn
 
 import sn_mm
 from sn_mm.switch import convert_leftovers, find_leftovers
@@ -186,6 +187,10 @@ def _build_quickly(cfg: Config) -> nn.Module:
     try:
         return _build(cfg, 'meta')
     except Exception:  # any kind, from wherever a constructor wants to see numbers
+        if not distributed.is_initialized():  # mmcv's SyncBatchNorm wants a group to build
+            distributed.init_process_group(
+                'gloo', store=distributed.HashStore(), rank=0, world_size=1
+            )
         return _build(cfg)
 
 
@@ -252,5 +257,6 @@ def _describe(error: Exception) -> str:
     """The error and the place that it came from, in one line."""
     *_, last = traceback.extract_tb(error.__traceback__)
     where = '/'.join(Path(last.filename).parts[-3:])
-    text = ' '.join(str(error).split())
+    text = ' '.join(str(error).split()).split(', the current sys.path')[0]
+    text = re.sub(r'/\S*/(site-packages/)?(\w+/)?\.mim/', '', text)
     return f'{type(error).__name__}: {text[:300]} ({where}:{last.lineno})'

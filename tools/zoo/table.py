@@ -12,7 +12,13 @@ from typing import Any
 
 from sn_mm.engine.files import atomic_path
 
-_MISSING = re.compile(r"No module named '([\w.]+)'|(mmpretrain|transformers|fairscale)")
+# What errors say where a package is missing, and the package.
+_MISSING = {
+    r"No module named '(\w+)": r'\1',
+    r'pip install (?!openmim|-r)(\w+)': r'\1',
+    r'(mmpretrain)': r'\1',
+    r'(VPD) model, please install': 'the packages of latent diffusion',
+}
 
 
 @dataclass(frozen=True)
@@ -38,18 +44,17 @@ def category(record: dict[str, Any]) -> Category:
     if status == 'no_model':
         return Category('holds no model')
     if status in ('load', 'build'):
-        missing = _MISSING.search(error)
-        if missing:
-            package = (missing[1] or missing[2]).split('.')[0]
-            return Category(f'needs {package}, which is not installed')
-        return Category(
-            'does not load' if status == 'load' else 'does not build with its own norms'
-        )
+        for pattern, package in _MISSING.items():
+            found = re.search(pattern, error)
+            if found:
+                return Category(f'needs {found.expand(package)}, which is not installed')
+        step = 'load' if status == 'load' else 'build with its own norms'
+        return Category(f'does not {step}')
     if status == 'step' and record.get('own_step', 'ok') != 'ok':
-        return Category('does not train one step with its own norms either')
+        return Category('does not train a step with its own norms either')
     return Category(
         {'switch': 'not switched', 'build_sn': 'does not build with SN'}.get(
-            status, 'does not train one step with SN'
+            status, 'does not train a step with SN'
         ),
         True,
     )

@@ -1,0 +1,149 @@
+"""The recipes of configs/: each has the norms and the solver that its name says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sn_mm import SwitchNorm
+
+for package in ('mmcv', 'mmdet', 'mmseg'):
+    pytest.importorskip(package)
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / 'configs'
+DETECTION = ('mask_rcnn', 'faster_rcnn')
+SEGMENTATION = ('deeplabv3', 'deeplabv3plus', 'fcn')
+OTHER = {'resnet': 'mmpretrain', 'slowonly': 'mmaction', 'i3d': 'mmaction'}
+RECIPES = [
+    f for folder in DETECTION + SEGMENTATION for f in sorted((CONFIGS / folder).glob('*.py'))
+]
+NORMS = {'gn': nn.GroupNorm, 'syncbn': _BatchNorm, 'sn': SwitchNorm}
+
+
+@cache
+def build(file: Path) -> nn.Module:
+    """Builds a recipe's model without its weights."""
+    cfg = Config.fromfile(file)
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize('file', RECIPES, ids=lambda f: f.stem)
+def test_every_norm_and_its_weight_decay_are_what_the_name_says(file: Path) -> None:
+    model = build(file)
+    wanted = NORMS[re.search(r'[-_](sn|gn|syncbn)[-_]', file.stem)[1]]
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, tuple(NORMS.values()))}
+    assert len(norms) > 50
+    assert {type(norm) for norm in norms.values() if not isinstance(norm, wanted)} == set()
+    if wanted is SwitchNorm:
+        scopes = ('in', 'ln') if '-in-ln_' in file.stem else ('in', 'ln', 'bn')
+        assert {norm.normalizers for norm in norms.values()} == {scopes}
+
+    wrapper = Config.fromfile(file).optim_wrapper
+    constructor = DefaultOptimWrapperConstructor(wrapper, wrapper.pop('paramwise_cfg'))
+    groups = constructor(model).optimizer.param_groups
+    decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
+    learned = [p for norm in norms.values() for p in norm.parameters()]
+    assert {decay[id(p)] for p in learned} == {0}
+    assert {decay[id(p)] for p in model.parameters()} == {0, wrapper.optimizer.weight_decay}
+
+
+@pytest.mark.parametrize('file', [f for f in RECIPES if f.parent.name in DETECTION])
+def test_detectors_have_norms_where_the_paper_has_them(file: Path) -> None:
+    model = build(file)
+    norms = [n for n, m in model.named_modules() if isinstance(m, tuple(NORMS.values()))]
+    parts = {'.'.join(name.split('.')[: 2 if name.startswith('roi_head') else 1]) for name in norms}
+    if '_c4_' in file.stem:
+        assert parts == {'backbone', 'roi_head.shared_head'}
+    else:
+        heads = {'roi_head.bbox_head', 'roi_head.mask_head'}
+        assert parts == {'backbone', 'neck', 'roi_head.bbox_head'} | (
+            heads if file.stem.startswith('mask') else set()
+        )
+        assert type(model.roi_head.bbox_head).__name__ == 'Shared4Conv1FCBBoxHead'
+
+
+@pytest.mark.parametrize('file', [f for f in RECIPES if f.parent.name in (*DETECTION, 'fcn')])
+def test_learning_rate_belongs_to_the_batch_in_the_name(file: Path) -> None:
+    cfg = Config.fromfile(file)
+    gpus, images = map(int, re.search(r'_(\d+)xb(\d+)-', file.stem).groups())
+    assert cfg.train_dataloader.batch_size == images
+    assert cfg.auto_scale_lr.base_batch_size == gpus * images
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(0.02 * gpus * images / 16)
+    assert cfg.optim_wrapper.optimizer.weight_decay == 1e-4
+
+
+@pytest.mark.parametrize('file', [f for f in RECIPES if '-scratch_' in f.stem])
+def test_from_scratch_nothing_is_frozen_and_no_weights_are_loaded(file: Path) -> None:
+    backbone = Config.fromfile(file).model.backbone
+    assert (backbone.frozen_stages, backbone.init_cfg) == (-1, None)
+
+
+@pytest.mark.parametrize('folder', [*DETECTION, *SEGMENTATION, *OTHER])
+def test_readme_and_metafile_list_the_recipes_of_a_folder(folder: str) -> None:
+    files = sorted((CONFIGS / folder).glob('*.py'))
+    meta = yaml.safe_load((CONFIGS / folder / 'metafile.yml').read_text())
+    assert [ROOT / model['Config'] for model in meta['Models']] == files
+    readme = (CONFIGS / folder / 'README.md').read_text()
+    for file in files:
+        assert file.stem in readme or f'`{file.stem.split("-", 1)[1].split("_in1k")[0]}`' in readme
+
+
+@pytest.mark.parametrize(
+    'file', [f for folder in OTHER for f in sorted((CONFIGS / folder).glob('*.py'))]
+)
+def test_classifiers_and_video_models_train_one_step(file: Path) -> None:
+    package = OTHER[file.parent.name]
+    try:
+        import_module(f'{package}.models')
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f'{package} does not import here: {error}')
+    cfg = Config.fromfile(file)
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build({**cfg.model, 'data_preprocessor': None})
+    model.backbone.pretrained = None
+    model.init_weights()
+    norms = [m for m in model.modules() if isinstance(m, (SwitchNorm, _BatchNorm))]
+    assert len(norms) == 53 and all(isinstance(norm, SwitchNorm) for norm in norms)
+    shape = (2, 3, 64, 64) if package == 'mmpretrain' else (2, 1, 3, 8, 64, 64)
+    structures = import_module(f'{package}.structures')
+    sample = 'DataSample' if package == 'mmpretrain' else 'ActionDataSample'
+    samples = [getattr(structures, sample)().set_gt_label(label) for label in (0, 1)]
+    losses = model(torch.randn(shape), samples, mode='loss')
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    assert total.isfinite()
+    assert all(p.grad.isfinite().all() for norm in norms for p in norm.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_recipes_train_with_the_real_script(tmp_path: Path) -> None:
+    names = ['fcn_r50-d8-sn_8xb2*', 'faster-rcnn_r50-sn-in-ln_fpn_8xb1*']
+    command = [sys.executable, ROOT / 'tools/check_recipes.py', '--iters', '2', '--only', *names]
+    command += ['--work-dir', tmp_path, '--out', tmp_path / 'page.md']
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=590)
+    rows = [
+        row
+        for row in (tmp_path / 'page.md').read_text().splitlines()
+        if '_rcnn/' in row or 'fcn/' in row
+    ]
+    assert len(rows) == 2
+    for row in rows:
+        first, last = map(float, row.split('|')[3:5])
+        assert first != last
