@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..layer import SwitchNorm2d
 from .components import ancestors, constructor_arguments, shares_levels
 from .report import Left, Switched, SwitchReport
 from .scopes import reason_to_leave
@@ -45,7 +44,7 @@ def add_norms(config: dict, cls: Any, path: str, target: dict, report: SwitchRep
     elif not _has_convolutions(config, ancestors(cls)):
         report.left.append(Left(path, '', f'{cls.__name__} has no convolutions to normalise'))
         return
-    config['norm_cfg'] = new = replace({}, SwitchNorm2d, target, shares_levels(cls))
+    config['norm_cfg'] = new = replace({}, None, target, shares_levels(cls))
     report.switched.append(Switched(f'{path}.norm_cfg', None, new, 'had no norm'))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from torch import nn
 
 from ..engine.config import import_sn_mm, toolbox
 from ..engine.errors import InputError
-from ..layer import SwitchNorm
 from .components import (
     ancestors,
     constructor_arguments,
@@ -25,6 +25,7 @@ from .target import check_target, replace
 
 # Building blocks that get their norm from what builds them, not from their own default.
 _BLOCKS = ('upsample_cfg',)
+_HOOK = 'sn_mm.LeftoverNormHook'
 
 
 class NothingToSwitch(InputError):
@@ -82,8 +83,8 @@ def switch_norm_cfg(
     report.notes = take_notes(model, report)
     cfg.model = ConfigDict(model)
     import_sn_mm(cfg)
-    hook = {'type': 'sn_mm.LeftoverNormHook', 'scope': scope}
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+    others = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] != _HOOK]
+    cfg.custom_hooks = [*others, {'type': _HOOK, 'scope': scope}]
     return report
 
 
@@ -109,13 +110,12 @@ class _Rewriter:
             return value
         # Not ConfigDict's own items(), which import what a lazy config names.
         config = dict(dict.items(value))
-        cls = resolve(config['type'], self.toolbox) if 'type' in config else None
-        layer = norm_layer(cls)
-        if layer is not None:
-            return self._switch(config, layer, path, owner, reason)
+        cls: Any = resolve(config['type'], self.toolbox) if 'type' in config else None
+        if norm_layer(cls) is not None:
+            return self._switch(config, cls, path, owner, reason)
         if is_other_norm(cls):
-            kind = getattr(config['type'], '__name__', config['type'])
-            self.report.left.append(Left(path, str(kind), 'not of the batch norm family'))
+            norm = _name(config['type'], cls)
+            self.report.left.append(Left(path, norm, 'not of the batch norm family'))
         copy = {key: self.rewrite(v, f'{path}.{key}', cls, reason) for key, v in config.items()}
         if cls is not None and path.rpartition('.')[2] not in _BLOCKS:
             self._write_defaults(copy, cls, path)
@@ -133,18 +133,22 @@ class _Rewriter:
                     config[name] = copy
 
     def _switch(
-        self, norm_cfg: dict, layer: type[SwitchNorm], path: str, owner: Any, reason: str
+        self, norm_cfg: dict, norm: type[nn.Module], path: str, owner: Any, reason: str
     ) -> dict:
-        kind = norm_cfg['type']
-        old = {**norm_cfg, 'type': getattr(kind, '__name__', str(kind))}
+        old = {**norm_cfg, 'type': _name(norm_cfg['type'], norm)}
         left = reason_to_leave(path, self.scope)
         if left:
             self.report.left.append(Left(path, old['type'], left))
             return norm_cfg
         shared = shares_levels(owner)
-        new = replace(norm_cfg, layer, self.target, shared)
+        new = replace(norm_cfg, norm, self.target, shared)
         if 'EncHead' in ancestors(owner) and new['type'].endswith('SN'):
             new['type'] += '2d'  # MMSegmentation makes 1d of it for the codes
         reasons = [reason, 'one set of weights for all levels' if shared else '']
         self.report.switched.append(Switched(path, old, new, '; '.join(filter(None, reasons))))
         return new
+
+
+def _name(kind: Any, cls: type) -> str:
+    """A type as the config names it; a class, also one that is imported lazily, by its name."""
+    return kind if isinstance(kind, str) else cls.__name__

@@ -5,8 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from torch import nn
+
 from ..engine.errors import InputError
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from .components import norm_layer
 
 _TYPES = ('SN', 'SN1d', 'SN2d', 'SN3d')
 _NOT_FOR_CONFIGS = ('self', 'num_features', 'process_group', 'device', 'dtype')
@@ -79,12 +82,12 @@ def leave_out_batch(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**kept, 'normalizers': ['in', 'ln']}
 
 
-def replace(old: dict, layer: type[SwitchNorm], target: dict, shared: bool) -> dict:
+def replace(old: dict, norm: type[nn.Module] | None, target: dict, shared: bool) -> dict:
     """Writes the norm_cfg that takes the place of ``old``.
 
     Args:
         old: The norm_cfg that was there; what SN takes of it stays.
-        layer: The SN layer for its number of dimensions.
+        norm: Its class, which says for how many dimensions it is. None: two.
         target: What :func:`check_target` gave.
         shared: The norm serves several levels of a feature pyramid: see :func:`leave_out_batch`.
 
@@ -92,7 +95,8 @@ def replace(old: dict, layer: type[SwitchNorm], target: dict, shared: bool) -> d
         The new norm_cfg.
     """
     kind = target['type']
-    if layer in (SwitchNorm1d, SwitchNorm3d):
+    layer = norm_layer(norm)
+    if layer is SwitchNorm1d or layer is SwitchNorm3d:
         scope = kind.rpartition('SN')[0]
         kind = scope + layer.__name__.replace('SwitchNorm', 'SN')
     kept = {key: value for key, value in old.items() if key in ARGUMENTS}

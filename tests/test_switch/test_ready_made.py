@@ -152,6 +152,7 @@ LAZY = """
 from mmdet.models import FCOS, FPN, FCOSHead, ResNet
 from torch.nn import BatchNorm2d, GroupNorm, LayerNorm
 
+default_scope = 'mmdet'
 norm = dict(type=BatchNorm2d, requires_grad=True)
 model = dict(
     type=FCOS,
@@ -168,7 +169,10 @@ def test_a_lazy_config_is_switched_dumped_and_built(tmp_path):
 
     (tmp_path / 'lazy.py').write_text(LAZY)
     cfg = Config.fromfile(tmp_path / 'lazy.py', lazy_import=True)
-    sn_mm.switch_norm_cfg(cfg, dict(type='SN', sync=False), scope='all')
+    report = sn_mm.switch_norm_cfg(cfg, dict(type='SN', sync=False), scope='all')
+    assert [str((e.old or {}).get('type')) for e in report.switched] == [
+        'BatchNorm2d', 'None', 'GroupNorm',
+    ]  # fmt: skip
     dumped = dump_and_load(cfg, tmp_path)
     assert dumped.custom_imports['imports'] == ['sn_mm']
     assert dumped.model.backbone.norm_cfg == dict(type='SN', requires_grad=True, sync=False)

@@ -258,6 +258,13 @@ def test_the_config_imports_sn_mm_and_has_the_hook_that_warns():
     assert cfg.custom_hooks == hooks
 
 
+def test_a_second_switch_takes_the_place_of_the_first_ones_hook():
+    norm = dict(type='BN')
+    cfg = switch(dict(type='Part', backbone=dict(norm_cfg=norm), norm_cfg=norm), scope='backbone')
+    sn_mm.switch_norm_cfg(cfg, scope='all')
+    assert cfg.custom_hooks == [dict(type='sn_mm.LeftoverNormHook', scope='all')]
+
+
 def test_what_would_keep_sn_from_learning_is_noted():
     init = dict(type='Pretrained', checkpoint='torchvision://resnet50')
     norm = dict(type='BN', requires_grad=False)
