@@ -96,7 +96,8 @@ def toolbox(cfg: Config) -> str:
     """
     if cfg.get('default_scope'):
         return cfg.default_scope
-    model_type = cfg.get('model', {}).get('type', '')
+    model = cfg.get('model', {})
+    model_type = model.get('switched', model).get('type', '')  # of what sn_mm.SwitchedModel builds
     package, dot, _ = getattr(model_type, '__module__', model_type).partition('.')
     return package if dot else 'mmengine'
 

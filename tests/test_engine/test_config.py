@@ -123,3 +123,5 @@ def test_the_toolbox_is_known_by_scope_or_by_the_type_of_the_model():
     assert toolbox(Config({'default_scope': None, 'model': {'type': nn.Conv2d}})) == 'torch'
     assert toolbox(Config({'model': {'type': 'mmdet.models.MaskRCNN'}})) == 'mmdet'
     assert toolbox(Config({'model': {'type': 'Net'}})) == 'mmengine'
+    switched = {'type': 'sn_mm.SwitchedModel', 'switched': {'type': 'mmseg.EncoderDecoder'}}
+    assert toolbox(Config({'model': switched})) == 'mmseg'
