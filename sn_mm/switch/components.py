@@ -13,8 +13,7 @@ from ..convert import layers_by_kind
 from ..layer import SwitchNorm
 
 # Heads with one set of weights for all levels of a feature pyramid descend from BaseDenseHead or
-# SOLOHead; DyHead and the DyConv of GLIP are blocks that do the same. By name, so that no toolbox
-# is imported.
+# SOLOHead; DyHead is a neck that does the same. By name, so that no toolbox is imported.
 _SHARED = {'BaseDenseHead', 'SOLOHead', 'DyHead'}
 # Of these, the ones with norms of their own for each level, or with one level only.
 _SEPARATE = {
