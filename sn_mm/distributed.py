@@ -91,13 +91,26 @@ def gather_moments(
     """
     channels = mean.shape[1]
     mine = torch.cat([mean.new_full((1, 1), count), mean, var], 1)
-    ranks = mine.new_empty(dist.get_world_size(process_group), 1 + 2 * channels)
-    dist.all_gather(list(ranks.split(1)), mine, group=process_group)
+    ranks = _all_gather(mine, process_group)
     counts, means, variances = ranks.split([1, channels, channels], 1)
     return counts, means, variances
 
 
+def _all_gather(mine: Tensor, process_group: ProcessGroup) -> Tensor:
+    if torch.compiler.is_compiling():
+        from .compile import all_gather
+
+        return all_gather(mine, process_group.group_name, dist.get_world_size(process_group))
+    ranks = mine.new_empty(dist.get_world_size(process_group), mine.shape[1])
+    dist.all_gather(list(ranks.split(1)), mine, group=process_group)
+    return ranks
+
+
 def sum_over_ranks(sums: Tensor, process_group: ProcessGroup) -> Tensor:
-    """The backward collective: ``sums`` (2, 1, C) of this rank becomes, in place, that of all."""
+    """The backward collective: from ``sums`` (2, 1, C) of this rank to those of all ranks."""
+    if torch.compiler.is_compiling():
+        from .compile import all_reduce
+
+        return all_reduce(sums, process_group.group_name)
     dist.all_reduce(sums, group=process_group)
     return sums

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from . import ops
-from .passes import Saved, as_parameter, backward_pass, forward_pass
+from .passes import Saved, backward_pass, forward_pass
 from .statistics import SCOPES
 
 __all__ = ['canonical_normalizers', 'switch_norm']
@@ -88,7 +88,21 @@ class _SwitchNorm(torch.autograd.Function):
             saved[-1] = total
         grads = backward_pass(dy, x, weight, Saved(*saved), ctx.needs_input_grad[0], *config)
         found = [*grads.importance.unbind(), grads.weight, grads.bias]
-        return grads.x, *map(as_parameter, found, ctx.parameters), *(None,) * 6
+        return grads.x, *map(_as_parameter, found, ctx.parameters), *(None,) * 6
+
+
+def _as_parameter(grad: Tensor, parameter: tuple[int, torch.dtype] | None) -> Tensor | None:
+    """A gradient in the parameter's dtype; for K logits 0 in place of 'in' where it was left out.
+
+    Args:
+        grad: (C,), or (K',) of the K logits.
+        parameter: Length and dtype of the parameter, None if there is none.
+    """
+    if parameter is None:
+        return None
+    length, dtype = parameter
+    missing = length - grad.shape[0]
+    return (torch.nn.functional.pad(grad, (missing, 0)) if missing else grad).to(dtype)
 
 
 def switch_norm(
@@ -179,14 +193,12 @@ def switch_norm(
                 f"got input of shape {tuple(input.shape)}; add 'ln' or a larger batch"
             )
 
-    apply, compiling = _SwitchNorm.apply, torch.compiler.is_compiling()
-    if compiling and hasattr(torch.library, 'custom_op'):
-        from .compile import apply  # loads what only torch.compile needs
-    elif process_group is not None and not mean_weight.requires_grad:
+    compiling = torch.compiler.is_compiling()
+    if process_group is not None and not mean_weight.requires_grad and not compiling:
         # All ranks run the backward collective, also one whose input happens to need no gradient.
         mean_weight = mean_weight.detach().requires_grad_()
     measure = training or running_mean is None
-    output, batch, total = apply(
+    output, batch, total = _SwitchNorm.apply(
         input, mean_weight, var_weight, weight, bias, None if measure else running_mean,
         None if measure else running_var, eps, normalizers, correction, process_group,
     )  # fmt: skip

@@ -1,7 +1,6 @@
 """The forward and the backward pass of Switchable Normalization: two sweeps each, small algebra.
 
-Nothing here is recorded by autograd. :mod:`sn_mm.functional` and :mod:`sn_mm.compile` make these
-two functions differentiable, for eager PyTorch and for ``torch.compile``.
+Nothing here is recorded by autograd: :mod:`sn_mm.functional` puts the two together.
 """
 
 from __future__ import annotations
@@ -151,17 +150,3 @@ def backward_pass(
     elif needs_input_grad:
         dx = torch.empty_like(x)
     return Gradients(dx, importance.neg_(), sum_dy_xhat.sum(0), sum_dy.sum(0))
-
-
-def as_parameter(grad: Tensor, parameter: tuple[int, torch.dtype] | None) -> Tensor | None:
-    """A gradient in the parameter's dtype; for K logits 0 in place of 'in' where it was left out.
-
-    Args:
-        grad: (C,), or (K',) of the K logits.
-        parameter: Length and dtype of the parameter, None if there is none.
-    """
-    if parameter is None:
-        return None
-    length, dtype = parameter
-    missing = length - grad.shape[0]
-    return (torch.nn.functional.pad(grad, (missing, 0)) if missing else grad).to(dtype)

@@ -113,7 +113,7 @@ def mix_backward(
         if scope == 'bn':
             share = positions / (total.clamp(min=1) if isinstance(total, Tensor) else total or 1)
             if process_group is not None:
-                sum_over_ranks(sums, process_group)
+                sums = sum_over_ranks(sums, process_group)
         sums *= share
         # The scope's mean is sum share m, its variance sum share (v + (m - mean)^2).
         grad_instance += sums

@@ -42,6 +42,10 @@ def backend_for(x: Tensor) -> ModuleType:
     Raises:
         ValueError: ``SN_MM_BACKEND=triton``, and Triton cannot take ``x``.
     """
+    if torch.compiler.is_compiling():
+        from . import opaque
+
+        return opaque
     if _FORCED == 'triton':
         return _forced_triton(x.device, x.dtype)
     if _FORCED == 'aten' or not x.is_cuda or x.dtype == torch.float64:

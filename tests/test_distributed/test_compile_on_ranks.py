@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 from ranks import on_ranks
 from torch import nn
 
 from sn_mm import SwitchNorm2d
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.library, 'custom_op'), reason='one graph needs torch 2.4'
-)
 
 
 @on_ranks(2, cases=[{'sync': True}, {'sync': 1}], timeout=180)

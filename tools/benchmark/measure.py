@@ -51,20 +51,21 @@ class Passes:
             self.forward()
         return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
 
-    def peak_bytes(self) -> int:
-        """The most that forward with backward hold at a time, beyond the map and its gradient."""
-        if self.x.is_cuda:
-            torch.cuda.synchronize(self.x.device)
-            before = torch.cuda.memory_allocated(self.x.device)
-            torch.cuda.reset_peak_memory_stats(self.x.device)
-            self.forward_backward()
-            return torch.cuda.max_memory_allocated(self.x.device) - before
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            self.forward_backward()
-        assert profiler.profiler is not None
-        events = profiler.profiler.kineto_results.events()
-        changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == '[memory]')
-        return int(np.cumsum([change for _, change in changes]).max(initial=0))
+
+def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
+    """The most that a pass holds at a time, beyond what was there before."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == '[memory]')
+    return int(np.cumsum([change for _, change in changes]).max(initial=0))
 
 
 def time_side_by_side(
@@ -118,13 +119,13 @@ def measure(
     return [
         {
             'layer': name,
-            **{kind: _spread(times[name, kind]) for kind in SWEEPS},
+            **{kind: spread(times[name, kind]) for kind in SWEEPS},
             'limit': 1e3 * limit,
             'ratio': medians[name, 'forward_backward'] / medians['BatchNorm', 'forward_backward'],
             'eval_to_batch_norm_forward': medians[name, 'eval'] / medians['BatchNorm', 'forward'],
             'eval_to_group_norm': group_eval and medians[name, 'eval'] / group_eval,
             'kept': p.kept_bytes() / size,
-            'peak': p.peak_bytes() / size,
+            'peak': peak_bytes(p.forward_backward, x.device) / size,
             'copy_share': limit / medians[name, 'forward_backward'],
             'copy_gb_per_s': 2 * size / medians['copy'] / 1e9,
         }
@@ -132,6 +133,7 @@ def measure(
     ]
 
 
-def _spread(seconds: np.ndarray) -> dict[str, float]:
+def spread(seconds: np.ndarray) -> dict[str, float]:
+    """Median and quartiles in milliseconds."""
     q1, median, q3 = np.percentile(1e3 * seconds, (25, 50, 75))
     return {'median': float(median), 'q1': float(q1), 'q3': float(q3)}

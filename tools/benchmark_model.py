@@ -1,0 +1,132 @@
+"""Measures a training step of a model with its own norms and with SN, side by side.
+
+    python tools/benchmark_model.py mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py --size 800
+    python tools/benchmark_model.py CONFIG --size 256 --norm SN --norm-scope all
+
+A step is forward, backward and the optimizer's, on two made-up images. Both models have every layer
+in training mode and nothing frozen. They take turns, so that the ratio holds even where the machine
+does not stay the same. Prints a table; writes the figures with the machine, versions and date.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmark import machine
+from benchmark.measure import peak_bytes, spread, time_side_by_side
+from mmengine.config import Config
+from mmengine.model.utils import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS, init_default_scope
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from zoo.inputs import BATCH_SIZE, make_batch
+
+from sn_mm.engine.config import locate_config
+from sn_mm.engine.errors import InputError, report_input_errors
+from sn_mm.engine.switch import add_switch_arguments, switch_norms
+
+RESULTS = Path(__file__).parents[1] / 'docs' / 'benchmarks'
+
+
+def train_all(node: Any) -> None:
+    """Takes out of a config what keeps its norms from training."""
+    if isinstance(node, dict):
+        node.update({k: v for k, v in (('norm_eval', False), ('frozen_stages', -1)) if k in node})
+    for value in node.values() if isinstance(node, dict) else node:
+        if isinstance(value, (dict, list)):
+            train_all(value)
+
+
+def build(cfg: Config, device: torch.device) -> nn.Module:
+    torch.manual_seed(0)
+    model = MODELS.build(Config(cfg._cfg_dict.to_dict()).model)
+    return revert_sync_batchnorm(model).to(device).train()
+
+
+def make_step(model: Any, cfg: Config, size: int) -> Callable[[], Any]:
+    batch = make_batch(cfg, size)
+    # The learning rate is 0, so that every step is the same work.
+    optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9))
+
+    def step() -> None:
+        torch.manual_seed(0)
+        model.train_step(batch, optimizer)
+
+    return step
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('config', help='a path, or PACKAGE::PATH such as mmdet::mask_rcnn/NAME.py')
+    parser.add_argument('--size', type=int, default=256, help='side of the images (%(default)s)')
+    add_switch_arguments(parser)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads(),
+                        help="threads of PyTorch's kernels (%(default)s)")  # fmt: skip
+    parser.add_argument('--repeats', type=int, default=15, help='steps of each (%(default)s)')
+    parser.add_argument('--out', type=Path, metavar='FILE.json',
+                        help='the figures (docs/benchmarks/CONFIG-DEVICE.json)')  # fmt: skip
+    args = parser.parse_args()
+    for name in ('size', 'threads', 'repeats'):
+        if getattr(args, name) < 1:
+            raise InputError(f'--{name} must be at least 1, got {getattr(args, name)}')
+    args.norm = args.norm or 'SN'
+    args.device = torch.device(args.device)
+    return args
+
+
+@report_input_errors
+def main() -> None:
+    args = parse_args()
+    file = locate_config(args.config)
+    machine.hold_freed_memory()
+    torch.set_num_threads(args.threads)
+    cfg = Config.fromfile(file)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    train_all(cfg._cfg_dict.model)
+    switched = Config(cfg._cfg_dict.to_dict(), filename=str(file))
+    switch_norms(switched, args)
+
+    models = {'own norms': build(cfg, args.device), 'SN': build(switched, args.device)}
+    steps = {name: make_step(model, cfg, args.size) for name, model in models.items()}
+    times = time_side_by_side(steps, args.repeats, args.threads)
+    own = float(np.median(times['own norms']))
+    records = [
+        {
+            'model': name,
+            'step': spread(times[name]),
+            'ratio': float(np.median(times[name])) / own,
+            'peak_mib': peak_bytes(step, args.device) / 2**20,
+        }
+        for name, step in steps.items()
+    ]
+    name = f'{file.stem}-{machine.file_name(args.device)}.json'
+    out = args.out or RESULTS / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    described = {**machine.describe(args.device), 'config': args.config, 'size': args.size}
+    out.write_text(json.dumps({'machine': described, 'records': records}, indent=1) + '\n')
+
+    table = Table(title=f'A training step on {BATCH_SIZE} images of {args.size}x{args.size}')
+    for column in ('norms', 'ms', 'quartiles', 'ratio', 'peak MiB'):
+        table.add_column(column, justify='right')
+    for r in records:
+        times_ms = r['step']
+        table.add_row(
+            r['model'], f'{times_ms["median"]:.1f}', f'{times_ms["q1"]:.1f}-{times_ms["q3"]:.1f}',
+            f'{r["ratio"]:.3f}', f'{r["peak_mib"]:.0f}',
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print(f'Written: {out}', soft_wrap=True)
+
+
+if __name__ == '__main__':
+    main()
