@@ -34,7 +34,17 @@ setup(
         # mmsegmentation's models import ftfy and regex without declaring them.
         'seg': [*openmmlab, 'mmsegmentation>=1.2', 'ftfy', 'regex'],
         'demo': ['mmengine>=0.10', 'mlxtend', 'scikit-image'],
-        'test': ['pytest', 'pytest-timeout', 'hypothesis', 'ruff', 'mypy'],
+        'export': ['onnx', 'onnxruntime'],
+        # onnxscript and triton: torch's newer ONNX exporter and the kernels for CUDA, without a GPU.
+        'test': [
+            'pytest',
+            'pytest-timeout',
+            'hypothesis',
+            'ruff',
+            'mypy',
+            'onnxscript',
+            'triton; platform_system == "Linux"',
+        ],
     },
     zip_safe=False,
 )

@@ -116,7 +116,7 @@ say 'installing torch'
 "${install[@]}" setuptools wheel ninja psutil numpy torch &>> "$log"
 
 # What does not need mmcv is installed while its operators compile.
-"${install[@]}" mmengine mmdet mmsegmentation ftfy regex -e '.[demo,test]' &>> "$log" &
+"${install[@]}" mmengine mmdet mmsegmentation ftfy regex -e '.[demo,export,test]' &>> "$log" &
 rest=$!
 
 # --- mmcv's operators --------------------------------------------------------------------------
