@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sn_mm import SwitchNorm2d, passes
 from sn_mm.ops import aten, dense, stats_dtype
 
 BACKENDS = [pytest.param(aten, id='aten')]
@@ -103,6 +104,44 @@ def test_apply_takes_arrays_of_any_strides(backend, device):
     shift = torch.randn(3, 2, device=device).t()
     y = backend.apply(x, scale, shift)
     torch.testing.assert_close(y, scale[..., None, None] * x + shift[..., None, None])
+
+
+def test_the_spare_map_of_the_moments_may_take_the_output(backend, layout, dtype, device):
+    x = layout(dtype, device)
+    scale, shift = torch.randn(2, *x.shape[:2], dtype=stats_dtype(dtype), device=device)
+    spare = backend.moments(x, stats_dtype(dtype))[2]
+    y = backend.apply(x, scale, shift, spare)
+    assert torch.equal(y, backend.apply(x, scale, shift)) and y.stride() == x.stride()
+    assert y.data_ptr() != x.data_ptr()
+    assert spare is None or y.data_ptr() == spare.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ('normalizers', 'training', 'sweeps'),
+    [
+        ('in ln bn', True, ['moments', 'apply', 'grad_sums', 'grad_input']),
+        ('in ln bn', False, ['moments', 'apply']),
+        ('in ln', False, ['moments', 'apply']),
+        ('bn', True, ['moments', 'apply', 'grad_sums', 'grad_input']),
+        ('bn', False, ['apply']),
+    ],
+)
+def test_sweeps_of_a_step(normalizers, training, sweeps, monkeypatch):
+    """One of each in training; in evaluation on bn alone the map is read once."""
+    seen = []
+
+    class Watched:
+        def __getattr__(self, name):
+            seen.append(name)
+            return getattr(aten, name)
+
+    monkeypatch.setattr(passes.ops, 'backend_for', lambda x: Watched())
+    layer = SwitchNorm2d(3, normalizers=normalizers.split()).train(training)
+    with torch.set_grad_enabled(training):
+        y = layer(torch.randn(2, 3, 4, 5, requires_grad=True))
+    if training:
+        y.sum().backward()
+    assert seen == sweeps
 
 
 def test_grad_sums(backend, layout, dtype, device):
