@@ -2,7 +2,7 @@
 
     python tools/check_zoo.py --jobs 2                 # all of them; continues where it was stopped
     python tools/check_zoo.py --build-only             # quickly, without the step
-    python tools/check_zoo.py --retry-failed           # again what failed
+    python tools/check_zoo.py --retry-failed           # again what ended in an error
     python tools/check_zoo.py --sample 12 --seed 0     # some of them
 
 Each config is loaded, built with its own norms, switched (`sn_mm.switch_norm_cfg`), built with SN,
@@ -20,6 +20,7 @@ import json
 import os
 import random
 import sys
+from collections import Counter
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,7 +61,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--log', type=Path, default=Path('work_dirs/zoo/zoo.jsonl'))
     parser.add_argument('--out', type=Path, default=Path('docs/zoo'), help='folder of the report')
     parser.add_argument('--build-only', action='store_true', help='do not train a step')
-    parser.add_argument('--retry-failed', action='store_true', help='run again what failed')
+    parser.add_argument(
+        '--retry-failed', action='store_true', help='run again what ended in an error'
+    )
     parser.add_argument(
         '--keep-older', action='store_true', help="keep results of other versions of sn_mm's code"
     )
@@ -98,14 +101,35 @@ def choose(names: list[str], args: argparse.Namespace) -> list[str]:
         if not names:
             raise InputError(f'--only {" ".join(args.only)}: no config of this name')
     if args.max_seconds is not None:
-        file = args.out / 'zoo.json'
-        if not file.is_file():
-            raise InputError(f'--max-seconds needs the times of an earlier run in {file}')
-        seconds = {r['config']: r['cpu_s'] for r in json.loads(file.read_text())['configs']}
+        seconds = recorded_seconds(args.out / 'zoo.json')
         names = [n for n in names if seconds.get(n, args.max_seconds + 1) <= args.max_seconds]
     if args.sample is not None:
         names = random.Random(args.seed).sample(names, min(args.sample, len(names)))
     return names
+
+
+def recorded_seconds(file: Path) -> dict[str, float]:
+    """Processor time of each config that was run whole, by an earlier run's report."""
+    if not file.is_file():
+        raise InputError(f'--max-seconds needs the times of an earlier run in {file}')
+    records = {r['config']: r for r in json.loads(file.read_text())['configs']}
+    return {
+        name: records.get(record.get('same_model_as'), record)['cpu_s']
+        for name, record in records.items()
+        if record['status'] != 'built'
+    }
+
+
+def in_turn(names: list[str]) -> list[str]:
+    """One of each method, then another: a part of a run says something of the whole."""
+    names = random.Random(0).sample(names, len(names))
+    turns: Counter[str] = Counter()
+    order = {}
+    for name in names:
+        method = name.rpartition('/')[0]
+        order[name] = turns[method]
+        turns[method] += 1
+    return sorted(names, key=order.__getitem__)
 
 
 def read_log(log: Path) -> dict[str, dict]:
@@ -130,7 +154,7 @@ def main() -> None:
     if not args.keep_older:
         records = {n: r for n, r in records.items() if r['sn_mm'] == version}
     if args.retry_failed:
-        records = {n: r for n, r in records.items() if not category(r).is_failure}
+        records = {n: r for n, r in records.items() if 'error' not in r}
     if not args.build_only:
         records = {n: r for n, r in records.items() if r['status'] != 'built'}
     records = {n: r for n, r in records.items() if n in names}
@@ -148,8 +172,7 @@ def main() -> None:
     failures = 0
     with args.log.open('a') as log, bar:
         task = bar.add_task('configs', total=len(names), completed=len(records))
-        left = [name for name in names if name not in records]
-        random.Random(0).shuffle(left)  # so that a part of a run says something of the whole
+        left = in_turn([name for name in names if name not in records])
         results = run_tasks(
             left,
             lambda name, progress: check_config(configs[name], done, not args.build_only, progress),

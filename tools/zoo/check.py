@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import distributed, nn
@@ -108,7 +109,7 @@ def _steps(path: Path, record: dict[str, Any], done: dict[str, dict], train: boo
     switched = Config(cfg._cfg_dict.to_dict(), filename=str(path))
     report = sn_mm.switch_norm_cfg(switched, NORM_CFG, SCOPE)
     record['switched'] = len(report.switched)
-    record['left'] = [{'path': item.path, 'reason': item.reason} for item in report.left]
+    record['left'] = Counter(item.reason for item in report.left)
 
     yield 'build_sn'
     model = _build(switched) if train else _build_quickly(switched)
@@ -162,6 +163,8 @@ def _leave_out_files(cfg: Config) -> None:
         for key in ('pretrained', 'teacher_ckpt', 'batch_augments'):
             if node.get(key) is not None:
                 node[key] = None
+        if 'Pretrained' in find(node.get('init_cfg'), 'type'):
+            node['init_cfg'] = None
         for key, most in _AT_MOST.items():
             if isinstance(node.get(key), int):
                 node[key] = min(node[key], most)
@@ -204,33 +207,26 @@ def _count_norms(model: nn.Module) -> dict[str, int]:
 
 
 def _train_step(model: nn.Module, cfg: Config) -> dict[str, Any]:
-    _initialise(model)
-    model.train()
-    for size in SIZES:
-        try:
-            if getattr(model.data_preprocessor, 'size', None):  # mmseg pads to it
-                model.data_preprocessor.size = (size, size)
-            return {'size': size, **_losses(model, cfg, size)}
-        except (RuntimeError, AssertionError, ValueError, IndexError):
-            if size == SIZES[-1]:
-                raise
-            model.zero_grad()
-    raise AssertionError
-
-
-def _initialise(model: nn.Module) -> None:
-    """As the runner would, but without pretrained weights."""
-    for module in model.modules():
-        initial = getattr(module, 'init_cfg', None)
-        if 'Pretrained' in (_name(kind) for kind in find(initial, 'type')):
-            module.init_cfg = None
+    for progress in ('epoch', 'iter'):  # some heads ask how far training is
+        MessageHub.get_current_instance().update_info(progress, 0)
     if hasattr(model, 'init_weights'):
         model.init_weights()
+    model.train()
+    *smaller, last = [*SIZES, *(n for n in find(cfg.model, 'img_size') if isinstance(n, int))]
+    for size in smaller:
+        try:
+            return {'size': size, **_losses(model, cfg, size)}
+        except (RuntimeError, AssertionError, ValueError, IndexError):
+            model.zero_grad()
+    return {'size': last, **_losses(model, cfg, last)}
 
 
 def _losses(model: Any, cfg: Config, size: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    data = model.data_preprocessor(make_batch(cfg, size), training=True)
+    preprocessor = model.data_preprocessor
+    if hasattr(preprocessor, 'size') and not preprocessor.size_divisor:  # what mmseg pads to
+        preprocessor.size = (size, size)
+    data = preprocessor(make_batch(cfg, size), training=True)
     losses = model(**data, mode='loss')
     total, values = model.parse_losses(losses)
     total.backward()

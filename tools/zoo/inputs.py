@@ -91,8 +91,8 @@ def _detection_batch(cfg: Config, size: int) -> dict[str, Any]:
         if loads(cfg, 'seg'):
             # HTC's semantic loss takes maps at an eighth, its pipeline's last step but one.
             stride = 8 if True in (v == 0.125 for v in find(cfg.model, 'seg_scale_factor')) else 1
-            stuff = sum(n for k in _PANOPTIC for n in find(cfg.model, k) if isinstance(n, int))
-            sample.gt_sem_seg = PixelData(sem_seg=_semantic_map(size, stuff or classes, stride))
+            kinds = sum(max(find(cfg.model, key), default=0) for key in _PANOPTIC)
+            sample.gt_sem_seg = PixelData(sem_seg=_semantic_map(size, kinds or classes, stride))
     if cfg.model.type == 'FastRCNN':
         proposals = demo_mm_proposals([shape] * BATCH_SIZE, 32)
         for sample, proposal in zip(data['data_samples'], proposals):
@@ -151,5 +151,6 @@ def _segmentation_batch(cfg: Config, size: int) -> dict[str, Any]:
         sample.gt_edge_map = PixelData(data=torch.randint(2, (1, size, size)))
         sample.gt_depth_map = PixelData(data=torch.rand(1, size, size) * 10)
         samples.append(sample)
-    images = [torch.randint(256, (3, size, size), dtype=torch.uint8) for _ in samples]
+    channels = len(cfg.model.data_preprocessor.get('mean') or 'RGB')
+    images = [torch.randint(256, (channels, size, size), dtype=torch.uint8) for _ in samples]
     return {'inputs': images, 'data_samples': samples}

@@ -95,6 +95,10 @@ def _page(records: list[dict], totals: dict[str, dict[str, int]]) -> str:
             [[text, *(str(totals[t].get(text, 0)) for t in totals)] for text in outcomes]
             + [['configs', *(str(sum(totals[t].values())) for t in totals)]],
         ),
+        'A step is taken once for models that are the same but for their number of classes, '
+        'initial weights, colour statistics and test settings. GLIP and Grounding DINO need '
+        "BERT of the transformers package, which downloads its weights. SORT's trackers are not "
+        'trained; their detectors are configs of their own.',
         '## By method',
         '"By the config" counts SN layers that `switch_norm_cfg` brought, "in place" those that '
         '`convert_switch_norm` had to bring after building, both as the median over the configs.',
