@@ -165,8 +165,8 @@ def page(runs: list[Run], iters: int) -> str:
         '',
         f'Written by `python tools/check_recipes.py`: each recipe for {iters} iterations on small '
         f'scenes ({SIDE} pixels) in the layout of its data set, from random weights, in one '
-        f'process. That they run is all it shows. torch {torch.__version__}, '
-        f'{os.cpu_count()} {platform.machine()} cores.',
+        f'process; seconds include the start. That they run is all it shows. '
+        f'torch {torch.__version__}, {os.cpu_count()} {platform.machine()} cores.',
         '',
         '| recipe | script | first loss | last loss | seconds |',
         '|---|---|---|---|---|',

@@ -212,7 +212,8 @@ def _train_step(model: nn.Module, cfg: Config) -> dict[str, Any]:
     if hasattr(model, 'init_weights'):
         model.init_weights()
     model.train()
-    *smaller, last = [*SIZES, *(n for n in find(cfg.model, 'img_size') if isinstance(n, int))]
+    fixed = (n[0] if isinstance(n, (tuple, list)) else n for n in find(cfg.model, 'img_size'))
+    *smaller, last = [*SIZES, *fixed]
     for size in smaller:
         try:
             return {'size': size, **_losses(model, cfg, size)}

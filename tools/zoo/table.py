@@ -43,11 +43,12 @@ def category(record: dict[str, Any]) -> Category:
         return Category('has no BatchNorm, GroupNorm or InstanceNorm')
     if status == 'no_model':
         return Category('holds no model')
+    own = status in ('load', 'build') or record.get('own_step', 'ok') != 'ok'
+    for pattern, package in _MISSING.items() if own else ():
+        found = re.search(pattern, error)
+        if found:
+            return Category(f'needs {found.expand(package)}, which is not installed')
     if status in ('load', 'build'):
-        for pattern, package in _MISSING.items():
-            found = re.search(pattern, error)
-            if found:
-                return Category(f'needs {found.expand(package)}, which is not installed')
         step = 'load' if status == 'load' else 'build with its own norms'
         return Category(f'does not {step}')
     if status == 'step' and record.get('own_step', 'ok') != 'ok':
@@ -65,7 +66,7 @@ def write_report(folder: Path, records: list[dict[str, Any]]) -> str:
     records = sorted(records, key=lambda r: r['config'])
     totals = _count(records, lambda r: r['config'].split('::')[0])
     with atomic_path(folder / 'zoo.json') as path:
-        rows = ',\n'.join(json.dumps(r) for r in records)
+        rows = ',\n'.join(json.dumps(_filled(r)) for r in records)
         path.write_text(f'{{"totals": {json.dumps(totals)},\n"configs": [\n{rows}\n]}}\n')
     with atomic_path(folder / 'README.md') as path:
         path.write_text(_page(records, totals))
@@ -73,6 +74,10 @@ def write_report(folder: Path, records: list[dict[str, Any]]) -> str:
         f'{toolbox}: ' + ', '.join(f'{n} {text}' for text, n in counts.items())
         for toolbox, counts in totals.items()
     )
+
+
+def _filled(record: dict) -> dict:
+    return {key: value for key, value in record.items() if value not in ([], {}, None)}
 
 
 def _count(records: list[dict], key: Callable[[dict], str]) -> dict[str, dict[str, int]]:
