@@ -33,9 +33,11 @@ setup(
         'det': [*openmmlab, 'mmdet>=3.3'],
         # mmsegmentation's models import ftfy and regex without declaring them.
         'seg': [*openmmlab, 'mmsegmentation>=1.2', 'ftfy', 'regex'],
+        'cls': [*openmmlab, 'mmpretrain>=1.2'],
+        'video': [*openmmlab, 'mmaction2>=1.2'],
         'demo': ['mmengine>=0.10', 'mlxtend', 'scikit-image'],
         'export': ['onnx', 'onnxruntime'],
-        # onnxscript and triton: torch's newer ONNX exporter and the kernels for CUDA, without a GPU.
+        # onnxscript: torch's newer ONNX exporter. triton: the kernels for CUDA, without a GPU.
         'test': [
             'pytest',
             'pytest-timeout',
@@ -43,6 +45,7 @@ setup(
             'ruff',
             'mypy',
             'onnxscript',
+            'psutil',
             'triton; platform_system == "Linux"',
         ],
     },

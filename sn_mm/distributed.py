@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from .export import is_compiling
+
 
 def check_sync(sync: bool | int) -> None:
     """Checks the layer's ``sync`` argument.
@@ -97,7 +99,7 @@ def gather_moments(
 
 
 def _all_gather(mine: Tensor, process_group: ProcessGroup) -> Tensor:
-    if torch.compiler.is_compiling():
+    if is_compiling():
         from .compile import all_gather
 
         return all_gather(mine, process_group.group_name, dist.get_world_size(process_group))
@@ -108,7 +110,7 @@ def _all_gather(mine: Tensor, process_group: ProcessGroup) -> Tensor:
 
 def sum_over_ranks(sums: Tensor, process_group: ProcessGroup) -> Tensor:
     """The backward collective: from ``sums`` (2, 1, C) of this rank to those of all ranks."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         from .compile import all_reduce
 
         return all_reduce(sums, process_group.group_name)

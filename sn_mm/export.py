@@ -1,8 +1,8 @@
-"""SN in evaluation as ordinary operations, for graphs that leave Python.
+"""What PyTorch does with a model, run it or record it, and SN for graphs that leave Python.
 
 TorchScript, ``torch.export`` and ONNX know neither the layer's autograd function nor the kernels
-that it calls. While one of them looks, the layer is this instead: the same equations, open to any
-batch and map size.
+that it calls. While one of them looks, the layer is :func:`evaluate` instead: the same equations
+in ordinary operations, open to any batch and map size.
 """
 
 # No postponed annotations: TorchScript reads these.
@@ -11,16 +11,24 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-__all__ = ['evaluate', 'is_exporting']
+__all__ = ['evaluate', 'is_compiling', 'is_exporting']
 
+
+def _never() -> bool:
+    return False
+
+
+_asks_compiler = getattr(torch.compiler, 'is_compiling', _never)  # since torch 2.3
 # torch < 2.7 does not tell torch.export from torch.compile.
-_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
+_asks_exporter = getattr(torch.compiler, 'is_exporting', _asks_compiler)
+# Whether torch.compile traces. Before torch 2.4 it breaks its graph at the layer instead.
+is_compiling = _asks_compiler if hasattr(torch.library.Library, '_register_fake') else _never
 
 
 @torch.jit.unused
 def is_exporting() -> bool:
     """Whether ``torch.jit.trace``, ``torch.export`` or ``torch.onnx`` (by one of them) record."""
-    return torch.jit.is_tracing() or _is_exporting()
+    return torch.jit.is_tracing() or _asks_exporter()
 
 
 def evaluate(

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from . import ops
+from .export import is_compiling
 from .passes import Saved, backward_pass, forward_pass
 from .statistics import SCOPES
 
@@ -38,6 +39,19 @@ def canonical_normalizers(normalizers: Iterable[str]) -> tuple[str, ...]:
             f'normalizers must be one or more of {SCOPES}, each at most once, got {given}'
         )
     return tuple(scope for scope in SCOPES if scope in given)
+
+
+def check_instances(input: Tensor, normalizers: tuple[str, ...]) -> None:
+    """Checks that there is something to normalise with.
+
+    Raises:
+        ValueError: 'in' alone, and one position per map.
+    """
+    if normalizers == ('in',) and math.prod(input.shape[2:]) == 1:
+        raise ValueError(
+            f"normalizers=('in',) has no statistics for one position per map, got input of "
+            f"shape {tuple(map(int, input.shape))}; add 'ln' or 'bn'"
+        )
 
 
 class _SwitchNorm(torch.autograd.Function):
@@ -180,12 +194,8 @@ def switch_norm(
         raise ValueError("'bn' with training=False needs running_mean and running_var")
     if momentum is None and num_batches_tracked is None and running_mean is not None and training:
         raise ValueError('momentum=None (cumulative average) needs num_batches_tracked')
+    check_instances(input, normalizers)
     if math.prod(input.shape[2:]) == 1:
-        if normalizers == ('in',):
-            raise ValueError(
-                f"normalizers=('in',) has no statistics for one position per map, got input of "
-                f"shape {tuple(input.shape)}; add 'ln' or 'bn'"
-            )
         alone = input.shape[0] == 1 and process_group is None
         if alone and training and 'ln' not in normalizers:
             raise ValueError(
@@ -193,7 +203,7 @@ def switch_norm(
                 f"got input of shape {tuple(input.shape)}; add 'ln' or a larger batch"
             )
 
-    compiling = torch.compiler.is_compiling()
+    compiling = is_compiling()
     if process_group is not None and not mean_weight.requires_grad and not compiling:
         # All ranks run the backward collective, also one whose input happens to need no gradient.
         mean_weight = mean_weight.detach().requires_grad_()

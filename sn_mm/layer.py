@@ -16,8 +16,8 @@ from torch.distributed import ProcessGroup
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .distributed import check_same_channels, check_sync, resolve_group
-from .export import evaluate, is_exporting
-from .functional import canonical_normalizers, switch_norm
+from .export import evaluate, is_compiling, is_exporting
+from .functional import canonical_normalizers, check_instances, switch_norm
 from .statistics import SCOPES
 from .warm_start import initial_logits
 
@@ -151,6 +151,9 @@ class SwitchNorm(_InstanceNorm):
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting() or (not self.training and is_exporting()):
             assert not self.training, 'a scripted SN layer is for evaluation: call eval()'
+            if not torch.jit.is_scripting():
+                self._check_input_dim(input)
+                check_instances(input, self.normalizers)
             return evaluate(
                 input,
                 self.mean_weight,
@@ -185,7 +188,7 @@ class SwitchNorm(_InstanceNorm):
     def _group(self, device: torch.device) -> ProcessGroup | None:
         if 'bn' not in self.normalizers:
             return None
-        if torch.compiler.is_compiling():
+        if is_compiling():
             from .compile import constant_group
 
             return constant_group(self.sync, self.process_group)
@@ -219,7 +222,7 @@ class SwitchNorm(_InstanceNorm):
             wanted = ' or '.join(layouts[d] for d in self._dims) if self._dims else '(N, C, *S)'
             raise ValueError(
                 f'{type(self).__name__} needs input of shape {wanted} with C = '
-                f'{self.num_features}, got {tuple(input.shape)}'
+                f'{self.num_features}, got {tuple(map(int, input.shape))}'
             )
 
     def extra_repr(self) -> str:

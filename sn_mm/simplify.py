@@ -60,7 +60,8 @@ def simplify(
         ``model``, or the BatchNorm where ``model`` itself is a layer.
 
     Raises:
-        ValueError: ``threshold`` outside (0, 1), or a model without SN. The model is as it was.
+        ValueError: ``threshold`` outside (0, 1), a model without SN, or ``inputs`` that lead to no
+            floating-point tensor. The model is as it was.
     """
     if not 0 < threshold < 1:
         raise ValueError(f'threshold must be above 0 and below 1, got {threshold!r}')
@@ -90,9 +91,9 @@ def simplify(
         report(line)
     report(f'SN layers turned into BatchNorm: {len(replaced)} of {len(layers)}')
     if inputs is not None:
-        pairs = list(zip(_outputs(model, inputs), before))
-        change = max(((new - old).abs().max().item() for new, old in pairs), default=0.0)
-        largest = max((old.abs().max().item() for _, old in pairs), default=0.0)
+        pairs = zip(_outputs(model, inputs), before)
+        change = torch.stack([(new - old).abs().max() for new, old in pairs]).max()
+        largest = torch.stack([old.abs().max() for old in before]).max()
         report(f'Largest output change: {change:.3g}, of outputs up to {largest:.3g}')
     return model
 
@@ -117,7 +118,12 @@ def _outputs(
         for module, training in modes.items():
             module.training = training
     leaves = (leaf for leaf in tree_leaves(outputs) if torch.is_tensor(leaf) and leaf.numel())
-    return [leaf.clone() for leaf in leaves if leaf.is_floating_point()]
+    found = [leaf.clone() for leaf in leaves if leaf.is_floating_point()]
+    if not found:
+        raise ValueError(
+            f'inputs must lead to floating-point tensors, got output {type(outputs).__name__}'
+        )
+    return found
 
 
 def _obstacle(layer: SwitchNorm, axes: int | None) -> str:

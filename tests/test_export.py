@@ -79,3 +79,11 @@ def test_torchs_newer_onnx_exporter_takes_the_layer(tmp_path):
         (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_recording_checks_its_input_as_running_does():
+    layer = SwitchNorm2d(3).eval()
+    with pytest.raises(ValueError, match=r'C = 3, got \(2, 4, 5, 5\)'):
+        torch.jit.trace(layer, torch.randn(2, 4, 5, 5))
+    with pytest.raises(ValueError, match='no statistics for one position per map'):
+        torch.jit.trace(SwitchNorm2d(3, normalizers='in').eval(), torch.randn(2, 3, 1, 1))

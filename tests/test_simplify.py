@@ -237,3 +237,31 @@ def test_mmcv_fuses_a_simplified_resnet():
     assert left == ['layer2.0.bn1']
     for got, wanted in zip(fused(x), want):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_inputs_that_lead_to_no_tensor_are_refused():
+    class Labels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = SwitchNorm2d(3)
+
+        def forward(self, x: Tensor) -> str:
+            return str(self.norm(x).argmax())
+
+    with pytest.raises(ValueError, match='floating-point tensors, got output str'):
+        simplify(Labels(), 0.1, torch.randn(2, 3, 4, 4))
+
+
+def test_a_change_to_nan_is_reported():
+    class Spoiled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = SwitchNorm2d(3, init_importance='bn')
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.norm(x)
+            return y, y * (1 if isinstance(self.norm, SwitchNorm) else math.nan)
+
+    lines: list[str] = []
+    simplify(Spoiled(), 0.1, torch.randn(2, 3, 4, 4), report=lines.append)
+    assert lines[-1].startswith('Largest output change: nan')

@@ -159,13 +159,7 @@ def parse_args() -> Namespace:
     for name in ('threads', 'repeats'):
         if getattr(args, name) < 1:
             raise InputError(f'--{name} must be at least 1, got {getattr(args, name)}')
-    try:
-        args.device = torch.device(args.device)
-        torch.empty(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f'--device {args.device}: {str(error).splitlines()[0]}') from None
-    if args.device.type not in ('cpu', 'cuda'):
-        raise InputError(f'--device must be cpu or cuda, got {args.device}')
+    args.device = machine.find_device(args.device)
     args.out = args.out or RESULTS / f'layer-{machine.file_name(args.device)}.json'
     return args
 

@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import nn
 from zoo.inputs import BATCH_SIZE, make_batch
 
-from sn_mm.engine.config import locate_config
+from sn_mm.engine.config import read_config
 from sn_mm.engine.errors import InputError, report_input_errors
 from sn_mm.engine.switch import add_switch_arguments, switch_norms
 
@@ -68,7 +68,8 @@ def parse_args() -> Namespace:
     parser.add_argument('config', help='a path, or PACKAGE::PATH such as mmdet::mask_rcnn/NAME.py')
     parser.add_argument('--size', type=int, default=256, help='side of the images (%(default)s)')
     add_switch_arguments(parser)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='cpu, or cuda with an optional number (%(default)s)')  # fmt: skip
     parser.add_argument('--threads', type=int, default=torch.get_num_threads(),
                         help="threads of PyTorch's kernels (%(default)s)")  # fmt: skip
     parser.add_argument('--repeats', type=int, default=15, help='steps of each (%(default)s)')
@@ -79,20 +80,21 @@ def parse_args() -> Namespace:
         if getattr(args, name) < 1:
             raise InputError(f'--{name} must be at least 1, got {getattr(args, name)}')
     args.norm = args.norm or 'SN'
-    args.device = torch.device(args.device)
+    args.device = machine.find_device(args.device)
     return args
 
 
 @report_input_errors
 def main() -> None:
     args = parse_args()
-    file = locate_config(args.config)
+    cfg = read_config(args.config)
+    if 'model' not in cfg:
+        raise InputError(f'config {args.config} has no model')
     machine.hold_freed_memory()
     torch.set_num_threads(args.threads)
-    cfg = Config.fromfile(file)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     train_all(cfg._cfg_dict.model)
-    switched = Config(cfg._cfg_dict.to_dict(), filename=str(file))
+    switched = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)
     switch_norms(switched, args)
 
     models = {'own norms': build(cfg, args.device), 'SN': build(switched, args.device)}
@@ -108,7 +110,7 @@ def main() -> None:
         }
         for name, step in steps.items()
     ]
-    name = f'{file.stem}-{machine.file_name(args.device)}.json'
+    name = f'{Path(cfg.filename).stem}-{machine.file_name(args.device)}.json'
     out = args.out or RESULTS / name
     out.parent.mkdir(parents=True, exist_ok=True)
     described = {**machine.describe(args.device), 'config': args.config, 'size': args.size}

@@ -15,14 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from mmengine.config import DictAction
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sn_mm  # noqa: F401  (registers SN)
 from sn_mm.engine.checkpoint import read_checkpoint, weights_of
-from sn_mm.engine.config import load_config, toolbox
+from sn_mm.engine.config import CfgOptions, load_config, toolbox
 from sn_mm.engine.errors import InputError, report_input_errors
 from sn_mm.engine.files import atomic_path
 
@@ -45,7 +44,7 @@ def parse_args() -> Namespace:
         help='image size to record and check with; the file takes any (256 320)',
     )
     parser.add_argument('--opset', type=int, default=17, choices=OPSETS, help='(%(default)s)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE')
     parser.set_defaults(launcher='none', work_dir=None)
     return parser.parse_args()
 

@@ -113,6 +113,22 @@ def import_sn_mm(cfg: Config) -> None:
     cfg.custom_imports = dict(imports, imports=list(dict.fromkeys([*names, 'sn_mm'])))
 
 
+def read_config(name: str) -> Config:
+    """Loads a config as it is.
+
+    Args:
+        name: As for :func:`locate_config`.
+
+    Raises:
+        InputError: If it cannot be found or loaded.
+    """
+    file = locate_config(name)
+    try:
+        return Config.fromfile(file)
+    except (OSError, SyntaxError, ImportError, KeyError, TypeError) as error:
+        raise InputError(f'config {name} cannot be loaded: {error}') from error
+
+
 def load_config(args: Namespace, split: str) -> Config:
     """Loads the config that the command line names.
 
@@ -130,11 +146,7 @@ def load_config(args: Namespace, split: str) -> Config:
         InputError: If the config cannot be found or loaded, if an override does not fit it, if the
             toolbox that it is written for is not installed, or if the config lacks a part.
     """
-    file = locate_config(args.config)
-    try:
-        cfg = Config.fromfile(file)
-    except (OSError, SyntaxError, ImportError, KeyError, TypeError) as error:
-        raise InputError(f'config {args.config} cannot be loaded: {error}') from error
+    cfg = read_config(args.config)
     try:
         cfg.merge_from_dict(args.cfg_options or {})
     except (KeyError, TypeError, AttributeError) as error:
@@ -155,5 +167,5 @@ def load_config(args: Namespace, split: str) -> Config:
     cfg.launcher = args.launcher
     if args.launcher == 'pytorch':  # what starts the processes may tell it in either way
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{file.stem}'
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(cfg.filename).stem}'
     return cfg

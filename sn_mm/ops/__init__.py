@@ -25,6 +25,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..export import is_compiling
 from . import aten
 
 __all__ = ['backend_for', 'dense', 'stats_dtype']
@@ -42,7 +43,7 @@ def backend_for(x: Tensor) -> ModuleType:
     Raises:
         ValueError: ``SN_MM_BACKEND=triton``, and Triton cannot take ``x``.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         from . import opaque
 
         return opaque

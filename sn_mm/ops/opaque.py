@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import backend_for, stats_dtype
+from . import backend_for, dense, stats_dtype
 
 _LIBRARY = torch.library.Library('sn_mm', 'FRAGMENT')
 
@@ -42,10 +42,12 @@ def _apply(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def _grad_sums(dy: Tensor, x: Tensor, mean: Tensor) -> Tensor:
+    dy = dense(dy, like=x)  # whatever format the compiled graph has it in
     return torch.stack(backend_for(x).grad_sums(dy, x, mean.contiguous()))
 
 
 def _grad_input(dy: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    dy = dense(dy, like=x)
     return backend_for(x).grad_input(dy, x, *(t.contiguous() for t in (mean, a, b, c)))
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from sn_mm.engine.errors import InputError
+
 # Read when a process starts. glibc gives freed memory back to the kernel, and the page faults of
 # the next step can cost more than what is measured.
 _ENVIRONMENT = {
@@ -27,6 +29,22 @@ def hold_freed_memory() -> None:
     """Starts this process over, once, so that its allocator keeps what is freed."""
     if any(os.environ.get(name) != value for name, value in _ENVIRONMENT.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_ENVIRONMENT})
+
+
+def find_device(name: str) -> torch.device:
+    """The device that ``--device`` names.
+
+    Raises:
+        InputError: It is not 'cpu' or 'cuda' with an optional number, or is not there.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f'--device {name}: {str(error).splitlines()[0]}') from None
+    if device.type not in ('cpu', 'cuda'):
+        raise InputError(f'--device must be cpu or cuda, got {name}')
+    return device
 
 
 def describe(device: torch.device) -> dict[str, object]:

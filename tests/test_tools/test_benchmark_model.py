@@ -1,0 +1,52 @@
+"""tools/benchmark_model.py: a training step with a model's own norms and with SN."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEEPLAB = 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+
+
+def run(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / 'tools' / 'benchmark_model.py', *map(str, args)]
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_both_models_are_measured_in_one_run(tmp_path):
+    out = tmp_path / 'model.json'
+    ended = run(DEEPLAB, '--size', 64, '--repeats', 2, '--out', out)
+    assert ended.returncode == 0, ended.stderr
+    assert 'SyncBN' in ended.stdout and str(out) in ended.stdout
+    found = json.loads(out.read_text())
+    assert found['machine']['size'] == 64 and found['machine']['config'] == DEEPLAB
+    own, sn = found['records']
+    assert (own['model'], sn['model']) == ('own norms', 'SN')
+    assert own['ratio'] == 1 and sn['ratio'] == sn['step']['median'] / own['step']['median']
+    for record in (own, sn):
+        assert 0 < record['step']['q1'] <= record['step']['median'] <= record['step']['q3']
+        assert record['peak_mib'] > 10
+
+
+@pytest.mark.parametrize(
+    ('args', 'line'),
+    [
+        ((DEEPLAB, '--size', 0), '--size must be at least 1, got 0'),
+        ((DEEPLAB, '--norm', 'GN'), "'GN'"),
+        (('mmseg::deeplabv3plus/nothing.py',), 'does not exist'),
+        (('mmseg::_base_/default_runtime.py',), 'has no model'),
+    ],
+)
+def test_bad_input_ends_in_one_line(args, line):
+    ended = run(*args)
+    assert ended.returncode != 0 and 'Traceback' not in ended.stderr
+    assert line in ended.stderr.splitlines()[-1]
