@@ -74,12 +74,15 @@ def leave_out_batch(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments for a layer that serves several levels of a feature pyramid.
 
     Running statistics mix the levels, so the batch scope is left out, and with it a mix to start
-    from that counts on it; unless the arguments name their normalizers.
+    from that counts on it (shares are of all three scopes); unless the arguments name their
+    normalizers.
     """
     if 'normalizers' in arguments:
         return arguments
-    kept = {k: v for k, v in arguments.items() if k != 'init_importance' or 'bn' not in (v or ())}
-    return {**kept, 'normalizers': ['in', 'ln']}
+    kept = {**arguments, 'normalizers': ['in', 'ln']}
+    if kept.get('init_importance') not in ('in', 'ln'):
+        kept.pop('init_importance', None)
+    return kept
 
 
 def replace(old: dict, norm: type[nn.Module] | None, target: dict, shared: bool) -> dict:
