@@ -71,7 +71,7 @@ def convert_switch_norm(
         line = f'{name or "model"}: {type(module).__name__}'
         if isinstance(module, nn.modules.lazy.LazyModuleMixin):
             raise ValueError(f'{line} has no num_features before its first input')
-        extras = _extras(module, kind)
+        extras = extras_of(module)
         if extras:
             lines.append(f'{line} left as it is, SN would drop its {extras}')
             continue
@@ -111,8 +111,9 @@ def layers_by_kind() -> dict[type[nn.Module], type[SwitchNorm]]:
     return kinds
 
 
-def _extras(norm: nn.Module, kind: type[nn.Module]) -> str:
-    """What ``norm`` has over ``kind`` and would lose, '' if nothing."""
+def extras_of(norm: nn.Module) -> str:
+    """What a norm has over the library's class of its kind and SN would drop, '' if nothing."""
+    kind = next(kind for kind in layers_by_kind() if isinstance(norm, kind))
     if getattr(norm.forward, '__func__', None) is not kind.forward:
         return 'own forward'
     members = {*norm._parameters, *norm._buffers, *norm._modules}

@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from ..convert import extras_of
 from ..switch.leftovers import find_leftovers
 from ..switch.scopes import SCOPES
 
@@ -32,12 +33,22 @@ class LeftoverNormHook(Hook):
         model = runner.model
         while is_model_wrapper(model):
             model = model.module
-        leftovers = find_leftovers(model, self.scope)
-        if leftovers:
-            names = ', '.join(f'{name} ({kind.__name__})' for name, kind in leftovers)
-            print_log(
-                f'{len(leftovers)} norms are hard-coded in the model, and no config makes them SN: '
-                f'{names}. tools/train.py and tools/test.py of sn_mm convert them with --norm SN.',
-                'current',
-                logging.WARNING,
+        converted: list[str] = []
+        kept: list[str] = []
+        for name, kind in find_leftovers(model, self.scope):
+            norms = kept if extras_of(model.get_submodule(name)) else converted
+            norms.append(f'{name} ({kind.__name__})')
+        sentences = []
+        if converted:
+            sentences.append(
+                f'{len(converted)} norms are hard-coded in the model, and no config makes them SN: '
+                f'{", ".join(converted)}. tools/train.py and tools/test.py of sn_mm convert them '
+                'with --norm SN.'
             )
+        if kept:
+            sentences.append(
+                f'{len(kept)} norms do more than a norm, which SN would drop, and stay as they '
+                f'are: {", ".join(kept)}.'
+            )
+        if sentences:
+            print_log(' '.join(sentences), 'current', logging.WARNING)

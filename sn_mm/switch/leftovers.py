@@ -46,16 +46,13 @@ def convert_leftovers(model: nn.Module, norm_cfg: dict, scope: str = 'existing')
         ``model``.
     """
     names = {name for name, _ in find_leftovers(model, scope)}
-    shared = {
-        f'{outer}.{inner}'
-        for outer, module in model.named_modules()
-        if shares_levels(type(module))
-        for inner, _ in find_leftovers(module)
-    }
+    # By module: a norm may have another name outside of the head.
+    levels = {inner for m in model.modules() if shares_levels(type(m)) for inner in m.modules()}
+    shared = {name for name in names if model.get_submodule(name) in levels}
     arguments = layer_arguments(norm_cfg)
     convert_switch_norm(model, select=(names - shared).__contains__, **arguments)
     without_batch = leave_out_batch(arguments)
-    convert_switch_norm(model, select=(names & shared).__contains__, **without_batch)
+    convert_switch_norm(model, select=shared.__contains__, **without_batch)
     if 'requires_grad' in norm_cfg:
         for name in names:
             model.get_submodule(name).requires_grad_(norm_cfg['requires_grad'])
@@ -69,11 +66,14 @@ def build_switched_model(switched: dict, **model: Any) -> nn.Module:
     and resumes by itself, in the toolboxes' own scripts too.
 
     Args:
-        switched: ``type`` of the model, ``norm_cfg`` and ``scope`` of the switch.
+        switched: ``type`` of the model, ``norm_cfg`` and ``scope`` of the switch; ``earlier``: the
+            same two of each switch before it, which the norms that it converted keep.
         **model: The rest of the model's config.
 
     Returns:
         The model.
     """
     built = MODELS.build({**model, 'type': switched['type']})
-    return convert_leftovers(built, switched['norm_cfg'], switched.get('scope', 'existing'))
+    for switch in (*switched.get('earlier', ()), switched):
+        convert_leftovers(built, switch['norm_cfg'], switch.get('scope', 'existing'))
+    return built

@@ -81,6 +81,14 @@ def test_leftovers_are_converted_as_the_config_is_switched():
     ]  # fmt: skip
 
 
+def test_a_norm_of_a_pyramid_that_has_another_name_too_leaves_out_the_batch():
+    model = nn.Module()
+    head = DyHead()
+    model.alias, model.neck = head.norm, head
+    convert_leftovers(model, dict(type='SN'))
+    assert model.alias is model.neck.norm and model.alias.normalizers == ('in', 'ln')
+
+
 def test_a_switched_model_is_built_with_nothing_left_and_weights_keep_their_names():
     settings = dict(type='HardCoded', norm_cfg=dict(type='SN'))
     model = build_switched_model(settings | dict(scope='existing'), norm_cfg=dict(type='SN'))
@@ -108,6 +116,30 @@ def test_one_warning_names_what_no_config_reaches(tmp_path):
     assert 'WARNING' in line and '3 norms' in line
     assert 'bn (BatchNorm2d), backbone.1 (BatchNorm1d), neck.norm (GroupNorm)' in line
     assert names(runner.model) == [*OWN, 'teacher_model.0']
+
+
+def test_the_warning_tells_norms_that_a_switch_converts_from_those_that_stay(tmp_path, monkeypatch):
+    class Activated(nn.BatchNorm2d):
+        """As timm's BatchNormAct2d."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).relu()
+
+    class Mixed(HardCoded):
+        def __init__(self, own: bool, norm_cfg: dict = dict(type='BN')) -> None:  # noqa: B006
+            super().__init__(norm_cfg)
+            self.neck = Activated(4)
+            if not own:
+                self.bn, self.backbone = nn.Identity(), nn.Sequential(SwitchNorm2d(4))
+
+    monkeypatch.setitem(MODELS.module_dict, 'Mixed', Mixed)
+    promise = 'convert them with --norm SN'
+    for own in (True, False):
+        _, log = train(tmp_path / str(own), dict(type='Mixed', own=own))
+        (line,) = [line for line in log.splitlines() if 'WARNING' in line and 'neck' in line]
+        converted, _, stay = line.partition('norms do more than a norm')
+        assert (promise in converted) == ('2 norms' in converted) == own
+        assert 'neck (Activated)' in stay and 'neck' not in converted and promise not in stay
 
 
 def test_no_warning_where_nothing_is_left(tmp_path):
