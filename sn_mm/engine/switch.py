@@ -6,6 +6,8 @@ import copy
 import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -23,6 +25,7 @@ from ..switch import (
     find_leftovers,
     switch_norm_cfg,
 )
+from ..switch.components import needs_process_group, resolve
 from .config import CfgOptions, toolbox
 from .errors import InputError, local_rank
 
@@ -73,17 +76,45 @@ def switch_norms(cfg: Config, args: Namespace) -> None:
     except NothingToSwitch as error:
         nothing, report = error, SwitchReport()
     with DefaultScope.overwrite_default_scope(toolbox(cfg)):
-        model = MODELS.build(copy.deepcopy(cfg.model))  # which changes its config in place
+        settings = copy.deepcopy(cfg.model)  # which the build changes in place
+        _need_no_process_group(settings, toolbox(cfg))
+        model = MODELS.build(settings)
     leftovers = find_leftovers(model, scope)
     if nothing and not leftovers:
         raise nothing
     if leftovers:
         convert_leftovers(model, norm_cfg, scope)
         _report_leftovers(report, leftovers, dict(model.named_modules()))
-        cfg.model.switched = {'type': _full_name(cfg), 'norm_cfg': norm_cfg, 'scope': scope}
-        cfg.model.type = 'sn_mm.SwitchedModel'
+        _convert_when_built(cfg, {'norm_cfg': norm_cfg, 'scope': scope})
     if local_rank() == 0:
         Console(width=None if sys.stdout.isatty() else _WIDTH).print(report.table())
+
+
+def _need_no_process_group(config: Any, scope: str) -> None:
+    """Makes SyncBN of each MMSyncBN, which asks for a process group as soon as it is built."""
+    children: Iterable[Any] = ()
+    if isinstance(config, (list, tuple)):
+        children = config
+    elif isinstance(config, dict):
+        children = dict.values(config)  # not ConfigDict's, which import what a lazy config names
+        if 'type' in config and needs_process_group(resolve(config['type'], scope)):
+            config['type'] = 'SyncBN'
+            config.pop('group', None)
+            config.pop('stats_mode', None)
+    for child in children:
+        _need_no_process_group(child, scope)
+
+
+def _convert_when_built(cfg: Config, switch: dict) -> None:
+    """Makes the config's model one whose hard-coded norms are converted, after earlier ones."""
+    first = cfg.model.get('switched')
+    if first is None:
+        cfg.model.switched = {'type': _full_name(cfg), **switch}
+        cfg.model.type = 'sn_mm.SwitchedModel'
+    else:
+        before = {'norm_cfg': first['norm_cfg'], 'scope': first.get('scope', 'existing')}
+        earlier = [*first.get('earlier', ()), before]
+        cfg.model.switched = {'type': first['type'], **switch, 'earlier': earlier}
 
 
 def _report_leftovers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 from mmengine.config.lazy import LazyAttr, LazyObject
@@ -61,6 +62,12 @@ def norm_layer(kind: Any) -> type[SwitchNorm] | None:
 def is_other_norm(kind: Any) -> bool:
     """Whether a class is a norm that a switch leaves alone: a layer norm, or SN already."""
     return inspect.isclass(kind) and issubclass(kind, (nn.LayerNorm, SwitchNorm))
+
+
+def needs_process_group(kind: Any) -> bool:
+    """Whether a class is mmcv's SyncBatchNorm, which asks for the group when it is built."""
+    sync = getattr(sys.modules.get('mmcv.ops'), 'SyncBatchNorm', None)
+    return sync is not None and inspect.isclass(kind) and issubclass(kind, sync)
 
 
 def constructor_arguments(cls: Any) -> dict[str, Any]:

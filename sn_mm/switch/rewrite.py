@@ -23,6 +23,8 @@ from .report import Left, Switched, SwitchReport
 from .scopes import SCOPES, reason_to_leave
 from .target import check_target, replace
 
+# What sn_mm.SwitchedModel builds, and how: an earlier switch, not a component.
+_EARLIER = 'model.switched'
 # Building blocks that get their norm from what builds them, not from their own default.
 _BLOCKS = ('upsample_cfg',)
 _HOOK = 'sn_mm.LeftoverNormHook'
@@ -106,7 +108,7 @@ class _Rewriter:
         if isinstance(value, (list, tuple)):
             items = (self.rewrite(v, f'{path}.{i}', owner, reason) for i, v in enumerate(value))
             return type(value)(items)
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or path == _EARLIER:
             return value
         # Not ConfigDict's own items(), which import what a lazy config names.
         config = dict(dict.items(value))

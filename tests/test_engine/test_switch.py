@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 
 import pytest
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
@@ -13,17 +14,21 @@ from sn_mm import SwitchNorm
 from sn_mm.engine.errors import InputError
 from sn_mm.engine.switch import add_switch_arguments, switch_norms
 
-pytest.importorskip('mmcv.cnn')
+mmcv_cnn = pytest.importorskip('mmcv.cnn')
 
 
 class Net(nn.Module):
-    """One norm of the config, and where asked for two of its own."""
+    """Norms of the config in a backbone and a head, and where asked for some of its own."""
 
-    def __init__(self, backbone: dict | None, own: int = 0) -> None:
+    def __init__(
+        self, backbone: dict | None, head: dict | None = None, own: int = 0, inner: int = 0
+    ) -> None:
         super().__init__()
-        if backbone is not None:
-            self.backbone = MODELS.get(backbone['norm_cfg'].pop('type'))(4, **backbone['norm_cfg'])
+        for name, part in (('backbone', backbone), ('head', head)):
+            if part is not None:
+                self.add_module(name, mmcv_cnn.build_norm_layer(part['norm_cfg'], 4)[1])
         self.stem = nn.Sequential(*(nn.BatchNorm2d(4) for _ in range(own)))
+        self.backbone_stem = nn.Sequential(*(nn.BatchNorm2d(4) for _ in range(inner)))
 
 
 NET = dict(type='Net', backbone=dict(norm_cfg=dict(type='BN')))
@@ -81,6 +86,37 @@ def test_the_scope_backbone_leaves_what_is_hard_coded_elsewhere():
     model = MODELS.build(cfg.model)
     assert isinstance(model.backbone, SwitchNorm)
     assert all(type(layer) is nn.BatchNorm2d for layer in model.stem)
+
+
+def test_a_second_switch_of_a_dumped_config_adds_to_the_first(tmp_path):
+    cfg = config(own=1, inner=1)
+    for argv in (['--norm-scope', 'backbone', '--norm-arg', 'eps=0.5'], []):
+        switch(cfg, '--norm', 'SN', *argv).dump(tmp_path / 'dumped.py')
+        cfg = Config.fromfile(tmp_path / 'dumped.py')
+    model = MODELS.build(cfg.model)
+    assert type(model) is Net
+    layers = (model.backbone, *model.backbone_stem, *model.stem)
+    assert all(isinstance(layer, SwitchNorm) for layer in layers)
+    assert [layer.eps for layer in layers] == [0.5, 0.5, 1e-5]
+    for scope in ('existing', 'backbone'):
+        with pytest.raises(InputError, match='nothing to switch'):
+            switch(cfg, '--norm', 'SN', '--norm-scope', scope)
+
+
+def test_a_norm_that_needs_a_process_group_may_stay_before_there_is_one():
+    ops = pytest.importorskip('mmcv.ops')
+    norms = [dict(type='MMSyncBN', stats_mode='N'), dict(type=ops.SyncBatchNorm)]
+    for norm_cfg in norms:
+        cfg = config(head=dict(norm_cfg=norm_cfg), inner=1)
+        switch(cfg, '--norm', 'SN', '--norm-scope', 'backbone')
+        assert cfg.model.head.norm_cfg == norm_cfg
+        dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            model = MODELS.build(cfg.model)
+        finally:
+            dist.destroy_process_group()
+        assert type(model.head) is ops.SyncBatchNorm
+        assert isinstance(model.backbone_stem[0], SwitchNorm)
 
 
 def test_a_model_whose_norms_are_all_hard_coded_is_converted():
