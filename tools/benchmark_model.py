@@ -21,12 +21,11 @@ import torch
 from benchmark import machine
 from benchmark.measure import peak_bytes, spread, time_side_by_side
 from mmengine.config import Config
-from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from zoo.configs import build_for_one_process, dicts
 from zoo.inputs import BATCH_SIZE, make_batch
 
 from sn_mm.engine.config import read_config
@@ -36,19 +35,10 @@ from sn_mm.engine.switch import add_switch_arguments, switch_norms
 RESULTS = Path(__file__).parents[1] / 'docs' / 'benchmarks'
 
 
-def train_all(node: Any) -> None:
-    """Takes out of a config what keeps its norms from training."""
-    if isinstance(node, dict):
+def train_all(model: Any) -> None:
+    """Takes out of a model's config what keeps its norms from training."""
+    for node in dicts(model):
         node.update({k: v for k, v in (('norm_eval', False), ('frozen_stages', -1)) if k in node})
-    for value in node.values() if isinstance(node, dict) else node:
-        if isinstance(value, (dict, list)):
-            train_all(value)
-
-
-def build(cfg: Config, device: torch.device) -> nn.Module:
-    torch.manual_seed(0)
-    model = MODELS.build(Config(cfg._cfg_dict.to_dict()).model)
-    return revert_sync_batchnorm(model).to(device).train()
 
 
 def make_step(model: Any, cfg: Config, size: int) -> Callable[[], Any]:
@@ -97,7 +87,8 @@ def main() -> None:
     switched = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)
     switch_norms(switched, args)
 
-    models = {'own norms': build(cfg, args.device), 'SN': build(switched, args.device)}
+    configs = {'own norms': cfg, 'SN': switched}
+    models = {name: build_for_one_process(c).to(args.device) for name, c in configs.items()}
     steps = {name: make_step(model, cfg, args.size) for name, model in models.items()}
     times = time_side_by_side(steps, args.repeats, args.threads)
     own = float(np.median(times['own norms']))

@@ -5,7 +5,8 @@
     python tools/check_recipes.py --script mmdet mmseg     # and one each with their own scripts
 
 A recipe keeps its model and solver. Its images become small, and no weights are loaded. The record
-goes to --out, a page; a recipe that does not train makes the exit status 1.
+of a run of all, by all scripts, is docs/recipes.md, that of a part lies in --work-dir, unless --out
+names a file. A recipe that does not train makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -20,15 +21,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from rich.progress import track
+from zoo.configs import dicts, mim_folder
 
 from sn_mm.engine.errors import InputError, report_input_errors
 from sn_mm.engine.files import atomic_path
@@ -60,12 +59,22 @@ def parse_args() -> argparse.Namespace:
         description='Train every recipe for a few iterations.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('--only', nargs='+', default=['*'], metavar='PATTERN')
+    parser.add_argument('--only', nargs='+', metavar='PATTERN', help='some recipes')
     parser.add_argument('--iters', type=int, default=4, help='iterations of each recipe')
     parser.add_argument('--script', nargs='+', choices=OWN_SCRIPTS, default=[])
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/recipes'))
-    parser.add_argument('--out', type=Path, default=Path('docs/recipes.md'))
-    return parser.parse_args()
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='the page; docs/recipes.md with all recipes and --script mmdet mmseg, else in '
+        '--work-dir',
+    )
+    args = parser.parse_args()
+    if args.iters < 1:
+        raise InputError(f'--iters must be at least 1, got {args.iters}')
+    is_all = not args.only and set(args.script) == set(OWN_SCRIPTS)
+    args.out = args.out or (ROOT / 'docs' if is_all else args.work_dir) / 'recipes.md'
+    return args
 
 
 def recipes(patterns: list[str]) -> list[Path]:
@@ -90,7 +99,7 @@ def shrink(recipe: Path, scenes: Path, iters: int) -> Config:
     """The recipe on small images, for a number of iterations, without weights and evaluation."""
     cfg = Config.fromfile(recipe)
     layout = next(name for name in LAYOUTS if name in recipe.stem)
-    for node in _dicts(cfg._cfg_dict):
+    for node in dicts(cfg._cfg_dict):
         for key in ('scale', 'crop_size', 'size'):
             if isinstance(node.get(key), (tuple, list)):
                 node[key] = (SIDE, SIDE)
@@ -109,16 +118,6 @@ def shrink(recipe: Path, scenes: Path, iters: int) -> Config:
     cfg.default_hooks.checkpoint.interval = -1
     cfg.randomness = {'seed': 0}
     return cfg
-
-
-def _dicts(node: Any) -> Iterator[ConfigDict]:
-    if isinstance(node, dict):
-        yield node
-        for value in node.values():
-            yield from _dicts(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _dicts(value)
 
 
 def train(recipe: Path, script: Path, scenes: Path, iters: int, work_dir: Path) -> Run:
@@ -180,9 +179,9 @@ def page(runs: list[Run], iters: int) -> str:
 @report_input_errors
 def main() -> None:
     args = parse_args()
-    jobs = [(recipe, ROOT / 'tools/train.py') for recipe in recipes(args.only)]
+    jobs = [(recipe, ROOT / 'tools/train.py') for recipe in recipes(args.only or ['*'])]
     for package in args.script:
-        script = Path(find_spec(package).origin).parent / '.mim/tools/train.py'
+        script = mim_folder(package) / 'tools/train.py'
         jobs.append((ROOT / 'configs' / OWN_SCRIPTS[package], script))
     scenes = args.work_dir / 'scenes'
     make_scenes(scenes)

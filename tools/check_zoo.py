@@ -8,7 +8,8 @@
 Each config is loaded, built with its own norms, switched (`sn_mm.switch_norm_cfg`), built with SN,
 relieved of the norms that no config can reach (`sn_mm.convert_switch_norm`, as tools/train.py does)
 and trained for one step on two made-up images. Results are appended to a file of JSON lines, and
-summed up in zoo.json and README.md in the folder --out. Nothing is downloaded.
+summed up in zoo.json and README.md: in docs/zoo, those of a part beside the log, unless --out
+names a folder. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import random
 import sys
 from collections import Counter
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # forked processes have no use for threads
@@ -30,6 +30,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # forked processes have no use fo
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from zoo.check import check_config
+from zoo.configs import mim_folder
 from zoo.processes import Limits, run_tasks
 from zoo.table import category, write_report
 
@@ -37,6 +38,7 @@ import sn_mm
 from sn_mm.engine.errors import InputError, report_input_errors
 
 TOOLBOXES = ('mmdet', 'mmseg')
+RECORD = Path(__file__).parents[1] / 'docs' / 'zoo'
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,13 +55,15 @@ def parse_args() -> argparse.Namespace:
         '--max-seconds',
         type=float,
         metavar='S',
-        help='leave out what took longer in --out/zoo.json, or is not there',
+        help='leave out what took longer in docs/zoo/zoo.json, or is not there',
     )
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='processes at a time')
     parser.add_argument('--cpu-limit', type=int, default=limits.cpu_seconds, metavar='S')
     parser.add_argument('--memory-limit', type=float, default=limits.memory_gib, metavar='GIB')
     parser.add_argument('--log', type=Path, default=Path('work_dirs/zoo/zoo.jsonl'))
-    parser.add_argument('--out', type=Path, default=Path('docs/zoo'), help='folder of the report')
+    parser.add_argument(
+        '--out', type=Path, help='folder of the report; docs/zoo, of a part that of --log'
+    )
     parser.add_argument('--build-only', action='store_true', help='do not train a step')
     parser.add_argument(
         '--retry-failed', action='store_true', help='run again what ended in an error'
@@ -67,7 +71,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--keep-older', action='store_true', help="keep results of other versions of sn_mm's code"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    part = args.only or args.sample is not None or args.max_seconds is not None or args.build_only
+    is_all = not part and set(args.toolbox) == set(TOOLBOXES)
+    args.out = args.out or (RECORD if is_all else args.log.parent)
+    return args
 
 
 def code_version() -> str:
@@ -83,10 +91,7 @@ def find_configs(toolboxes: list[str]) -> dict[str, Path]:
     """The configs that ship in toolboxes, by the names that ``_base_`` has for them."""
     configs = {}
     for toolbox in toolboxes:
-        spec = find_spec(toolbox)
-        if spec is None or spec.origin is None:
-            raise InputError(f'{toolbox} is not installed')
-        root = Path(spec.origin).parent / '.mim' / 'configs'
+        root = mim_folder(toolbox) / 'configs'
         for file in sorted(root.rglob('*.py')):
             name = file.relative_to(root)
             if name.parts[0] != '_base_':  # parts of configs
@@ -101,7 +106,7 @@ def choose(names: list[str], args: argparse.Namespace) -> list[str]:
         if not names:
             raise InputError(f'--only {" ".join(args.only)}: no config of this name')
     if args.max_seconds is not None:
-        seconds = recorded_seconds(args.out / 'zoo.json')
+        seconds = recorded_seconds(RECORD / 'zoo.json')
         names = [n for n in names if seconds.get(n, args.max_seconds + 1) <= args.max_seconds]
     if args.sample is not None:
         names = random.Random(args.seed).sample(names, min(args.sample, len(names)))
@@ -109,15 +114,16 @@ def choose(names: list[str], args: argparse.Namespace) -> list[str]:
 
 
 def recorded_seconds(file: Path) -> dict[str, float]:
-    """Processor time of each config that was run whole, by an earlier run's report."""
+    """Processor time of each config that an earlier run's report has whole, not killed."""
     if not file.is_file():
         raise InputError(f'--max-seconds needs the times of an earlier run in {file}')
     records = {r['config']: r for r in json.loads(file.read_text())['configs']}
-    return {
-        name: records.get(record.get('same_model_as'), record)['cpu_s']
+    seconds = {
+        name: records.get(record.get('same_model_as'), record).get('cpu_s')
         for name, record in records.items()
         if record['status'] != 'built'
     }
+    return {name: time for name, time in seconds.items() if time is not None}
 
 
 def in_turn(names: list[str]) -> list[str]:
@@ -189,7 +195,7 @@ def main() -> None:
                 failures += 1
                 bar.print(f'{name}: {category(record).text}: {record.get("error", "")}')
             bar.update(task, advance=1, description=f'configs ({failures} failed)')
-    print(write_report(args.out, [records[n] for n in names]))
+    print(write_report(args.out, [records[n] for n in names]), f'Written to {args.out}', sep='\n')
     if any(category(r).is_failure for r in records.values()):
         sys.exit(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -19,12 +20,18 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sn_mm import SwitchNorm
+from sn_mm.engine.errors import InputError
 
 for package in ('mmcv', 'mmdet', 'mmseg'):
     pytest.importorskip(package)
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
+sys.path.insert(0, str(ROOT / 'tools'))
+
+from check_recipes import parse_args  # noqa: E402
+from zoo.configs import mim_folder  # noqa: E402
+
 DETECTION = ('mask_rcnn', 'faster_rcnn')
 SEGMENTATION = ('deeplabv3', 'deeplabv3plus', 'fcn')
 OTHER = {'resnet': 'mmpretrain', 'slowonly': 'mmaction', 'i3d': 'mmaction'}
@@ -143,3 +150,34 @@ def test_recipes_train_with_the_real_script(tmp_path: Path) -> None:
         assert recipe in row
         first, last = map(float, row.split('|')[3:5])
         assert 1 < first < 10 and 1 < last < 10
+
+
+def check_recipes(*options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / 'tools/check_recipes.py', *options]
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+
+
+def test_recipe_check_refuses_no_iterations(tmp_path: Path) -> None:
+    done = check_recipes('--iters', 0, '--work-dir', tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == 'check_recipes.py: error: --iters must be at least 1, got 0\n'
+
+
+def test_recipe_check_names_a_toolbox_that_is_not_installed() -> None:
+    with pytest.raises(InputError, match='^no_such_toolbox is not installed$'):
+        mim_folder('no_such_toolbox')
+
+
+@pytest.mark.parametrize(
+    'part',
+    [['--only', 'fcn*'], ['--script', 'mmdet'], ['--only', 'fcn*', '--script', 'mmdet', 'mmseg']],
+)
+def test_part_of_the_recipes_does_not_replace_the_record(
+    part: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = ['check_recipes.py', '--work-dir', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', [*work_dir, '--script', 'mmdet', 'mmseg'])
+    assert parse_args().out == ROOT / 'docs/recipes.md'
+    monkeypatch.setattr(sys, 'argv', [*work_dir, *part])
+    assert parse_args().out == tmp_path / 'recipes.md'

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 for package in ('mmcv', 'mmdet', 'mmseg'):
     pytest.importorskip(package)
-pytest.importorskip('psutil')
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / 'docs/zoo'
 sys.path.insert(0, str(ROOT / 'tools'))
 
+from check_zoo import parse_args, recorded_seconds  # noqa: E402
+from mmcv.cnn import build_norm_layer  # noqa: E402
+from mmengine.model import BaseModel  # noqa: E402
+from mmseg.registry import MODELS  # noqa: E402
+from zoo.check import check_config  # noqa: E402
 from zoo.processes import Limits, run_tasks  # noqa: E402
 from zoo.table import category  # noqa: E402
 
@@ -45,8 +54,7 @@ def read(folder: Path) -> list[dict]:
 @pytest.mark.timeout(300)
 def test_sample_of_the_zoos_trains_a_step_with_sn_and_no_other_norm(tmp_path: Path) -> None:
     record = json.loads((RECORD / 'zoo.json').read_text())
-    (tmp_path / 'zoo.json').write_text(json.dumps(record))
-    done = check_zoo(tmp_path, '--sample', 12, '--max-seconds', 3, '--out', tmp_path)
+    done = check_zoo(tmp_path, '--sample', 12, '--max-seconds', 3)
     assert done.returncode == 0, done.stdout + done.stderr
     results = read(tmp_path)
     assert len(results) == 12
@@ -62,16 +70,52 @@ def test_sample_of_the_zoos_trains_a_step_with_sn_and_no_other_norm(tmp_path: Pa
 @pytest.mark.timeout(300)
 def test_finished_configs_are_not_run_again(tmp_path: Path) -> None:
     for _ in range(2):
-        done = check_zoo(tmp_path, '--only', SMALL, '--build-only', '--out', tmp_path)
+        done = check_zoo(tmp_path, '--only', SMALL, '--build-only')
         assert done.returncode == 0, done.stderr
     assert [result['status'] for result in read(tmp_path)] == ['built']
-    assert check_zoo(tmp_path, '--only', SMALL, '--out', tmp_path).returncode == 0
+    assert steps_left(tmp_path) == 1
+    assert check_zoo(tmp_path, '--only', SMALL).returncode == 0
     assert [result['status'] for result in read(tmp_path)] == ['built', 'ok']
     assert 'trains a step with SN' in (tmp_path / 'README.md').read_text()
+    assert steps_left(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    'part',
+    [
+        ['--only', 'mmdet::*'],
+        ['--sample', '0'],
+        ['--max-seconds', '0'],
+        ['--toolbox', 'mmdet'],
+        ['--build-only'],
+    ],
+    ids=lambda part: part[0],
+)
+def test_part_of_the_zoos_does_not_replace_the_record(
+    part: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = ['check_zoo.py', '--log', str(tmp_path / 'zoo.jsonl')]
+    monkeypatch.setattr(sys, 'argv', log)
+    assert parse_args().out == RECORD
+    monkeypatch.setattr(sys, 'argv', [*log, *part])
+    assert parse_args().out == tmp_path
+    monkeypatch.setattr(sys, 'argv', [*log, *part, '--out', str(tmp_path / 'page')])
+    assert parse_args().out == tmp_path / 'page'
+
+
+def test_times_are_known_of_what_was_run_whole(tmp_path: Path) -> None:
+    rows = [
+        {'config': 'whole', 'status': 'ok', 'cpu_s': 2.5},
+        {'config': 'same', 'status': 'ok', 'cpu_s': 0.1, 'same_model_as': 'whole'},
+        {'config': 'killed', 'status': 'step', 'error': 'ended by SIGKILL'},
+        {'config': 'built', 'status': 'built', 'cpu_s': 0.3},
+    ]
+    (tmp_path / 'zoo.json').write_text(json.dumps({'configs': rows}))
+    assert recorded_seconds(tmp_path / 'zoo.json') == {'whole': 2.5, 'same': 2.5}
 
 
 def test_unknown_name_is_one_clear_line(tmp_path: Path) -> None:
-    done = check_zoo(tmp_path, '--only', 'mmdet::nothing', '--out', tmp_path)
+    done = check_zoo(tmp_path, '--only', 'mmdet::nothing')
     assert done.returncode == 2
     assert done.stderr == 'check_zoo.py: error: --only mmdet::nothing: no config of this name\n'
 
@@ -80,6 +124,61 @@ def test_recorded_run_has_no_failure() -> None:
     record = json.loads((RECORD / 'zoo.json').read_text())
     assert [r['config'] for r in record['configs'] if category(r).is_failure] == []
     assert sum(sum(counts.values()) for counts in record['totals'].values()) == 823 + 681
+
+
+def steps_left(folder: Path) -> int:
+    """How many steps the page says are still to be taken."""
+    found = re.search(r'the step of (\d+) configs', (folder / 'README.md').read_text())
+    return int(found[1]) if found else 0
+
+
+def test_recorded_run_took_every_step_that_its_page_does_not_call_unfinished() -> None:
+    record = json.loads((RECORD / 'zoo.json').read_text())
+    built = [r['config'] for r in record['configs'] if r['status'] == 'built']
+    assert len(built) == steps_left(RECORD)
+
+
+@MODELS.register_module()
+class NeedsLargeImages(BaseModel):
+    """Fails below 128 pixels, with SN or with its own norm as well."""
+
+    def __init__(self, norm_cfg: dict, only_sn: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.norm = build_norm_layer(norm_cfg, 3)[1]
+        self.only_sn = only_sn
+
+    def forward(self, inputs: torch.Tensor, data_samples: list, mode: str) -> dict:
+        if inputs.shape[-1] < 128 and not (self.only_sn and isinstance(self.norm, nn.BatchNorm2d)):
+            raise ValueError('too small')
+        return {'loss': self.norm(inputs).square().mean()}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize('only_sn', [False, True])
+def test_larger_images_do_not_hide_what_only_sn_fails_on(only_sn: bool, tmp_path: Path) -> None:
+    file = tmp_path / '.mim' / 'config.py'
+    file.parent.mkdir()
+    norm = {'type': 'BN', 'requires_grad': True}
+    preprocessor = {'type': 'SegDataPreProcessor', 'mean': [0.0] * 3, 'std': [255.0] * 3}
+    model = {
+        'type': 'NeedsLargeImages',
+        'norm_cfg': norm,
+        'only_sn': only_sn,
+        'data_preprocessor': preprocessor,
+    }
+    file.write_text(f"default_scope = 'mmseg'\nmodel = {model}\n")
+
+    def check(file: Path, progress: Callable[[dict], None]) -> dict:
+        torch.set_num_threads(1)
+        return check_config(file, {}, True, progress)
+
+    [(_, record)] = run_tasks([file], check, 1, Limits(free_gib=0))
+    assert category(record).is_failure == only_sn, record
+    if only_sn:
+        assert (record['status'], record['size'], record['own_step']) == ('step', 64, 'ok')
+    else:
+        assert (record['status'], record['size']) == ('ok', 128)
+        assert 'own_step' not in record and 'error' not in record
 
 
 def burn(seconds: float) -> dict:

@@ -19,19 +19,21 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
-from mmengine.model.utils import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from torch import distributed, nn
 
 import sn_mm
 from sn_mm.switch import convert_leftovers, find_leftovers
 
-from .inputs import find, loads, make_batch
+from .configs import build, build_for_one_process, dicts, find
+from .inputs import loads, make_batch
 
 NORM_CFG = {'type': 'SN'}
 SCOPE = 'existing'
 # Sides of the images in pixels, the next where a model cannot do with less (SSD512).
 SIZES = (64, 128, 320, 512)
+# What models raise on images that are too small.
+_TOO_SMALL = (RuntimeError, AssertionError, ValueError, IndexError)
 # Samples and proposals of an image, which only cost time.
 _AT_MOST = {'num': 32, 'max_per_img': 50, 'nms_pre': 200}
 # What the training of one step does not depend on, and up to which models count as the same.
@@ -112,7 +114,7 @@ def _steps(path: Path, record: dict[str, Any], done: dict[str, dict], train: boo
     record['left'] = Counter(item.reason for item in report.left)
 
     yield 'build_sn'
-    model = _build(switched) if train else _build_quickly(switched)
+    model = build(switched) if train else _build_quickly(switched)
     record['sn_by_config'] = _count_sn(model)
     hard_coded = [name for name, _ in find_leftovers(model, SCOPE)]
     record['converted'], record['converted_examples'] = len(hard_coded), hard_coded[:3]
@@ -124,11 +126,7 @@ def _steps(path: Path, record: dict[str, Any], done: dict[str, dict], train: boo
         yield 'built'
         return
     yield 'step'
-    try:
-        record.update(_train_step(model, switched))
-    except Exception:
-        record['own_step'] = _own_step(cfg)
-        raise
+    _train_step(model, switched, cfg, record)
     yield 'ok'
 
 
@@ -159,7 +157,7 @@ def _is_class_count(key: str, value: Any) -> bool:
 
 def _leave_out_files(cfg: Config) -> None:
     """Takes pretrained weights and what only costs time out of a config."""
-    for node in _dicts(cfg._cfg_dict.model):
+    for node in dicts(cfg._cfg_dict.model):
         for key in ('pretrained', 'teacher_ckpt', 'batch_augments'):
             if node.get(key) is not None:
                 node[key] = None
@@ -170,31 +168,16 @@ def _leave_out_files(cfg: Config) -> None:
                 node[key] = min(node[key], most)
 
 
-def _dicts(node: Any) -> list[dict]:
-    if isinstance(node, dict):
-        return [node, *(d for value in node.values() for d in _dicts(value))]
-    if isinstance(node, (list, tuple)):
-        return [d for value in node for d in _dicts(value)]
-    return []
-
-
-def _build(cfg: Config, device: str = 'cpu') -> nn.Module:
-    """Builds from a copy, as building changes the config of some models."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        return MODELS.build(Config(cfg._cfg_dict.to_dict()).model)
-
-
 def _build_quickly(cfg: Config) -> nn.Module:
     """Builds without weights where the model's constructor allows that."""
     try:
-        return _build(cfg, 'meta')
+        return build(cfg, 'meta')
     except Exception:  # any kind, from wherever a constructor wants to see numbers
         if not distributed.is_initialized():  # mmcv's SyncBatchNorm wants a group to build
             distributed.init_process_group(
                 'gloo', store=distributed.HashStore(), rank=0, world_size=1
             )
-        return _build(cfg)
+        return build(cfg)
 
 
 def _count_sn(model: nn.Module) -> int:
@@ -206,20 +189,31 @@ def _count_norms(model: nn.Module) -> dict[str, int]:
     return Counter(kind.__name__ for _, kind in find_leftovers(model))
 
 
-def _train_step(model: nn.Module, cfg: Config) -> dict[str, Any]:
+def _train_step(model: nn.Module, switched: Config, cfg: Config, record: dict[str, Any]) -> None:
+    """Trains a step with SN, on larger images only where the model's own norms need them too."""
+    fixed = (n[0] if isinstance(n, (tuple, list)) else n for n in find(cfg.model, 'img_size'))
+    sizes = [*SIZES, *fixed]
+    _start(model)
+    for size in sizes:
+        record['size'] = size
+        try:
+            record.update(_losses(model, switched, size))
+            return
+        except Exception as error:
+            record['own_step'] = _own_step(cfg, size)
+            too_small = isinstance(error, _TOO_SMALL) and record['own_step'] != 'ok'
+            if not too_small or size == sizes[-1]:
+                raise
+        del record['own_step']
+        model.zero_grad()
+
+
+def _start(model: Any) -> None:
     for progress in ('epoch', 'iter'):  # some heads ask how far training is
         MessageHub.get_current_instance().update_info(progress, 0)
     if hasattr(model, 'init_weights'):
         model.init_weights()
     model.train()
-    fixed = (n[0] if isinstance(n, (tuple, list)) else n for n in find(cfg.model, 'img_size'))
-    *smaller, last = [*SIZES, *fixed]
-    for size in smaller:
-        try:
-            return {'size': size, **_losses(model, cfg, size)}
-        except (RuntimeError, AssertionError, ValueError, IndexError):
-            model.zero_grad()
-    return {'size': last, **_losses(model, cfg, last)}
 
 
 def _losses(model: Any, cfg: Config, size: int) -> dict[str, Any]:
@@ -241,10 +235,12 @@ def _losses(model: Any, cfg: Config, size: int) -> dict[str, Any]:
     return {'loss': round(float(total), 4), 'losses': len(values) - 1}
 
 
-def _own_step(cfg: Config) -> str:
+def _own_step(cfg: Config, size: int) -> str:
     """Whether the same step works with the config's own norms: 'ok' or the error."""
     try:
-        _train_step(revert_sync_batchnorm(_build(cfg)), cfg)
+        model = build_for_one_process(cfg)
+        _start(model)
+        _losses(model, cfg, size)
     except Exception as error:
         return _describe(error)
     return 'ok'

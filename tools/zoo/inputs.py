@@ -5,11 +5,12 @@ Boxes and masks come from mmdet.testing. mmsegmentation's wheel ships nothing of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from mmengine.config import Config
+
+from .configs import find
 
 BATCH_SIZE = 2
 _CELL = 16  # side in pixels of the patches of one class in semantic maps
@@ -38,18 +39,6 @@ def make_batch(cfg: Config, size: int) -> dict[str, Any]:
     if kind == 'TrackDataPreprocessor' and not preprocessor.get('use_det_processor'):
         return _video_batch(cfg, size)
     return _detection_batch(cfg, size)
-
-
-def find(node: Any, key: str) -> Iterator[Any]:
-    """All values under a key, anywhere in nested dictionaries and lists."""
-    if isinstance(node, dict):
-        if key in node:
-            yield node[key]
-        for value in node.values():
-            yield from find(value, key)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from find(value, key)
 
 
 def loads(cfg: Config, what: str) -> bool:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 from sn_mm.engine.files import atomic_path
@@ -100,8 +101,10 @@ def _page(records: list[dict], totals: dict[str, dict[str, int]]) -> str:
             [[text, *(str(totals[t].get(text, 0)) for t in totals)] for text in outcomes]
             + [['configs', *(str(sum(totals[t].values())) for t in totals)]],
         ),
-        'A step is taken once for models that are the same but for their number of classes, '
-        'initial weights, colour statistics and test settings. GLIP and Grounding DINO need '
+        *_unfinished(records),
+        'A step is taken once for models that are the same but for their number of classes, class '
+        'weights, initial weights, `align_corners`, colour statistics, image size and test '
+        'settings. GLIP and Grounding DINO need '
         "BERT of the transformers package, which downloads its weights. SORT's trackers are not "
         'trained; their detectors are configs of their own.',
         '## By method',
@@ -119,6 +122,11 @@ def _page(records: list[dict], totals: dict[str, dict[str, int]]) -> str:
     return '\n\n'.join(parts) + '\n'
 
 
+def _unfinished(records: list[dict]) -> list[str]:
+    left = sum(category(r) == BUILT for r in records)
+    return [f'Unfinished: the step of {left} configs is still to be taken.'] if left else []
+
+
 def _by_method(records: list[dict]) -> list[list[str]]:
     methods: dict[str, list[dict]] = {}
     for record in records:
@@ -127,20 +135,17 @@ def _by_method(records: list[dict]) -> list[list[str]]:
     for method, group in methods.items():
         trained = [r for r in group if category(r) == OK]
         switched = [r for r in group if category(r) in (OK, BUILT)]
+        counts = ([r[key] for r in switched] for key in ('sn_by_config', 'converted'))
         rows.append(
             [
                 method,
                 str(len(group)),
                 str(len(trained)),
-                *(_median([r[key] for r in switched]) for key in ('sn_by_config', 'converted')),
+                *(str(median_high(values)) if values else '' for values in counts),
                 str(sum(r['norms_left'] for r in group if 'norms_left' in r)),
             ]
         )
     return rows
-
-
-def _median(values: list[int]) -> str:
-    return str(sorted(values)[len(values) // 2]) if values else ''
 
 
 def _converted(switched: list[dict]) -> list[list[str]]:

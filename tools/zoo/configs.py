@@ -1,0 +1,56 @@
+"""Configs of installed toolboxes: where they lie, what is in them, the models that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model.utils import revert_sync_batchnorm
+from mmengine.registry import MODELS
+from torch import nn
+
+from sn_mm.engine.errors import InputError
+
+
+def mim_folder(package: str) -> Path:
+    """The folder of a toolbox that holds its ``configs`` and ``tools``.
+
+    Raises:
+        InputError: The toolbox is not installed.
+    """
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise InputError(f'{package} is not installed')
+    return Path(spec.origin).parent / '.mim'
+
+
+def dicts(node: Any) -> Iterator[Any]:
+    """All dictionaries, each before those inside it, in nested dictionaries and lists."""
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from dicts(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from dicts(value)
+
+
+def find(node: Any, key: str) -> Iterator[Any]:
+    """All values under a key, anywhere in nested dictionaries and lists."""
+    return (found[key] for found in dicts(node) if key in found)
+
+
+def build(cfg: Config, device: str = 'cpu') -> nn.Module:
+    """Builds from a copy, as building changes the config of some models; the seed is 0."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        return MODELS.build(Config(cfg._cfg_dict.to_dict()).model)
+
+
+def build_for_one_process(cfg: Config) -> nn.Module:
+    """Builds a model in training mode, with BatchNorm for SyncBN, which wants a group."""
+    return revert_sync_batchnorm(build(cfg)).train()
