@@ -42,6 +42,8 @@ def train_all(model: Any) -> None:
 
 
 def make_step(model: Any, cfg: Config, size: int) -> Callable[[], Any]:
+    if getattr(model.data_preprocessor, 'size', None):  # mmseg pads to it
+        model.data_preprocessor.size = (size, size)
     batch = make_batch(cfg, size)
     # The learning rate is 0, so that every step is the same work.
     optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9))
