@@ -23,7 +23,7 @@ from sn_mm.engine.config import add_config_arguments, load_config
 from sn_mm.engine.data import check_data
 from sn_mm.engine.errors import InputError, report_input_errors
 from sn_mm.engine.files import atomic_path
-from sn_mm.engine.launch import build_runner, prepare_launch
+from sn_mm.engine.launch import build_runner, launched
 
 
 def parse_args() -> Namespace:
@@ -78,33 +78,32 @@ def main() -> None:
     checkpoint = read_checkpoint(args.checkpoint)
     cfg = load_config(args, 'train')
     check_data(cfg, ['train'])
-    prepare_launch(cfg)
-
-    runner = build_runner(cfg)
-    load_strictly(runner)
-    runner.load_checkpoint(args.checkpoint)
-    for progress in ('epoch', 'iter'):  # some models ask how far training is
-        runner.message_hub.update_info(progress, checkpoint.get('meta', {}).get(progress, 0))
-    statistics = measure_on_training_set(
-        getattr(runner.model, 'module', runner.model),
-        cfg.train_dataloader,
-        args.num_iters,
-        args.seed,
-        args.bn,
-    )
-    if is_main_process():
-        if 'state_dict' not in checkpoint:
-            checkpoint = {'state_dict': checkpoint}
-        change = replace(checkpoint['state_dict'], statistics)
-        checkpoint.setdefault('meta', {})['batch_average'] = {
-            'num_iters': args.num_iters,
-            'processes': get_world_size(),
-            'batch_size': cfg.train_dataloader.batch_size,
-            'seed': args.seed,
-        }
-        with atomic_path(args.out) as path:
-            torch.save(checkpoint, path)
-        print(f'{args.out}: {change}')
+    with launched(cfg):
+        runner = build_runner(cfg)
+        load_strictly(runner)
+        runner.load_checkpoint(args.checkpoint)
+        for progress in ('epoch', 'iter'):  # some models ask how far training is
+            runner.message_hub.update_info(progress, checkpoint.get('meta', {}).get(progress, 0))
+        statistics = measure_on_training_set(
+            getattr(runner.model, 'module', runner.model),
+            cfg.train_dataloader,
+            args.num_iters,
+            args.seed,
+            args.bn,
+        )
+        if is_main_process():
+            if 'state_dict' not in checkpoint:
+                checkpoint = {'state_dict': checkpoint}
+            change = replace(checkpoint['state_dict'], statistics)
+            checkpoint.setdefault('meta', {})['batch_average'] = {
+                'num_iters': args.num_iters,
+                'processes': get_world_size(),
+                'batch_size': cfg.train_dataloader.batch_size,
+                'seed': args.seed,
+            }
+            with atomic_path(args.out) as path:
+                torch.save(checkpoint, path)
+            print(f'{args.out}: {change}')
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 
 from sn_mm.engine.config import add_config_arguments, load_config
 from sn_mm.engine.errors import report_input_errors
-from sn_mm.engine.launch import build_runner, prepare_launch
+from sn_mm.engine.launch import build_runner, launched
 from sn_mm.hooks import SwitchWeightsHook
 from sn_mm.importance import from_model
 
@@ -64,21 +64,21 @@ def main() -> None:
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.default_hooks.checkpoint = None
     cfg.custom_hooks = None
-    prepare_launch(cfg)
-    runner = build_runner(cfg)
-    logs, steps = TimedHook(args.interval), StepTimer()
-    runner.register_hook(logs)
-    runner.register_hook(steps)
-    runner.train()
+    with launched(cfg):
+        runner = build_runner(cfg)
+        logs, steps = TimedHook(args.interval), StepTimer()
+        runner.register_hook(logs)
+        runner.register_hook(steps)
+        runner.train()
 
-    log = median(logs.durations[1:])  # the first one opens the backends' files
-    durations = [end - start for start, end in zip(steps.ends, steps.ends[1:])]
-    step = median(d for i, d in enumerate(durations, 2) if i % args.interval)  # without a log
-    print(
-        f'{len(from_model(runner.model))} layers: one log {1e3 * log:.2f} ms, one step '
-        f'{1e3 * step:.1f} ms; every {DEFAULT_INTERVAL} iterations '
-        f'{100 * log / step / DEFAULT_INTERVAL:.4f}% of the time'
-    )
+        log = median(logs.durations[1:])  # the first one opens the backends' files
+        durations = [end - start for start, end in zip(steps.ends, steps.ends[1:])]
+        step = median(d for i, d in enumerate(durations, 2) if i % args.interval)  # without a log
+        print(
+            f'{len(from_model(runner.model))} layers: one log {1e3 * log:.2f} ms, one step '
+            f'{1e3 * step:.1f} ms; every {DEFAULT_INTERVAL} iterations '
+            f'{100 * log / step / DEFAULT_INTERVAL:.4f}% of the time'
+        )
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ from sn_mm.engine.config import add_config_arguments, load_config, toolbox
 from sn_mm.engine.data import build_loops, check_data
 from sn_mm.engine.errors import InputError, report_input_errors
 from sn_mm.engine.files import atomic_path
-from sn_mm.engine.launch import build_runner, prepare_launch
+from sn_mm.engine.launch import build_runner, launched
 from sn_mm.engine.switch import add_switch_arguments, switch_norms
 
 
@@ -102,19 +102,18 @@ def main() -> None:
     check_checkpoint(args.checkpoint)
     cfg.load_from, cfg.resume = args.checkpoint, False
     check_data(cfg, ['test'])
-    prepare_launch(cfg)
-
-    runner = build_runner(cfg)
-    load_strictly(runner)
-    build_loops(runner, ['test'])
-    if to_pickle:
-        dumper = 'mmdet.DumpDetResults' if toolbox(cfg) == 'mmdet' else 'DumpResults'
-        metric = METRICS.build({'type': dumper, 'out_file_path': args.out})
-        runner.test_evaluator.metrics.append(metric)
-    metrics = runner.test()
-    if is_main_process():  # mmengine's own file is written by all ranks at once
-        with atomic_path(Path(cfg.work_dir) / 'metrics.json') as path:
-            dump(metrics, path)
+    with launched(cfg):
+        runner = build_runner(cfg)
+        load_strictly(runner)
+        build_loops(runner, ['test'])
+        if to_pickle:
+            dumper = 'mmdet.DumpDetResults' if toolbox(cfg) == 'mmdet' else 'DumpResults'
+            metric = METRICS.build({'type': dumper, 'out_file_path': args.out})
+            runner.test_evaluator.metrics.append(metric)
+        metrics = runner.test()
+        if is_main_process():  # mmengine's own file is written by all ranks at once
+            with atomic_path(Path(cfg.work_dir) / 'metrics.json') as path:
+                dump(metrics, path)
 
 
 if __name__ == '__main__':

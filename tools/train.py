@@ -23,7 +23,7 @@ from sn_mm.engine.checkpoint import (
 from sn_mm.engine.config import add_config_arguments, load_config
 from sn_mm.engine.data import build_loops, check_data
 from sn_mm.engine.errors import InputError, report_input_errors
-from sn_mm.engine.launch import build_runner, prepare_launch
+from sn_mm.engine.launch import build_runner, launched
 from sn_mm.engine.switch import add_switch_arguments, switch_norms
 
 
@@ -87,13 +87,12 @@ def main() -> None:
         check_checkpoint(cfg.load_from, resume=cfg.get('resume', False))
     check_pretrained(cfg.model)
     check_data(cfg, ('train', 'val'))
-    prepare_launch(cfg)
-
-    runner = build_runner(cfg)
-    if cfg.get('resume'):
-        load_strictly(runner)
-    build_loops(runner, ('train', 'val'))
-    runner.train()
+    with launched(cfg):
+        runner = build_runner(cfg)
+        if cfg.get('resume'):
+            load_strictly(runner)
+        build_loops(runner, ('train', 'val'))
+        runner.train()
 
 
 if __name__ == '__main__':

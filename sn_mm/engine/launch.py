@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -22,15 +24,20 @@ _RANK_VARIABLES = {
 }
 
 
-def prepare_launch(cfg: Config) -> None:
-    """Prepares ``cfg.launcher``; on a machine without an accelerator, starts the process group.
+@contextmanager
+def launched(cfg: Config) -> Iterator[None]:
+    """Runs its body as one process of ``cfg.launcher``, and ends the process group after it.
 
-    With a GPU everything is left to mmengine. Without one, mmengine's launchers fail (they select
+    With a GPU the start is left to mmengine. Without one, mmengine's launchers fail (they select
     a CUDA device), but it leaves alone a group that exists: a gloo group is started here, and the
     model is wrapped as mmengine would wrap it, with no device ids.
 
     A rank that waits for one that is gone gives up after ``env_cfg.dist_cfg.timeout`` seconds
     (torch's default, 30 minutes, if the config does not say).
+
+    The group ends before Python does: a thread of gloo that lets go of its last tensor while the
+    interpreter shuts down aborts the process. After an error in the body it is left alone: its end
+    would wait for collectives that the other ranks may never join.
 
     Args:
         cfg: The config, changed in place: ``model_wrapper_cfg``, on a machine without accelerator.
@@ -39,6 +46,13 @@ def prepare_launch(cfg: Config) -> None:
         InputError: If the launcher's environment variables are missing, or if there are more
             processes than GPUs.
     """
+    _prepare(cfg)
+    yield
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _prepare(cfg: Config) -> None:
     if cfg.launcher == 'none':
         return
     names = _RANK_VARIABLES[cfg.launcher]

@@ -15,7 +15,7 @@ from torch import distributed
 
 from sn_mm.engine import launch
 from sn_mm.engine.errors import InputError
-from sn_mm.engine.launch import prepare_launch
+from sn_mm.engine.launch import launched
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,14 +46,14 @@ def set_variables(monkeypatch, **variables):
 
 def test_without_a_launcher_nothing_is_started():
     cfg = Config({'launcher': 'none'})
-    prepare_launch(cfg)
-    assert not distributed.is_initialized() and 'model_wrapper_cfg' not in cfg
+    with launched(cfg):
+        assert not distributed.is_initialized() and 'model_wrapper_cfg' not in cfg
 
 
 @pytest.mark.parametrize('launcher', ['pytorch', 'slurm', 'mpi'])
 def test_a_launcher_that_did_not_launch_is_refused(cpu, launcher):
     with pytest.raises(InputError, match=f'--launcher {launcher} finds no .*RANK|PROCID'):
-        prepare_launch(Config({'launcher': launcher}))
+        launched(Config({'launcher': launcher})).__enter__()
 
 
 def test_more_processes_than_gpus_are_refused(cpu):
@@ -61,7 +61,7 @@ def test_more_processes_than_gpus_are_refused(cpu):
     cpu.setattr(launch.torch.cuda, 'device_count', lambda: 1)
     set_variables(cpu, RANK=1, WORLD_SIZE=2, LOCAL_RANK=1)
     with pytest.raises(InputError, match='process 1 of .* no GPU of its own: 1 visible'):
-        prepare_launch(Config({'launcher': 'pytorch'}))
+        launched(Config({'launcher': 'pytorch'})).__enter__()
 
 
 def test_a_slurm_job_on_cpus_gets_a_gloo_group_and_a_wrapper_without_devices(cpu, tmp_path, capsys):
@@ -71,8 +71,9 @@ def test_a_slurm_job_on_cpus_gets_a_gloo_group_and_a_wrapper_without_devices(cpu
     cpu.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
     set_variables(cpu, SLURM_PROCID=0, SLURM_NTASKS=1, SLURM_LOCALID=0, SLURM_NODELIST='a[1-2]')
     cfg = Config({'launcher': 'slurm', 'find_unused_parameters': True})
-    prepare_launch(cfg)
-    assert distributed.get_backend() == 'gloo' and 'gloo' in capsys.readouterr().out
+    with launched(cfg):
+        assert distributed.get_backend() == 'gloo' and 'gloo' in capsys.readouterr().out
+    assert not distributed.is_initialized()
     wrapper = cfg.model_wrapper_cfg
     assert wrapper.device_ids is None and wrapper.find_unused_parameters
     assert wrapper.type == 'MMDistributedDataParallel' and wrapper.broadcast_buffers is False
@@ -81,7 +82,8 @@ def test_a_slurm_job_on_cpus_gets_a_gloo_group_and_a_wrapper_without_devices(cpu
 def test_a_wrapper_of_the_config_is_kept(cpu):
     set_variables(cpu, RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, MASTER_ADDR='127.0.0.1')
     cfg = Config({'launcher': 'pytorch', 'model_wrapper_cfg': {'static_graph': True}})
-    prepare_launch(cfg)
+    with launched(cfg):
+        pass
     assert cfg.model_wrapper_cfg == {'static_graph': True, 'device_ids': None}
 
 
@@ -89,8 +91,8 @@ def test_a_rank_does_not_wait_for_ever_for_one_that_hangs(port):
     program = (
         'import time; from mmengine.config import Config; from sn_mm.engine.launch import *\n'
         "env = dict(dist_cfg=dict(backend='nccl', timeout=2))\n"
-        "prepare_launch(Config(dict(launcher='pytorch', env_cfg=env)))\n"
-        'time.sleep(60) if distributed.get_rank() else distributed.barrier()\n'
+        "with launched(Config(dict(launcher='pytorch', env_cfg=env))):\n"
+        '    time.sleep(60) if distributed.get_rank() else distributed.barrier()\n'
     )
     variables = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
     variables.update(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES='-1', OMP_NUM_THREADS='1')

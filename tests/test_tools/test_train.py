@@ -99,6 +99,19 @@ randomness = dict(seed=0)
 default_scope = 'mmseg'
 """
 
+# The last words of every Python process: a group that outlives the run may abort it.
+AT_EXIT = """
+import atexit
+import os
+
+def say():
+    from torch import distributed
+    print('group at exit:', distributed.is_initialized())
+
+if 'RANK' in os.environ:
+    atexit.register(say)
+"""
+
 
 def write_split(root: Path, split: str, count: int) -> None:
     """Writes images of two squares, and the squares in the layouts of COCO and of Cityscapes."""
@@ -176,10 +189,11 @@ def run(folder: Path, *command: object, **variables: str) -> tuple[int, str, str
     return process.returncode, out, error
 
 
-def succeed(folder: Path, *command: object) -> str:
+def succeed(folder: Path, *command: object, **variables: str) -> str:
     """Runs a shell script, or a Python script as from an installed package; returns its log."""
     python = [sys.executable] if str(command[0]).endswith('.py') else []
-    code, out, error = run(folder, *python, *command, PYTHONPATH=str(ROOT) if python else '')
+    variables.setdefault('PYTHONPATH', str(ROOT) if python else '')
+    code, out, error = run(folder, *python, *command, **variables)
     assert code == 0, (out + error)[-3000:]
     return out + error
 
@@ -236,7 +250,10 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(folder, seg
 def test_two_processes_test_a_segmentor_and_write_label_maps_and_pictures(folder, segmentation):
     checkpoint = folder / 'work_dirs/seg/iter_24.pth'
     options = ('--out', 'maps', '--show-dir', 'pictures', '--work-dir', 'tested')
-    log = succeed(folder, TOOLS / 'dist_test.sh', 'seg.py', checkpoint, 2, *options)
+    (folder / 'sitecustomize.py').write_text(AT_EXIT)
+    command = (TOOLS / 'dist_test.sh', 'seg.py', checkpoint, 2)
+    log = succeed(folder, *command, *options, PYTHONPATH=str(folder))
+    assert log.count('group at exit: False') == 2
     found = [re.findall(r'mIoU: ([\d.]+)', text)[-1] for text in (segmentation, log)]
     assert found[0] == found[1]
     metrics = json.loads((folder / 'tested/metrics.json').read_text())
