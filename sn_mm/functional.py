@@ -100,9 +100,8 @@ class _SwitchNorm(torch.autograd.Function):
         total, *config = ctx.config  # normalizers, correction, process_group
         if total is not None:
             saved[-1] = total
-        grads = backward_pass(dy, x, weight, Saved(*saved), ctx.needs_input_grad[0], *config)
-        found = [*grads.importance.unbind(), grads.weight, grads.bias]
-        return grads.x, *map(_as_parameter, found, ctx.parameters), *(None,) * 6
+        dx, *grads = backward_pass(dy, x, weight, Saved(*saved), ctx.needs_input_grad[0], *config)
+        return dx, *map(_as_parameter, grads, ctx.parameters), *(None,) * 6
 
 
 def _as_parameter(grad: Tensor, parameter: tuple[int, torch.dtype] | None) -> Tensor | None:
@@ -208,10 +207,15 @@ def switch_norm(
         # All ranks run the backward collective, also one whose input happens to need no gradient.
         mean_weight = mean_weight.detach().requires_grad_()
     measure = training or running_mean is None
-    output, batch, total = _SwitchNorm.apply(
-        input, mean_weight, var_weight, weight, bias, None if measure else running_mean,
+    arguments = (
+        mean_weight, var_weight, weight, bias, None if measure else running_mean,
         None if measure else running_var, eps, normalizers, correction, process_group,
     )  # fmt: skip
+    if torch.is_grad_enabled():
+        output, batch, total = _SwitchNorm.apply(input, *arguments)
+    else:
+        output, saved = forward_pass(ops.dense(input), *arguments)
+        batch, total = saved.batch if measure else None, saved.total
     # A forward pass inside a backward pass is activation checkpointing's second one: it must not
     # count the same batch twice. (torch.compile has its own way there, without such a pass.)
     recomputing = not compiling and torch._C._current_graph_task_id() != -1
@@ -224,7 +228,6 @@ def switch_norm(
     return output
 
 
-@torch.no_grad()
 def _update_running(
     running_mean: Tensor,
     running_var: Tensor,

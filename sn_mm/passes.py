@@ -33,10 +33,11 @@ class Saved(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """As the inputs that they belong to; the importance (2, K') after the scopes left out."""
+    """As the inputs that they belong to; of the importance (K',) after the scopes left out."""
 
     x: Tensor | None
-    importance: Tensor
+    mean_weight: Tensor
+    var_weight: Tensor
     weight: Tensor
     bias: Tensor
 
@@ -98,7 +99,9 @@ def forward_pass(
         scopes['bn'], total = pool_over_ranks(instance, positions, process_group)
 
     mu, var = mix(weights, [scopes[k] for k in normalizers]).unbind()
-    rstd = (var + eps).rsqrt_().expand_as(instance[0]).contiguous()
+    rstd = (var + eps).rsqrt_()
+    if 'in' not in normalizers:
+        rstd = rstd.expand_as(instance[0]).contiguous()
     scale = rstd if weight is None else rstd * weight.to(dtype)
     offset = mu.new_zeros(()) if bias is None else bias.to(dtype)
     shift = torch.addcmul(offset, mu, scale, value=-1)
@@ -130,12 +133,10 @@ def backward_pass(
         sum_dy, sum_dy_xc = ops.backend_for(x).grad_sums(dy, x, mean)
     else:
         sum_dy, sum_dy_xc = torch.zeros_like(instance)
-    mu = mix(weights[0], [scopes[k][0] for k in normalizers])
+    mu = mix(weights, [scopes[k] for k in normalizers])[0]
     sum_dy_xhat = torch.addcmul(sum_dy_xc, mean - mu, sum_dy).mul_(rstd)
     # Minus the gradients of mu and of twice the mixed variance.
-    grad = torch.empty_like(instance)
-    torch.mul(scale, sum_dy, out=grad[0])
-    torch.mul(scale, rstd, out=grad[1]).mul_(sum_dy_xhat)
+    grad = torch.stack((sum_dy, rstd * sum_dy_xhat)).mul_(scale)
     grad, importance = mix_backward(
         grad, weights, normalizers, scopes, positions, total, process_group
     )
@@ -149,4 +150,7 @@ def backward_pass(
         dx = ops.backend_for(x).grad_input(dy, x, mean, scale, b, c)
     elif needs_input_grad:
         dx = torch.empty_like(x)
-    return Gradients(dx, importance.neg_(), sum_dy_xhat.sum(0), sum_dy.sum(0))
+    mean_weight, var_weight = importance.unbind()
+    return Gradients(
+        dx, mean_weight.neg_(), var_weight.mul_(-0.5), sum_dy_xhat.sum(0), sum_dy.sum(0)
+    )

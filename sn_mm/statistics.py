@@ -58,14 +58,19 @@ def pool_over_ranks(
     return torch.stack((mean, var)), total
 
 
+def _per_scope(weights: Tensor) -> tuple[Tensor, ...]:
+    """The softmax weights (2, K) as K tensors (2, 1, 1)."""
+    return weights.view(*weights.shape, 1, 1).unbind(1)
+
+
 def mix(weights: Tensor, scopes: Sequence[Tensor]) -> Tensor:
-    """``sum_k weights_k * scopes_k``.
+    """``sum_k weights_k * scopes_k``: mu and the mixed variance, (2, N or 1, C or 1).
 
     Args:
-        weights: (..., K).
-        scopes: K tensors (..., N or 1, C or 1).
+        weights: The softmax weights (2, K).
+        scopes: The moments of the K scopes.
     """
-    first, *others = weights[..., None, None].unbind(-3)
+    first, *others = _per_scope(weights)
     mixed = first * scopes[0]
     for weight, scope in zip(others, scopes[1:]):
         mixed = torch.addcmul(mixed, scope, weight)
@@ -95,18 +100,16 @@ def mix_backward(
 
     Returns:
         The gradient of the instance moments (2, N, C), of twice the variance again; that of the
-        importance before the softmax (2, K).
+        importance before the softmax (2, K), of the variances' twice as well.
     """
-    instance = scopes['in']
-    grad_instance, grad_weights = torch.zeros_like(grad), []
-    for scope, weight in zip(normalizers, weights[..., None, None].unbind(1)):
-        if scope == 'in':
-            grad_weights.append((grad * instance).sum((1, 2)))
-            torch.mul(grad, weight, out=grad_instance)
-            continue
-        sums = grad.sum(_AXES[scope], keepdim=True)
+    mean = scopes['in'][0]
+    per_scope = dict(zip(normalizers, _per_scope(weights)))
+    grad_instance = grad * per_scope['in'] if 'in' in per_scope else torch.zeros_like(grad)
+    grad_mean, grad_weights = grad_instance[0], []
+    for scope, weight in per_scope.items():
+        sums = grad if scope == 'in' else grad.sum(_AXES[scope], keepdim=True)
         grad_weights.append((sums * scopes[scope]).sum((1, 2)))
-        if scope == 'bn' and total is None:
+        if scope == 'in' or (scope == 'bn' and total is None):
             continue
         sums *= weight
         share: float | Tensor = 1 / grad.shape[2]
@@ -117,12 +120,6 @@ def mix_backward(
         sums *= share
         # The scope's mean is sum share m, its variance sum share (v + (m - mean)^2).
         grad_instance += sums
-        grad_instance[0].addcmul_(instance[0] - scopes[scope][0], sums[1])
-    return grad_instance, _softmax_backward(weights, torch.stack(grad_weights, 1))
-
-
-def _softmax_backward(weights: Tensor, grad: Tensor) -> Tensor:
-    grad = grad * weights
-    # Half of the gradient of twice the variance.
-    grad[1].mul_(0.5)
-    return torch.addcmul(grad, weights, grad.sum(1, keepdim=True), value=-1)
+        grad_mean.addcmul_(mean - scopes[scope][0], sums[1])
+    stacked = torch.stack(grad_weights, 1)
+    return grad_instance, torch._softmax_backward_data(stacked, weights, 1, weights.dtype)

@@ -78,8 +78,8 @@ def time_side_by_side(
     }
     number = {}
     for key, timer in timers.items():
-        timer.timeit(3)  # compiled, memory allocated
-        number[key] = max(1, round(_SECONDS / timer.timeit(3).median))
+        timer.timeit(1)  # compiled, memory allocated
+        number[key] = max(1, round(_SECONDS / timer.timeit(1).median))
     times: dict[Any, list[float]] = {key: [] for key in timers}
     for _ in range(repeats):
         for key, timer in timers.items():
