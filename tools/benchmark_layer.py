@@ -11,6 +11,7 @@ figures with the machine, versions and date as JSON, and a picture of them as PN
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from argparse import ArgumentParser, Namespace
@@ -38,7 +39,9 @@ TABLE_WIDTH = 180  # in a file or a pipe
 RESULTS = Path(__file__).parents[1] / 'docs' / 'benchmarks'
 
 
-def make_layers(channels: int, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
+def make_layers(
+    channels: int, device: torch.device, dtype: torch.dtype, compiled: bool = False
+) -> dict[str, nn.Module]:
     """The layers that take maps of so many channels, as mixed-precision training keeps them."""
     layers: dict[str, nn.Module] = {
         'BatchNorm': nn.BatchNorm2d(channels),
@@ -51,6 +54,10 @@ def make_layers(channels: int, device: torch.device, dtype: torch.dtype) -> dict
     if channels % 32 == 0:
         # The only one that has no kernel for half-precision maps with float32 parameters.
         layers['GroupNorm'] = nn.GroupNorm(32, channels).to(dtype)
+    if compiled:
+        torch.compiler.reset()  # each map is compiled for itself
+        for name in ('BatchNorm', 'SN'):
+            layers[f'{name}, compiled'] = torch.compile(copy.deepcopy(layers[name]), fullgraph=True)
     return {name: layer.to(device) for name, layer in layers.items()}
 
 
@@ -59,8 +66,8 @@ def run(args: Namespace, chosen: list[tuple[Case, str, str]]) -> Iterator[dict[s
         x = torch.randn(case.shape, device=args.device).to(
             getattr(torch, dtype), memory_format=FORMATS[memory_format]
         )
-        layers = make_layers(case.shape[1], args.device, x.dtype)
-        for record in measure(layers, x, args.repeats, args.threads):
+        layers = make_layers(case.shape[1], args.device, x.dtype, args.compile)
+        for record in measure(layers, x, args.repeats):
             yield {
                 'model': case.model,
                 'shape': list(case.shape),
@@ -133,6 +140,9 @@ def parse_args() -> Namespace:
         choices=list(FORMATS),
         default=list(FORMATS),
         help='memory formats of the maps (both)',
+    )
+    parser.add_argument(
+        '--compile', action='store_true', help='BatchNorm and SN under torch.compile, too'
     )
     parser.add_argument(
         '--filter',

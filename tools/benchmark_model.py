@@ -92,7 +92,7 @@ def main() -> None:
     configs = {'own norms': cfg, 'SN': switched}
     models = {name: build_for_one_process(c).to(args.device) for name, c in configs.items()}
     steps = {name: make_step(model, cfg, args.size) for name, model in models.items()}
-    times = time_side_by_side(steps, args.repeats, args.threads)
+    times = time_side_by_side(steps, args.repeats, warmup=0)
     own = float(np.median(times['own norms']))
     records = [
         {

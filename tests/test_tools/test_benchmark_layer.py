@@ -68,7 +68,7 @@ def test_peak_memory(device):
 def test_passes_take_turns():
     turns = []
     passes = {name: lambda name=name: turns.append(name) for name in 'ab'}
-    times = time_side_by_side(passes, repeats=3, threads=1)
+    times = time_side_by_side(passes, repeats=3)
     assert {key: t.shape for key, t in times.items()} == {'a': (3,), 'b': (3,)}
     runs = [name for name, after in zip(turns, turns[1:] + ['']) if name != after]
     assert runs[-6:] == ['a', 'b'] * 3
@@ -76,7 +76,7 @@ def test_passes_take_turns():
 
 def test_ratios_are_of_the_medians():
     layers = {'BatchNorm': nn.BatchNorm2d(4), 'SN': SwitchNorm2d(4)}
-    batch, switch = measure(layers, torch.randn(2, 4, 8, 8), repeats=2, threads=1)
+    batch, switch = measure(layers, torch.randn(2, 4, 8, 8), repeats=2)
     assert batch['ratio'] == 1
     times = [r['forward_backward']['median'] for r in (switch, batch)]
     assert np.isclose(switch['ratio'], times[0] / times[1])
@@ -97,7 +97,7 @@ def test_maps_are_scaled_to_the_device():
 def test_command_writes_figures_and_pictures(tmp_path):
     out = tmp_path / 'results' / 'quick.json'
     options = ['--device', 'cpu', '--filter', '2x2048x9x15', '--format', 'channels_last',
-               '--repeats', '2', '--threads', '1', '--out', out]  # fmt: skip
+               '--repeats', '2', '--threads', '1', '--compile', '--out', out]  # fmt: skip
     command = [sys.executable, ROOT / 'tools' / 'benchmark_layer.py', *options]
     env = {**os.environ, 'PYTHONPATH': str(ROOT)}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -106,6 +106,7 @@ def test_command_writes_figures_and_pictures(tmp_path):
     assert written['machine']['torch'] == torch.__version__
     assert written['machine'].keys() >= {'device', 'cpu', 'cores', 'threads', 'date', 'sn_mm'}
     layers = ['BatchNorm', 'SN', 'InstanceNorm', 'plain SN', 'GroupNorm']
+    layers += ['BatchNorm, compiled', 'SN, compiled']
     assert [r['layer'] for r in written['records']] == layers
     for record in written['records']:
         assert record['shape'] == [2, 2048, 9, 15] and record['format'] == 'channels_last'

@@ -16,6 +16,8 @@ _STYLES = {
     'GroupNorm': ('#009E73', '^'),
     'InstanceNorm': ('#CC79A7', 'v'),
     'plain SN': ('#000000', 'x'),
+    'SN, compiled': ('#D55E00', 'P'),
+    'BatchNorm, compiled': ('#56B4E9', 'P'),
 }
 _LIMIT = '#E69F00'
 _PITCH, _MARGIN, _WIDTH, _LABELS = 0.26, 1.5, 4.2, 2.4  # inches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from timeit import timeit
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.benchmark import Timer
+from torch.utils.benchmark import timer
 
 # How often SN goes over a map, at the least; a copy goes over it twice.
 SWEEPS = {'forward': 3, 'forward_backward': 8, 'eval': 3}
@@ -69,34 +70,39 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
 
 
 def time_side_by_side(
-    passes: Mapping[Any, Callable[[], Any]], repeats: int, threads: int
+    passes: Mapping[Any, Callable[[], Any]], repeats: int, warmup: int = 2
 ) -> dict[Any, np.ndarray]:
-    """Seconds of each pass, (repeats,): in each repeat all passes take their turn."""
-    timers = {
-        key: Timer('run()', globals={'run': run}, num_threads=threads)
-        for key, run in passes.items()
-    }
+    """Seconds of each pass, (repeats,): in each repeat all passes take their turn.
+
+    Args:
+        passes: What to time.
+        repeats: Timings of each.
+        warmup: Runs before each timing that do not count.
+    """
+
+    def seconds(run: Callable[[], Any], number: int) -> float:
+        for _ in range(warmup):
+            run()
+        return timeit(run, timer=timer, number=number) / number
+
     number = {}
-    for key, timer in timers.items():
-        timer.timeit(1)  # compiled, memory allocated
-        number[key] = max(1, round(_SECONDS / timer.timeit(1).median))
-    times: dict[Any, list[float]] = {key: [] for key in timers}
+    for key, run in passes.items():
+        run()  # compiled, memory allocated
+        number[key] = max(1, round(_SECONDS / seconds(run, 1)))
+    times: dict[Any, list[float]] = {key: [] for key in passes}
     for _ in range(repeats):
-        for key, timer in timers.items():
-            times[key].append(timer.timeit(number[key]).median)
+        for key, run in passes.items():
+            times[key].append(seconds(run, number[key]))
     return {key: np.array(values) for key, values in times.items()}
 
 
-def measure(
-    layers: Mapping[str, nn.Module], x: Tensor, repeats: int, threads: int
-) -> list[dict[str, Any]]:
+def measure(layers: Mapping[str, nn.Module], x: Tensor, repeats: int) -> list[dict[str, Any]]:
     """One record a layer.
 
     Args:
         layers: The layers by name, 'BatchNorm' among them.
         x: (N, C, H, W).
         repeats: Timings of each pass.
-        threads: Threads of PyTorch's kernels.
 
     Returns:
         Times as {median, q1, q3} in milliseconds, and the limit: eight sweeps at the speed of a
@@ -111,7 +117,7 @@ def measure(
         (name, kind): getattr(p, kind) for name, p in passes.items() for kind in SWEEPS
     }
     runs['copy'] = lambda: target.copy_(source)
-    times = time_side_by_side(runs, repeats, threads)
+    times = time_side_by_side(runs, repeats)
     medians = {key: float(np.median(seconds)) for key, seconds in times.items()}
     limit = medians['copy'] * SWEEPS['forward_backward'] / 2
     group_eval = medians.get(('GroupNorm', 'eval'))
