@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from .export import is_compiling
+
+# The layers' own groups by size, for as long as the default group that they are parts of.
+_GROUPS: WeakKeyDictionary[ProcessGroup, dict[int, ProcessGroup]] = WeakKeyDictionary()
 
 
 def check_sync(sync: bool | int) -> None:
@@ -50,15 +54,23 @@ def resolve_group(
     return _consecutive_ranks(size, dist.group.WORLD) if size > 1 else None
 
 
-@cache
-def _consecutive_ranks(size: int, world: ProcessGroup) -> ProcessGroup:
-    """The group of ``size`` consecutive ranks that this rank is in; made once per ``world``."""
+def _consecutive_ranks(size: int, world: Any) -> ProcessGroup:
+    """The group of ``size`` consecutive ranks that this rank is in; made once per ``world``.
+
+    It waits for a rank as long as ``world`` does: by itself torch gives a new group its default.
+    """
+    groups = _GROUPS.setdefault(world, {})
+    if size in groups:
+        return groups[size]
     ranks = dist.get_world_size(world)
     if ranks % size:
         raise ValueError(
             f'sync={size} needs a number of ranks that {size} divides, got {ranks} ranks'
         )
-    return dist.new_subgroups(group_size=size, group=world)[0]
+    options: Any = getattr(world._get_backend(world._device_types[0]), 'options', None)
+    given: Any = {'timeout': options._timeout} if hasattr(options, '_timeout') else {}
+    groups[size] = dist.new_subgroups(group_size=size, group=world, **given)[0]
+    return groups[size]
 
 
 def check_same_channels(channels: int, device: torch.device, process_group: ProcessGroup) -> None:

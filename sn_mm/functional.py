@@ -198,7 +198,7 @@ def switch_norm(
         alone = input.shape[0] == 1 and process_group is None
         if alone and training and 'ln' not in normalizers:
             raise ValueError(
-                f'the batch scope alone needs more than one value per channel in training, '
+                f'the batch scope alone needs more than one value per channel to be measured, '
                 f"got input of shape {tuple(input.shape)}; add 'ln' or a larger batch"
             )
 

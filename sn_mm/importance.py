@@ -48,7 +48,9 @@ def from_model(model: nn.Module) -> dict[str, Importance]:
     if not layers:
         return {}
     logits = [w.detach() for m in layers.values() for w in (m.mean_weight, m.var_weight)]
-    rows = iter(torch.cat(logits).cpu().split([len(w) for w in logits]))
+    if len({w.device for w in logits}) == 1:  # one copy, one wait for the GPU
+        logits = list(torch.cat(logits).cpu().split([len(w) for w in logits]))
+    rows = iter(logits)
     return {
         name: {statistic: _softmax(next(rows), m.normalizers) for statistic in STATISTICS}
         for name, m in layers.items()
@@ -76,12 +78,13 @@ def from_state_dict(
     given = None if normalizers is None else tuple(normalizers)
     layers = {}
     for key, logits in state_dict.items():
-        name, _, parameter = key.rpartition('.')
-        if parameter == 'mean_weight' and f'{name}.var_weight' in state_dict:
-            scopes = _scopes(name, len(logits), f'{name}.running_mean' in state_dict, given)
+        prefix, parameter = key[: key.rfind('.') + 1], key[key.rfind('.') + 1 :]
+        if parameter == 'mean_weight' and f'{prefix}var_weight' in state_dict:
+            name = prefix.rstrip('.')
+            scopes = _scopes(name, len(logits), f'{prefix}running_mean' in state_dict, given)
             layers[name.removeprefix('module.')] = {
                 'mean': _softmax(logits, scopes),
-                'var': _softmax(state_dict[f'{name}.var_weight'], scopes),
+                'var': _softmax(state_dict[f'{prefix}var_weight'], scopes),
             }
     return layers
 

@@ -103,12 +103,13 @@ def _outputs(
 ) -> list[Tensor]:
     """Floating-point outputs in evaluation mode; notes how many axes each SN layer sees."""
 
-    def note(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def note(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if axes is not None:
-            axes[layer] = args[0].dim()
+            axes[layer] = (*args, *kwargs.values())[0].dim()
 
     modes = {module: module.training for module in model.modules()}
-    handles = [m.register_forward_pre_hook(note) for m in modes if isinstance(m, SwitchNorm)]
+    layers = [module for module in modes if isinstance(module, SwitchNorm)]
+    handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in layers]
     model.eval()
     try:
         outputs = model(*inputs) if isinstance(inputs, tuple) else model(inputs)

@@ -43,6 +43,17 @@ def test_state_dict_gives_the_same_as_the_model(wrap: type) -> None:
     assert importance.from_state_dict(holder.state_dict()) == importance.from_model(model)
 
 
+def test_a_layer_that_is_the_model_has_no_name() -> None:
+    norm = SwitchNorm2d(4)
+    assert importance.from_state_dict(norm.state_dict()) == {'': norm.importance()}
+
+
+def test_layers_on_several_devices_are_read() -> None:
+    model = nn.Sequential(SwitchNorm2d(4), SwitchNorm2d(4, device='meta'))
+    with pytest.raises(NotImplementedError, match='meta'):  # a device without data: it got so far
+        importance.from_model(model)
+
+
 def test_two_weights_without_running_statistics_are_in_and_ln() -> None:
     norm = SwitchNorm2d(4, normalizers=('in', 'ln'))
     (layer,) = importance.from_state_dict(nn.Sequential(norm).state_dict()).values()

@@ -161,6 +161,19 @@ def test_inputs_show_the_axes_of_the_general_layer(shape):
 # --- the report of what changed
 
 
+def test_a_layer_may_be_called_by_keyword():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = SwitchNorm(3, init_importance='bn')
+
+        def forward(self, x):
+            return self.norm(input=x)
+
+    net = simplify(Net(), 0.01, torch.randn(2, 3, 4, 4), report=lambda line: None)
+    assert isinstance(net.norm, nn.BatchNorm2d)
+
+
 def test_the_largest_output_change_is_the_true_one():
     model, x, lines = conv_network(0.001, 0.3, 0.02), torch.randn(2, 3, 12, 12), []
     before = model(x)

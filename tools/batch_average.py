@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import get_world_size, is_main_process
 from torch import Tensor
 
@@ -71,6 +73,34 @@ def replace(weights: dict[str, Tensor], statistics: dict[str, Tensor]) -> str:
     )
 
 
+def write_average(cfg: Config, args: Namespace, checkpoint: dict[str, Any]) -> None:
+    runner = build_runner(cfg)
+    load_strictly(runner)
+    runner.load_checkpoint(args.checkpoint)
+    for progress in ('epoch', 'iter'):  # some models ask how far training is
+        runner.message_hub.update_info(progress, checkpoint.get('meta', {}).get(progress, 0))
+    statistics = measure_on_training_set(
+        getattr(runner.model, 'module', runner.model),
+        cfg.train_dataloader,
+        args.num_iters,
+        args.seed,
+        args.bn,
+    )
+    if is_main_process():
+        if 'state_dict' not in checkpoint:
+            checkpoint = {'state_dict': checkpoint}
+        change = replace(checkpoint['state_dict'], statistics)
+        checkpoint.setdefault('meta', {})['batch_average'] = {
+            'num_iters': args.num_iters,
+            'processes': get_world_size(),
+            'batch_size': cfg.train_dataloader.batch_size,
+            'seed': args.seed,
+        }
+        with atomic_path(args.out) as path:
+            torch.save(checkpoint, path)
+        print(f'{args.out}: {change}')
+
+
 @report_input_errors
 def main() -> None:
     args = parse_args()
@@ -79,31 +109,7 @@ def main() -> None:
     cfg = load_config(args, 'train')
     check_data(cfg, ['train'])
     with launched(cfg):
-        runner = build_runner(cfg)
-        load_strictly(runner)
-        runner.load_checkpoint(args.checkpoint)
-        for progress in ('epoch', 'iter'):  # some models ask how far training is
-            runner.message_hub.update_info(progress, checkpoint.get('meta', {}).get(progress, 0))
-        statistics = measure_on_training_set(
-            getattr(runner.model, 'module', runner.model),
-            cfg.train_dataloader,
-            args.num_iters,
-            args.seed,
-            args.bn,
-        )
-        if is_main_process():
-            if 'state_dict' not in checkpoint:
-                checkpoint = {'state_dict': checkpoint}
-            change = replace(checkpoint['state_dict'], statistics)
-            checkpoint.setdefault('meta', {})['batch_average'] = {
-                'num_iters': args.num_iters,
-                'processes': get_world_size(),
-                'batch_size': cfg.train_dataloader.batch_size,
-                'seed': args.seed,
-            }
-            with atomic_path(args.out) as path:
-                torch.save(checkpoint, path)
-            print(f'{args.out}: {change}')
+        write_average(cfg, args, checkpoint)
 
 
 if __name__ == '__main__':

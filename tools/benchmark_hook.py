@@ -15,6 +15,7 @@ from inspect import signature
 from statistics import median
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -52,6 +53,24 @@ class StepTimer(Hook):
         self.ends.append(time.perf_counter())
 
 
+def measure(cfg: Config, interval: int) -> None:
+    """Trains with and without logging and prints what a log costs."""
+    runner = build_runner(cfg)
+    logs, steps = TimedHook(interval), StepTimer()
+    runner.register_hook(logs)
+    runner.register_hook(steps)
+    runner.train()
+
+    log = median(logs.durations[1:])  # the first one opens the backends' files
+    durations = [end - start for start, end in zip(steps.ends, steps.ends[1:])]
+    step = median(d for i, d in enumerate(durations, 2) if i % interval)  # without a log
+    print(
+        f'{len(from_model(runner.model))} layers: one log {1e3 * log:.2f} ms, one step '
+        f'{1e3 * step:.1f} ms; every {DEFAULT_INTERVAL} iterations '
+        f'{100 * log / step / DEFAULT_INTERVAL:.4f}% of the time'
+    )
+
+
 @report_input_errors
 def main() -> None:
     parser = ArgumentParser(description=__doc__.split('\n')[0])
@@ -65,20 +84,7 @@ def main() -> None:
     cfg.default_hooks.checkpoint = None
     cfg.custom_hooks = None
     with launched(cfg):
-        runner = build_runner(cfg)
-        logs, steps = TimedHook(args.interval), StepTimer()
-        runner.register_hook(logs)
-        runner.register_hook(steps)
-        runner.train()
-
-        log = median(logs.durations[1:])  # the first one opens the backends' files
-        durations = [end - start for start, end in zip(steps.ends, steps.ends[1:])]
-        step = median(d for i, d in enumerate(durations, 2) if i % args.interval)  # without a log
-        print(
-            f'{len(from_model(runner.model))} layers: one log {1e3 * log:.2f} ms, one step '
-            f'{1e3 * step:.1f} ms; every {DEFAULT_INTERVAL} iterations '
-            f'{100 * log / step / DEFAULT_INTERVAL:.4f}% of the time'
-        )
+        measure(cfg, args.interval)
 
 
 if __name__ == '__main__':

@@ -50,7 +50,7 @@ def main() -> None:
         path.write_bytes(buffer.getbuffer())
 
     averaged = 'ema_state_dict' in checkpoint and args.ema is not False
-    layers = sum(key.endswith('.mean_weight') for key in published['state_dict'])
+    layers = sum(key.split('.')[-1] == 'mean_weight' for key in published['state_dict'])
     print(
         f'{name}: {buffer.tell() / 1e6:.1f} MB, {"EMA" if averaged else "last"} weights, '
         f'{layers or "no"} SN layers'

@@ -85,6 +85,21 @@ def write_label_maps(cfg: Config, folder: str) -> None:
         metric.update(output_dir=folder, keep_results=True)
 
 
+def test(cfg: Config, predictions: str | None) -> None:
+    """Tests, writes metrics.json into the work dir and what was found into a pickle, if named."""
+    runner = build_runner(cfg)
+    load_strictly(runner)
+    build_loops(runner, ['test'])
+    if predictions:
+        dumper = 'mmdet.DumpDetResults' if toolbox(cfg) == 'mmdet' else 'DumpResults'
+        metric = METRICS.build({'type': dumper, 'out_file_path': predictions})
+        runner.test_evaluator.metrics.append(metric)
+    metrics = runner.test()
+    if is_main_process():  # mmengine's own file is written by all ranks at once
+        with atomic_path(Path(cfg.work_dir) / 'metrics.json') as path:
+            dump(metrics, path)
+
+
 @report_input_errors
 def main() -> None:
     args = parse_args()
@@ -103,17 +118,7 @@ def main() -> None:
     cfg.load_from, cfg.resume = args.checkpoint, False
     check_data(cfg, ['test'])
     with launched(cfg):
-        runner = build_runner(cfg)
-        load_strictly(runner)
-        build_loops(runner, ['test'])
-        if to_pickle:
-            dumper = 'mmdet.DumpDetResults' if toolbox(cfg) == 'mmdet' else 'DumpResults'
-            metric = METRICS.build({'type': dumper, 'out_file_path': args.out})
-            runner.test_evaluator.metrics.append(metric)
-        metrics = runner.test()
-        if is_main_process():  # mmengine's own file is written by all ranks at once
-            with atomic_path(Path(cfg.work_dir) / 'metrics.json') as path:
-                dump(metrics, path)
+        test(cfg, args.out if to_pickle else None)
 
 
 if __name__ == '__main__':

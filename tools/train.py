@@ -72,6 +72,14 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+def train(cfg: Config) -> None:
+    runner = build_runner(cfg)
+    if cfg.get('resume'):
+        load_strictly(runner)
+    build_loops(runner, ('train', 'val'))
+    runner.train()
+
+
 @report_input_errors
 def main() -> None:
     args = parse_args()
@@ -88,11 +96,7 @@ def main() -> None:
     check_pretrained(cfg.model)
     check_data(cfg, ('train', 'val'))
     with launched(cfg):
-        runner = build_runner(cfg)
-        if cfg.get('resume'):
-            load_strictly(runner)
-        build_loops(runner, ('train', 'val'))
-        runner.train()
+        train(cfg)
 
 
 if __name__ == '__main__':

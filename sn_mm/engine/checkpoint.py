@@ -17,7 +17,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from .errors import InputError, local_rank
-from .safe_globals import WEIGHTS_ONLY, register_safe_globals
+from .safe_globals import register_safe_globals
 
 
 def read_checkpoint(path: str, keys: Iterable[str] = ('state_dict',)) -> dict:
@@ -42,9 +42,7 @@ def read_checkpoint(path: str, keys: Iterable[str] = ('state_dict',)) -> dict:
         )
     register_safe_globals()
     try:
-        checkpoint = torch.load(
-            file, 'cpu', weights_only=WEIGHTS_ONLY, mmap=zipfile.is_zipfile(file)
-        )
+        checkpoint = torch.load(file, 'cpu', weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch names no class for what a damaged file makes it raise
         forbidden = re.search(r'GLOBAL (\S+)', str(error))
         reason = (

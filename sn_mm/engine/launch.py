@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -36,8 +38,9 @@ def launched(cfg: Config) -> Iterator[None]:
     (torch's default, 30 minutes, if the config does not say).
 
     The group ends before Python does: a thread of gloo that lets go of its last tensor while the
-    interpreter shuts down aborts the process. After an error in the body it is left alone: its end
-    would wait for collectives that the other ranks may never join.
+    interpreter shuts down aborts the process. These threads end with the last reference to their
+    group, so the body is to leave no model behind. After an error in the body the group is left
+    alone: its end would wait for collectives that the other ranks may never join.
 
     Args:
         cfg: The config, changed in place: ``model_wrapper_cfg``, on a machine without accelerator.
@@ -48,6 +51,7 @@ def launched(cfg: Config) -> Iterator[None]:
     """
     _prepare(cfg)
     yield
+    gc.collect()
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
@@ -75,7 +79,8 @@ def _prepare(cfg: Config) -> None:
         os.environ.setdefault('MASTER_PORT', '29500')
         os.environ.setdefault('MASTER_ADDR', _first_host())
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
-    distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout) if timeout else None)
+    given: Any = {'timeout': timedelta(seconds=timeout)} if timeout else {}
+    distributed.init_process_group('gloo', **given)
     cfg.model_wrapper_cfg = cfg.get('model_wrapper_cfg') or {
         'type': 'MMDistributedDataParallel',
         'broadcast_buffers': False,

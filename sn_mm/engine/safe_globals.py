@@ -10,8 +10,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
-# From here on torch.load unpickles only what is allowed, in mmengine's own calls too.
-WEIGHTS_ONLY = digit_version(torch.__version__) >= digit_version('2.6.0')
+# From here on torch.load can be told by name what it may unpickle, and mmengine's own calls obey.
+TAKES_NAMES = digit_version(torch.__version__) >= digit_version('2.6.0')
 
 
 def _history_buffer_method(cls: type, name: str) -> Any:
@@ -25,9 +25,10 @@ def register_safe_globals() -> None:
     """Allows what mmengine writes into its checkpoints, so that ``torch.load`` reads them.
 
     From torch 2.6 on, ``torch.load`` refuses classes that are not named: without this, mmengine
-    0.10 cannot read the log history in its own checkpoints. Earlier versions need nothing.
+    0.10 cannot read the log history in its own checkpoints. Earlier versions cannot be told so:
+    there this does nothing, and ``weights_only=True`` reads no more than weights.
     """
-    if not WEIGHTS_ONLY:
+    if not TAKES_NAMES:
         return
     reconstruct: Any = np.empty(0).__reduce__()[0]
     scalar: Any = np.float64().__reduce__()[0]

@@ -87,12 +87,15 @@ def test_a_wrapper_of_the_config_is_kept(cpu):
     assert cfg.model_wrapper_cfg == {'static_graph': True, 'device_ids': None}
 
 
-def test_a_rank_does_not_wait_for_ever_for_one_that_hangs(port):
+@pytest.mark.parametrize('wait', ['distributed.barrier()', 'layer(torch.ones(1, 3, 2, 2))'])
+def test_a_rank_does_not_wait_for_ever_for_one_that_hangs(port, wait):
     program = (
         'import time; from mmengine.config import Config; from sn_mm.engine.launch import *\n'
+        'from sn_mm import SwitchNorm2d\nfrom sn_mm.distributed import resolve_group\n'
         "env = dict(dist_cfg=dict(backend='nccl', timeout=2))\n"
         "with launched(Config(dict(launcher='pytorch', env_cfg=env))):\n"
-        '    time.sleep(60) if distributed.get_rank() else distributed.barrier()\n'
+        '    layer = SwitchNorm2d(3, sync=True); resolve_group(True)\n'
+        f'    time.sleep(60) if distributed.get_rank() else {wait}\n'
     )
     variables = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
     variables.update(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES='-1', OMP_NUM_THREADS='1')

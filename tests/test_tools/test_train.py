@@ -99,14 +99,15 @@ randomness = dict(seed=0)
 default_scope = 'mmseg'
 """
 
-# The last words of every Python process: a group that outlives the run may abort it.
+# The last words of every rank: a thread of gloo that outlives the run may abort it.
 AT_EXIT = """
 import atexit
 import os
+from pathlib import Path
 
 def say():
-    from torch import distributed
-    print('group at exit:', distributed.is_initialized())
+    threads = [file.read_text() for file in Path('/proc/self/task').glob('*/comm')]
+    print('gloo threads at exit:', sum('gloo' in name for name in threads))
 
 if 'RANK' in os.environ:
     atexit.register(say)
@@ -158,6 +159,7 @@ def folder(tmp_path_factory) -> Path:
     write_split(folder / 'data', 'val', 2)
     (folder / 'det.py').write_text(DETECTION)
     (folder / 'seg.py').write_text(SEGMENTATION)
+    (folder / 'sitecustomize.py').write_text(AT_EXIT)
     return folder
 
 
@@ -218,13 +220,14 @@ def assert_same(one: object, other: object) -> None:
 @pytest.fixture(scope='module')
 def segmentation(folder) -> str:
     """The log of an uninterrupted run on two processes, in work_dirs/seg."""
-    return succeed(folder, TOOLS / 'dist_train.sh', 'seg.py', 2)
+    return succeed(folder, TOOLS / 'dist_train.sh', 'seg.py', 2, PYTHONPATH=str(folder))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3 * LIMIT)
 def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(folder, segmentation):
     assert 'with gloo' in segmentation and 'mIoU' in segmentation
+    assert segmentation.count('gloo threads at exit: 0') == 2
     work_dir = folder / 'killed'
     launcher = TOOLS / 'dist_train.sh'
     with start(folder, launcher, 'seg.py', 2, '--work-dir', work_dir) as process:
@@ -250,10 +253,9 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(folder, seg
 def test_two_processes_test_a_segmentor_and_write_label_maps_and_pictures(folder, segmentation):
     checkpoint = folder / 'work_dirs/seg/iter_24.pth'
     options = ('--out', 'maps', '--show-dir', 'pictures', '--work-dir', 'tested')
-    (folder / 'sitecustomize.py').write_text(AT_EXIT)
     command = (TOOLS / 'dist_test.sh', 'seg.py', checkpoint, 2)
     log = succeed(folder, *command, *options, PYTHONPATH=str(folder))
-    assert log.count('group at exit: False') == 2
+    assert log.count('gloo threads at exit: 0') == 2
     found = [re.findall(r'mIoU: ([\d.]+)', text)[-1] for text in (segmentation, log)]
     assert found[0] == found[1]
     metrics = json.loads((folder / 'tested/metrics.json').read_text())
