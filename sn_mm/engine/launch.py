@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import subprocess
 from collections.abc import Iterator
@@ -51,9 +52,13 @@ def launched(cfg: Config) -> Iterator[None]:
     """
     _prepare(cfg)
     yield
+    if not distributed.is_initialized():
+        return
+    for worker in multiprocessing.active_children():
+        if worker.daemon:  # of a data loader, which would wait 5 s for it when it is collected
+            worker.terminate()
     gc.collect()
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    distributed.destroy_process_group()
 
 
 def _prepare(cfg: Config) -> None:

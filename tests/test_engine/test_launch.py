@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -85,6 +87,15 @@ def test_a_wrapper_of_the_config_is_kept(cpu):
     with launched(cfg):
         pass
     assert cfg.model_wrapper_cfg == {'static_graph': True, 'device_ids': None}
+
+
+def test_workers_of_data_loaders_end_with_the_run(cpu):
+    set_variables(cpu, RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, MASTER_ADDR='127.0.0.1')
+    with launched(Config({'launcher': 'pytorch'})):
+        worker = multiprocessing.Process(target=time.sleep, args=(60,), daemon=True)
+        worker.start()
+    worker.join(30)
+    assert worker.exitcode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize('wait', ['distributed.barrier()', 'layer(torch.ones(1, 3, 2, 2))'])
