@@ -7,9 +7,9 @@ and brings the switch of a whole config.
 from importlib.util import find_spec
 
 from . import functional
-from .convert import convert_switch_norm
 from .layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
-from .simplify import simplify
+from .model.convert import convert_switch_norm
+from .model.simplify import simplify
 from .version import __version__
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from .export import is_compiling
+from .tracing import is_compiling
 
 # The layers' own groups by size, for as long as the default group that they are parts of.
 _GROUPS: WeakKeyDictionary[ProcessGroup, dict[int, ProcessGroup]] = WeakKeyDictionary()
@@ -52,6 +52,10 @@ def resolve_group(
         return process_group if ranks > 1 else None
     size = ranks if sync is True else sync
     return _consecutive_ranks(size, dist.group.WORLD) if size > 1 else None
+
+
+# Called while a model is traced: process groups exist before it is compiled.
+constant_group = torch.compiler.assume_constant_result(resolve_group)
 
 
 def _consecutive_ranks(size: int, world: Any) -> ProcessGroup:
@@ -112,7 +116,7 @@ def gather_moments(
 
 def _all_gather(mine: Tensor, process_group: ProcessGroup) -> Tensor:
     if is_compiling():
-        from .compile import all_gather
+        from .ops.collectives import all_gather
 
         return all_gather(mine, process_group.group_name, dist.get_world_size(process_group))
     ranks = mine.new_empty(dist.get_world_size(process_group), mine.shape[1])
@@ -123,7 +127,7 @@ def _all_gather(mine: Tensor, process_group: ProcessGroup) -> Tensor:
 def sum_over_ranks(sums: Tensor, process_group: ProcessGroup) -> Tensor:
     """The backward collective: from ``sums`` (2, 1, C) of this rank to those of all ranks."""
     if is_compiling():
-        from .compile import all_reduce
+        from .ops.collectives import all_reduce
 
         return all_reduce(sums, process_group.group_name)
     dist.all_reduce(sums, group=process_group)

@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from . import ops
-from .export import is_compiling
+from .equations import SCOPES
 from .passes import Saved, backward_pass, forward_pass
-from .statistics import SCOPES
+from .tracing import is_compiling
 
 __all__ = ['canonical_normalizers', 'switch_norm']
 

@@ -16,9 +16,10 @@ from torch.distributed import ProcessGroup
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .distributed import check_same_channels, check_sync, resolve_group
-from .export import evaluate, is_compiling, is_exporting
+from .equations import SCOPES
+from .export import evaluate
 from .functional import canonical_normalizers, check_instances, switch_norm
-from .statistics import SCOPES
+from .tracing import is_compiling, is_exporting
 from .warm_start import initial_logits
 
 
@@ -189,7 +190,7 @@ class SwitchNorm(_InstanceNorm):
         if 'bn' not in self.normalizers:
             return None
         if is_compiling():
-            from .compile import constant_group
+            from .distributed import constant_group
 
             return constant_group(self.sync, self.process_group)
         group = resolve_group(self.sync, self.process_group)

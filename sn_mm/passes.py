@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from . import ops
-from .statistics import SCOPES, mix, mix_backward, pool, pool_over_ranks
+from .equations import SCOPES, mix, mix_backward, pool, pool_over_ranks
 
 
 class Saved(NamedTuple):

@@ -13,8 +13,8 @@ from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
+from .engine.hooks import LeftoverNormHook, PreciseSNHook, SwitchWeightsHook
 from .engine.safe_globals import register_safe_globals
-from .hooks import LeftoverNormHook, PreciseSNHook, SwitchWeightsHook
 from .layer import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .switch.leftovers import build_switched_model
 

@@ -102,7 +102,7 @@ def test_inductor_gives_the_numbers_of_the_eager_model():
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
 def test_the_operators_keep_what_pytorch_asks_of_them(memory_format):
     """No input is written to, no output is a view of one, shapes and strides are as foretold."""
-    from sn_mm.ops import opaque  # noqa: F401
+    from sn_mm.ops import custom_ops  # noqa: F401
 
     ops = torch.ops.sn_mm
     x = torch.randn(2, 8, 4, 5).to(memory_format=memory_format)

@@ -19,13 +19,14 @@ from mmengine.dist import get_world_size, is_main_process
 from torch import Tensor
 
 import sn_mm  # noqa: F401  (registers SN)
-from sn_mm.engine.batch_average import measure_on_training_set
-from sn_mm.engine.checkpoint import load_strictly, read_checkpoint
-from sn_mm.engine.config import add_config_arguments, load_config
-from sn_mm.engine.data import check_data
-from sn_mm.engine.errors import InputError, report_input_errors
-from sn_mm.engine.files import atomic_path
-from sn_mm.engine.launch import build_runner, launched
+from sn_mm.cli.checkpoint import load_strictly, read_checkpoint
+from sn_mm.cli.config import add_config_arguments, load_config
+from sn_mm.cli.data import check_data
+from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.files import atomic_path
+from sn_mm.cli.launch import build_runner, launched
+from sn_mm.engine.training_set import measure_on_training_set
+from sn_mm.errors import InputError
 
 
 def parse_args() -> Namespace:

@@ -19,11 +19,11 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from sn_mm.engine.config import add_config_arguments, load_config
-from sn_mm.engine.errors import report_input_errors
-from sn_mm.engine.launch import build_runner, launched
-from sn_mm.hooks import SwitchWeightsHook
-from sn_mm.importance import from_model
+from sn_mm.analysis.importance import from_model
+from sn_mm.cli.config import add_config_arguments, load_config
+from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.launch import build_runner, launched
+from sn_mm.engine.hooks import SwitchWeightsHook
 
 DEFAULT_INTERVAL = signature(SwitchWeightsHook).parameters['interval'].default
 

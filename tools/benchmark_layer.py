@@ -31,7 +31,8 @@ from rich.table import Table
 from torch import nn
 
 from sn_mm import SwitchNorm2d
-from sn_mm.engine.errors import InputError, report_input_errors
+from sn_mm.cli.errors import report_input_errors
+from sn_mm.errors import InputError
 
 DTYPES = ('float32', 'float16', 'bfloat16')
 FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}

@@ -28,9 +28,10 @@ from rich.table import Table
 from zoo.configs import build_for_one_process, dicts
 from zoo.inputs import BATCH_SIZE, make_batch
 
-from sn_mm.engine.config import read_config
-from sn_mm.engine.errors import InputError, report_input_errors
-from sn_mm.engine.switch import add_switch_arguments, switch_norms
+from sn_mm.cli.config import read_config
+from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.norm_option import add_switch_arguments, switch_norms
+from sn_mm.errors import InputError
 
 RESULTS = Path(__file__).parents[1] / 'docs' / 'benchmarks'
 

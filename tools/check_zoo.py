@@ -35,7 +35,8 @@ from zoo.processes import Limits, run_tasks
 from zoo.table import category, write_report
 
 import sn_mm
-from sn_mm.engine.errors import InputError, report_input_errors
+from sn_mm.cli.errors import report_input_errors
+from sn_mm.errors import InputError
 
 TOOLBOXES = ('mmdet', 'mmseg')
 RECORD = Path(__file__).parents[1] / 'docs' / 'zoo'

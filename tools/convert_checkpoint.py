@@ -16,9 +16,10 @@ import torch
 
 import sn_mm
 from sn_mm.checkpoints.authors import TOOLBOXES, convert, summarize
-from sn_mm.engine.checkpoint import read_checkpoint, weights_of
-from sn_mm.engine.errors import InputError, report_input_errors
-from sn_mm.engine.files import atomic_path
+from sn_mm.cli.checkpoint import read_checkpoint, weights_of
+from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.files import atomic_path
+from sn_mm.errors import InputError
 
 
 def parse_args() -> Namespace:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sn_mm  # noqa: F401  (registers SN)
-from sn_mm.engine.checkpoint import read_checkpoint, weights_of
-from sn_mm.engine.config import CfgOptions, load_config, toolbox
-from sn_mm.engine.errors import InputError, report_input_errors
-from sn_mm.engine.files import atomic_path
+from sn_mm.cli.checkpoint import read_checkpoint, weights_of
+from sn_mm.cli.config import CfgOptions, load_config, toolbox
+from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.files import atomic_path
+from sn_mm.errors import InputError
 
 OPSETS = range(17, 21)
 TOLERANCE = 1e-3

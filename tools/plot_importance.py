@@ -18,11 +18,12 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from sn_mm import figures, importance
-from sn_mm.engine.checkpoint import read_checkpoint
-from sn_mm.engine.errors import InputError, report_input_errors
-from sn_mm.engine.files import atomic_path
-from sn_mm.statistics import SCOPES
+from sn_mm.analysis import figures, importance
+from sn_mm.cli.checkpoint import read_checkpoint
+from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.files import atomic_path
+from sn_mm.equations import SCOPES
+from sn_mm.errors import InputError
 
 
 def parse_args() -> Namespace:

@@ -14,9 +14,10 @@ from io import BytesIO
 import torch
 
 from sn_mm.checkpoints.slim import slim
-from sn_mm.engine.checkpoint import read_checkpoint
-from sn_mm.engine.errors import InputError, report_input_errors
-from sn_mm.engine.files import atomic_path
+from sn_mm.cli.checkpoint import read_checkpoint
+from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.files import atomic_path
+from sn_mm.errors import InputError
 
 
 def parse_args() -> Namespace:

@@ -18,13 +18,14 @@ from mmengine.fileio import dump
 from mmengine.registry import METRICS
 
 import sn_mm  # noqa: F401  (registers SN)
-from sn_mm.engine.checkpoint import check_checkpoint, load_strictly
-from sn_mm.engine.config import add_config_arguments, load_config, toolbox
-from sn_mm.engine.data import build_loops, check_data
-from sn_mm.engine.errors import InputError, report_input_errors
-from sn_mm.engine.files import atomic_path
-from sn_mm.engine.launch import build_runner, launched
-from sn_mm.engine.switch import add_switch_arguments, switch_norms
+from sn_mm.cli.checkpoint import check_checkpoint, load_strictly
+from sn_mm.cli.config import add_config_arguments, load_config, toolbox
+from sn_mm.cli.data import build_loops, check_data
+from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.files import atomic_path
+from sn_mm.cli.launch import build_runner, launched
+from sn_mm.cli.norm_option import add_switch_arguments, switch_norms
+from sn_mm.errors import InputError
 
 
 def parse_args() -> Namespace:

@@ -14,17 +14,13 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 import sn_mm  # noqa: F401  (registers SN)
-from sn_mm.engine.checkpoint import (
-    check_checkpoint,
-    check_pretrained,
-    find_resumable,
-    load_strictly,
-)
-from sn_mm.engine.config import add_config_arguments, load_config
-from sn_mm.engine.data import build_loops, check_data
-from sn_mm.engine.errors import InputError, report_input_errors
-from sn_mm.engine.launch import build_runner, launched
-from sn_mm.engine.switch import add_switch_arguments, switch_norms
+from sn_mm.cli.checkpoint import check_checkpoint, check_pretrained, find_resumable, load_strictly
+from sn_mm.cli.config import add_config_arguments, load_config
+from sn_mm.cli.data import build_loops, check_data
+from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.launch import build_runner, launched
+from sn_mm.cli.norm_option import add_switch_arguments, switch_norms
+from sn_mm.errors import InputError
 
 
 def parse_args() -> Namespace:

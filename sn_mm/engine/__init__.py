@@ -1,1 +1,1 @@
-"""What tools/train.py and tools/test.py share: one room per concern."""
+"""SN in MMEngine: hooks, statistics of a training set, checkpoints with ``weights_only``."""

@@ -25,7 +25,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..export import is_compiling
+from ..tracing import is_compiling
 from . import aten
 
 __all__ = ['backend_for', 'dense', 'stats_dtype']
@@ -44,9 +44,9 @@ def backend_for(x: Tensor) -> ModuleType:
         ValueError: ``SN_MM_BACKEND=triton``, and Triton cannot take ``x``.
     """
     if is_compiling():
-        from . import opaque
+        from . import custom_ops
 
-        return opaque
+        return custom_ops
     if _FORCED == 'triton':
         return _forced_triton(x.device, x.dtype)
     if _FORCED == 'aten' or not x.is_cuda or x.dtype == torch.float64:
@@ -58,7 +58,7 @@ def backend_for(x: Tensor) -> ModuleType:
 def _triton_or_aten(device: torch.device) -> ModuleType:
     why = _no_triton(device)
     if why is None:
-        from . import triton
+        from .triton import launch as triton
 
         return triton
     if why:
@@ -80,7 +80,7 @@ def _forced_triton(device: torch.device, dtype: torch.dtype) -> ModuleType:
             f'SN_MM_BACKEND=triton, but Triton cannot run on {device}: '
             f'{why or "it is not installed"}'
         )
-    from . import triton
+    from .triton import launch as triton
 
     return triton
 
@@ -93,7 +93,7 @@ def _no_triton(device: torch.device) -> str | None:
     try:
         from triton.runtime import driver
 
-        from .triton import INTERPRETED
+        from .triton.launch import INTERPRETED
     except ImportError:
         return ''
     if INTERPRETED:

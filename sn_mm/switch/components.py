@@ -10,8 +10,8 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..convert import layers_by_kind
 from ..layer import SwitchNorm
+from ..model.convert import layers_by_kind
 
 # Heads with one set of weights for all levels of a feature pyramid descend from BaseDenseHead or
 # SOLOHead; DyHead is a neck that does the same. By name, so that no toolbox is imported.

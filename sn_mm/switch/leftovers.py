@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..convert import convert_switch_norm
+from ..model.convert import convert_switch_norm
 from .components import norm_layer, shares_levels
 from .scopes import reason_to_leave
 from .target import layer_arguments, leave_out_batch

@@ -7,8 +7,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
-from ..engine.config import import_sn_mm, toolbox
-from ..engine.errors import InputError
+from ..errors import InputError
 from .components import (
     ancestors,
     constructor_arguments,
@@ -22,6 +21,7 @@ from .notes import take_notes
 from .report import Left, Switched, SwitchReport
 from .scopes import SCOPES, reason_to_leave
 from .target import check_target, replace
+from .toolbox import import_sn_mm, toolbox
 
 # What sn_mm.SwitchedModel builds, and how: an earlier switch, not a component.
 _EARLIER = 'model.switched'
@@ -43,7 +43,7 @@ def switch_norm_cfg(
     where a component's class has them as a default that the config does not mention. Keeps
     ``requires_grad``, ``eps`` and ``momentum``. Layer norms stay, and so do the norms of a teacher
     that a student is distilled from. The config then imports ``sn_mm`` by itself, and warns of
-    norms that are hard-coded in a model (:class:`sn_mm.hooks.LeftoverNormHook`).
+    norms that are hard-coded in a model (:class:`sn_mm.engine.hooks.LeftoverNormHook`).
 
     A head whose one set of weights serves several levels of a feature pyramid gets
     ``normalizers=['in', 'ln']``, unless ``norm_cfg`` names its normalizers.

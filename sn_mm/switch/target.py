@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..engine.errors import InputError
+from ..errors import InputError
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .components import norm_layer
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sn_mm import SwitchNorm
-from sn_mm.engine.errors import InputError
+from sn_mm.errors import InputError
 
 for package in ('mmcv', 'mmdet', 'mmseg'):
     pytest.importorskip(package)

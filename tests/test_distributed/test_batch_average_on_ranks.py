@@ -8,7 +8,7 @@ from ranks import on_ranks
 from torch import Tensor, nn
 
 from sn_mm import SwitchNorm2d
-from sn_mm.batch_average import measure_batch_average
+from sn_mm.model.batch_average import measure_batch_average
 
 CASES = [{'sync': sync} for sync in (True, False)]
 

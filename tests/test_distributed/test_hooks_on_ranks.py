@@ -14,8 +14,8 @@ import torch.distributed as dist
 from ranks import on_ranks
 from toy_training import Model, build_runner, loader
 
-from sn_mm.engine.batch_average import measure_on_training_set
-from sn_mm.hooks import PreciseSNHook, SwitchWeightsHook
+from sn_mm.engine.hooks import PreciseSNHook, SwitchWeightsHook
+from sn_mm.engine.training_set import measure_on_training_set
 
 
 @on_ranks(2)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.data import Dataset
 from toy_training import Model, loader
 
-from sn_mm.engine.batch_average import measure_on_training_set
-from sn_mm.engine.errors import InputError
+from sn_mm.engine.training_set import measure_on_training_set
+from sn_mm.errors import InputError
 
 
 class Recorder(Model):

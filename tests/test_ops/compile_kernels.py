@@ -17,8 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sn_mm.ops import triton as backend
-from sn_mm.ops import triton_kernels as kernels
+from sn_mm.ops.triton import kernels
+from sn_mm.ops.triton import launch as backend
 
 REDUCTIONS = (kernels.moments, kernels.grad_sums)
 KERNELS = (*REDUCTIONS, kernels.apply, kernels.grad_input)

@@ -25,8 +25,8 @@ from sn_mm import SwitchNorm, ops
 triton = pytest.importorskip('triton')
 import triton.language as tl  # noqa: E402
 
-from sn_mm.ops import triton as backend  # noqa: E402
-from sn_mm.ops.triton_kernels import _place  # noqa: E402
+from sn_mm.ops.triton import launch as backend  # noqa: E402
+from sn_mm.ops.triton.kernels import _place  # noqa: E402
 
 DEVICE = torch.device('cpu' if backend.INTERPRETED else 'cuda')
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from sn_mm.engine.config import locate_config
+from sn_mm.cli.config import locate_config
 
 
 def load(name: str) -> Config:

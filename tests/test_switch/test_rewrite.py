@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 import sn_mm
-from sn_mm.engine.errors import InputError
+from sn_mm.errors import InputError
 from sn_mm.switch import SwitchReport
 
 pytest.importorskip('mmcv.cnn')

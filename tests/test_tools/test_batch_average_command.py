@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from sn_mm.engine.checkpoint import read_checkpoint
+from sn_mm.cli.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'

@@ -12,7 +12,8 @@ import torch
 from matplotlib.image import imread
 from torch import nn
 
-from sn_mm import SwitchNorm2d, importance
+from sn_mm import SwitchNorm2d
+from sn_mm.analysis import importance
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
 

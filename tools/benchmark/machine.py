@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sn_mm.engine.errors import InputError
+from sn_mm.errors import InputError
 
 # Read when a process starts. glibc gives freed memory back to the kernel, and the page faults of
 # the next step can cost more than what is measured.

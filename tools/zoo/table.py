@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median_high
 from typing import Any
 
-from sn_mm.engine.files import atomic_path
+from sn_mm.cli.files import atomic_path
 
 # What errors say where a package is missing, and the package.
 _MISSING = {

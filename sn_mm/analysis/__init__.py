@@ -1,0 +1,1 @@
+"""The learned mix, read from models and checkpoints and drawn."""

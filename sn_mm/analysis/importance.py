@@ -1,0 +1,199 @@
+"""Importance weights of a network: read from a model or a state dict, gathered by component.
+
+A layer's weights are what :meth:`sn_mm.SwitchNorm.importance` returns: ``{'mean': {'in': 0.2,
+'ln': 0.3, 'bn': 0.5}, 'var': {...}}``. A network's are a dictionary from layer names to these, in
+the order in which the network registers its layers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..equations import SCOPES
+from ..layer import SwitchNorm
+
+__all__ = [
+    'average',
+    'by_component',
+    'components',
+    'from_log',
+    'from_model',
+    'from_state_dict',
+    'to_scalars',
+]
+
+Importance = dict[str, dict[str, float]]
+
+STATISTICS = ('mean', 'var')
+
+_CONTAINERS = {'module', 'backbone', 'roi_head'}
+"""Modules that only hold what a reader knows by a name of its own: stages, heads."""
+
+
+def from_model(model: nn.Module) -> dict[str, Importance]:
+    """Reads all SN layers of a model with a single copy from its device.
+
+    Args:
+        model: Any module. A layer in several places counts once, under its first name.
+
+    Returns:
+        Importance by layer name; empty without SN.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, SwitchNorm)}
+    if not layers:
+        return {}
+    logits = [w.detach() for m in layers.values() for w in (m.mean_weight, m.var_weight)]
+    if len({w.device for w in logits}) == 1:  # one copy, one wait for the GPU
+        logits = list(torch.cat(logits).cpu().split([len(w) for w in logits]))
+    rows = iter(logits)
+    return {
+        name: {statistic: _softmax(next(rows), m.normalizers) for statistic in STATISTICS}
+        for name, m in layers.items()
+    }
+
+
+def from_state_dict(
+    state_dict: Mapping[str, Any], normalizers: Iterable[str] | None = None
+) -> dict[str, Importance]:
+    """Reads all SN layers of a state dict.
+
+    Args:
+        state_dict: Of a model with SN; wrapped by DataParallel or not.
+        normalizers: The scopes of layers that mix fewer than three, in the order in, ln, bn.
+            Default: 'in' and 'ln' for two weights without running statistics, as in the paper's
+            models for one image per GPU.
+
+    Returns:
+        Importance by layer name; empty without SN.
+
+    Raises:
+        ValueError: Layers with fewer than three weights of which nothing tells the scopes, or
+            ``normalizers`` that do not fit their number.
+    """
+    given = None if normalizers is None else tuple(normalizers)
+    layers = {}
+    for key, logits in state_dict.items():
+        prefix, parameter = key[: key.rfind('.') + 1], key[key.rfind('.') + 1 :]
+        if parameter == 'mean_weight' and f'{prefix}var_weight' in state_dict:
+            name = prefix.rstrip('.')
+            scopes = _scopes(name, len(logits), f'{prefix}running_mean' in state_dict, given)
+            layers[name.removeprefix('module.')] = {
+                'mean': _softmax(logits, scopes),
+                'var': _softmax(state_dict[f'{prefix}var_weight'], scopes),
+            }
+    return layers
+
+
+def components(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Groups layers as a reader of the architecture would: stem, layer1, ..., neck, each head.
+
+    Args:
+        names: Layer names in network order.
+
+    Returns:
+        Components in the order in which they begin, each with its layers: their full names, and
+        what these say beyond the component. ``backbone.layer1.0.bn1`` is ``0.bn1`` of ``layer1``.
+    """
+    grouped: dict[str, dict[str, str]] = {}
+    for name in names:
+        parts = name.split('.')
+        while len(parts) > 1 and parts[0] in _CONTAINERS:
+            del parts[0]
+        if len(parts) == 1:  # a layer of the backbone itself: before the stages it is the stem
+            component, rest = 'stem' if set(grouped) <= {'stem'} else parts[0], parts
+        elif len(parts) > 2 and parts[1].isdigit() and not parts[0][-1].isdigit():
+            component, rest = '.'.join(parts[:2]), parts[2:]
+        else:
+            component, rest = parts[0], parts[1:]
+        grouped.setdefault(component, {})[name] = '.'.join(rest)
+    return grouped
+
+
+def average(layers: Iterable[Importance]) -> Importance:
+    """The mean over layers. A scope that a layer leaves out has weight 0 there."""
+    stacked = list(layers)
+    return {
+        statistic: {
+            scope: sum(layer[statistic].get(scope, 0.0) for layer in stacked) / len(stacked)
+            for scope in SCOPES
+            if any(scope in layer[statistic] for layer in stacked)
+        }
+        for statistic in STATISTICS
+    }
+
+
+def by_component(layers: Mapping[str, Importance]) -> dict[str, Importance]:
+    """The mean over the layers of each of the :func:`components`."""
+    return {
+        component: average(layers[name] for name in names)
+        for component, names in components(layers).items()
+    }
+
+
+def to_scalars(weights: Mapping[str, Importance], kind: str) -> dict[str, float]:
+    """Flattens importance for a log: ``sn_layer/mean/backbone.layer1.0.bn1/in`` and so on.
+
+    Args:
+        weights: Importance by name.
+        kind: What the names are: 'layer' or 'component'.
+    """
+    return {
+        f'sn_{kind}/{statistic}/{name}/{scope}': weight
+        for name, layer in weights.items()
+        for statistic, scopes in layer.items()
+        for scope, weight in scopes.items()
+    }
+
+
+def from_log(text: str) -> dict[int, dict[str, Importance]]:
+    """Reads back what :func:`to_scalars` wrote, from lines of JSON with a ``step`` each.
+
+    Args:
+        text: Content of the ``scalars.json`` that MMEngine's local backend keeps; other lines in it
+            are passed over. Of a training that was killed, the last line may be incomplete.
+
+    Returns:
+        Importance by component, by step; layers are averaged. Empty without any.
+
+    Raises:
+        ValueError: A line that is not JSON.
+    """
+    course = {}
+    lines = text.splitlines(keepends=True)
+    for line in lines:
+        if '"sn_' not in line or not line.endswith('\n'):
+            continue
+        logged: dict[str, dict[str, Importance]] = {'layer': {}, 'component': {}}
+        entry = json.loads(line)
+        for tag, weight in entry.items():
+            if tag.startswith(('sn_layer/', 'sn_component/')):
+                kind, statistic, name, scope = tag.split('/')
+                layer = logged[kind[3:]].setdefault(name, {s: {} for s in STATISTICS})
+                layer[statistic][scope] = weight
+        if any(logged.values()):
+            course[int(entry['step'])] = logged['component'] or by_component(logged['layer'])
+    return course
+
+
+def _softmax(logits: Tensor, scopes: Iterable[str]) -> dict[str, float]:
+    return dict(zip(scopes, logits.detach().float().softmax(0).tolist()))
+
+
+def _scopes(
+    name: str, count: int, tracks_batch: bool, given: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    if count == len(SCOPES):
+        return SCOPES
+    if given is None and count == 2 and not tracks_batch:
+        return ('in', 'ln')
+    if given is None or len(given) != count:
+        raise ValueError(
+            f'{name} mixes {count} of the scopes {SCOPES}, and its names must be given as '
+            f'normalizers, got {given}'
+        )
+    return given

@@ -1,0 +1,1 @@
+"""What the commands share: one room per concern."""

@@ -1,0 +1,199 @@
+"""Checkpoints: loaded without running what a file says, whole, and with no weight dropped."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import broadcast_object_list
+from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from ..engine.safe_globals import register_safe_globals
+from ..errors import InputError
+from .errors import local_rank
+
+
+def read_checkpoint(path: str, keys: Iterable[str] = ('state_dict',)) -> dict:
+    """Reads a local checkpoint into memory maps, or says in one line why it is none.
+
+    Args:
+        path: A local file.
+        keys: Under which of its keys weights may be; see :func:`weights_of`.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        InputError: If the file does not exist, is truncated, or is not a checkpoint.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        there = ', '.join(sorted(other.name for other in file.parent.glob('*.pth'))) or 'none'
+        raise InputError(
+            f'checkpoint {path} {"is a folder" if file.is_dir() else "does not exist"}; '
+            f'checkpoints in {file.parent}: {there}'
+        )
+    register_safe_globals()
+    try:
+        checkpoint = torch.load(file, 'cpu', weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # torch names no class for what a damaged file makes it raise
+        forbidden = re.search(r'GLOBAL (\S+)', str(error))
+        reason = (
+            f'it names {forbidden[1]}, and loading it could run any code'
+            if forbidden
+            else f'{file.stat().st_size} bytes, truncated or of another kind'
+        )
+        raise InputError(f'checkpoint {path} cannot be loaded: {reason}') from error
+    weights = weights_of(checkpoint, keys) if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not any(map(torch.is_tensor, weights.values())):
+        raise InputError(f'checkpoint {path} is not a checkpoint: it holds no weights')
+    return checkpoint
+
+
+def weights_of(checkpoint: dict, keys: Iterable[str] = ('state_dict',)) -> dict:
+    """The state dict in a checkpoint: under the first of ``keys`` that it has, else all of it."""
+    return next((checkpoint[key] for key in keys if key in checkpoint), checkpoint)
+
+
+def check_checkpoint(path: str, resume: bool = False) -> None:
+    """Checks that a file is a whole checkpoint, without running what it says.
+
+    Args:
+        path: A local file; a URL is left to mmengine.
+        resume: Whether training shall continue from it, which takes more than weights.
+
+    Raises:
+        InputError: If it does not exist, is truncated, is not a checkpoint, or names anything but
+            tensors and mmengine's own log history, or if it does not suffice to resume.
+    """
+    if '://' in path:
+        return
+    checkpoint = read_checkpoint(path)
+    missing = [key for key in ('meta', 'message_hub', 'optimizer') if key not in checkpoint]
+    if resume and missing:
+        raise InputError(
+            f'checkpoint {path} cannot be resumed: it holds no {", ".join(missing)}; '
+            'to start from its weights, use --cfg-options load_from=PATH'
+        )
+
+
+def find_resumable(work_dir: str) -> str:
+    """Finds the checkpoint that training continues from.
+
+    Normally the one that mmengine recorded last. If the run was killed while it wrote that one, the
+    newest whole checkpoint in the work dir, and a line says so.
+
+    Args:
+        work_dir: The work dir of the run that ended early.
+
+    Returns:
+        The path of the checkpoint.
+
+    Raises:
+        InputError: If there is none.
+    """
+    recorded = find_latest_checkpoint(work_dir)
+    files = sorted(Path(work_dir).glob('*.pth'), key=os.path.getmtime, reverse=True)
+    reasons = []
+    for path in dict.fromkeys([*([recorded] if recorded else []), *map(str, files)]):
+        try:
+            check_checkpoint(path, resume=True)
+        except InputError as error:
+            reasons.append(str(error))
+        else:
+            if reasons and local_rank() == 0:
+                print_log(f'{"; ".join(reasons)}. Resuming from {path} instead.')
+            return path
+    raise InputError(
+        f'--resume finds nothing to resume in {work_dir}: {"; ".join(reasons) or "no checkpoint"}; '
+        'leave it out to start from the beginning'
+    )
+
+
+def check_pretrained(model: dict | list) -> None:
+    """Checks that parts of a model can take their initial weights from where they are told to.
+
+    Args:
+        model: The model's config.
+
+    Raises:
+        InputError: If an ``init_cfg.checkpoint`` or ``pretrained`` names a local file that does not
+            exist, or torchvision's weights where torchvision is not installed.
+    """
+    for key, value in model.items() if isinstance(model, dict) else enumerate(model):
+        if isinstance(value, (dict, list)):
+            check_pretrained(value)
+        elif key in ('checkpoint', 'pretrained') and isinstance(value, str):
+            if value.startswith('torchvision://') and find_spec('torchvision') is None:
+                raise InputError(f'{key}={value!r} in the model needs torchvision, not installed')
+            if '://' not in value and not Path(value).expanduser().is_file():
+                raise InputError(f'{key}={value!r} in the model does not exist')
+
+
+def _misfits(message: str) -> str:
+    """Shortens mmengine's message on a state dict that does not match: counts and three of each."""
+    keys = {
+        'missing': re.findall(r'missing keys in source state_dict: (.*)', message),
+        'unexpected': re.findall(r'unexpected key in source state_dict: (.*)', message),
+        'of another shape': re.findall(r'size mismatch for (\S+):', message),
+    }
+    lists = {kind: ', '.join(found).split(', ') for kind, found in keys.items() if found}
+    return '; '.join(
+        f'{len(found)} {kind} ({", ".join(found[:3])}{", ..." if len(found) > 3 else ""})'
+        for kind, found in lists.items()
+    )
+
+
+def load_strictly(runner: Runner) -> None:
+    """Makes a runner refuse a checkpoint that does not fit its model.
+
+    mmengine loads what fits and logs the rest. That is right for fine-tuning, but a test or a
+    resumed run with a dropped weight gives wrong numbers. Weights of whole components that the
+    model does not have (an auxiliary head, a copy kept by EMA) are reported and left out.
+
+    Args:
+        runner: The runner, changed in place: its loading then raises :class:`InputError` if keys
+            are missing or unexpected or shapes differ. A config's own kind of runner is left alone.
+    """
+    if not isinstance(runner, Runner):
+        return
+    load = runner.load_checkpoint
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+
+    def leave_out_foreign(_: torch.nn.Module, incompatible: Any) -> None:
+        foreign = [
+            key for key in incompatible.unexpected_keys if not hasattr(model, key.split('.')[0])
+        ]
+        if foreign:
+            owners = sorted({key.split('.')[0] for key in foreign})
+            print_log(
+                f'Left out {len(foreign)} weights of {", ".join(owners)}: not in the model.',
+                'current',
+            )
+            incompatible.unexpected_keys[:] = set(incompatible.unexpected_keys) - set(foreign)
+
+    def load_checkpoint(filename: str, *args: Any, **kwargs: Any) -> dict:
+        checkpoint, misfits = {}, ['']
+        try:
+            checkpoint = load(filename, *args, **{**kwargs, 'strict': True})
+        except RuntimeError as error:
+            if 'do not match exactly' not in str(error):
+                raise
+            misfits = [_misfits(str(error))]
+        broadcast_object_list(misfits)  # mmengine raises on rank 0 only
+        if misfits[0]:
+            raise InputError(f'checkpoint {filename} does not fit the model: {misfits[0]}')
+        return checkpoint
+
+    model.register_load_state_dict_post_hook(leave_out_foreign)
+    runner.load_checkpoint = load_checkpoint

@@ -1,0 +1,144 @@
+"""From the command line to one complete config: find it, load it, override it."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser, Namespace
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.config.utils import MODULE2PACKAGE
+
+from ..errors import InputError
+from ..switch.toolbox import import_sn_mm, toolbox
+
+
+class CfgOptions(DictAction):
+    """mmengine's ``DictAction``, with one line instead of a traceback for a broken option."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, option: Any = None
+    ) -> None:
+        try:
+            super().__call__(parser, namespace, values, option)
+        except (ValueError, AssertionError) as error:
+            raise InputError(
+                f'{option} expects KEY=VALUE pairs with balanced brackets, got '
+                f'{" ".join(values)!r} ({error})'
+            ) from error
+
+
+def add_config_arguments(parser: ArgumentParser) -> None:
+    """Adds the options that training and testing have in common, named as OpenMMLab names them."""
+    parser.add_argument('config', help='a path, or PACKAGE::PATH such as mmdet::mask_rcnn/NAME.py')
+    parser.add_argument('--work-dir', help='where logs and results go (work_dirs/<config name>)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        metavar='KEY=VALUE',
+        help='override settings of the config, for example train_cfg.max_epochs=1 or key="[a,b]"',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def locate_config(name: str) -> Path:
+    """Finds a config file.
+
+    Args:
+        name: A path, or ``PACKAGE::PATH`` for a config that ships in an installed toolbox. Nothing
+            is installed or downloaded.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: If the package is not installed or the file does not exist; the message holds
+            the nearest names.
+    """
+    package, separator, path = name.rpartition('::')
+    if separator:
+        spec = find_spec(package) if package.isidentifier() else None
+        if spec is None or spec.origin is None:
+            raise InputError(
+                f'config {name}: the package {package!r} is not installed '
+                f'(pip install {MODULE2PACKAGE.get(package, package)})'
+            )
+        root = Path(spec.origin).parent / '.mim' / 'configs'
+        candidates = root.rglob('*.py')
+    else:
+        root = Path(path).parent
+        while not root.is_dir():
+            root = root.parent
+        candidates = (file for pattern in ('*.py', '*/*.py') for file in root.glob(pattern))
+    file = root / path if separator else Path(path)
+    if file.is_file():
+        return file
+    names = {f'{package}{separator}{c.relative_to(root) if separator else c}' for c in candidates}
+    near = get_close_matches(str(name), sorted(names), n=3)
+    raise InputError(
+        f'config {name} {"is a folder" if file.is_dir() else "does not exist"}; '
+        f'nearest: {", ".join(near) or "none"}'
+    )
+
+
+def read_config(name: str) -> Config:
+    """Loads a config as it is.
+
+    Args:
+        name: As for :func:`locate_config`.
+
+    Raises:
+        InputError: If it cannot be found or loaded.
+    """
+    file = locate_config(name)
+    try:
+        return Config.fromfile(file)
+    except (OSError, SyntaxError, ImportError, KeyError, TypeError) as error:
+        raise InputError(f'config {name} cannot be loaded: {error}') from error
+
+
+def load_config(args: Namespace, split: str) -> Config:
+    """Loads the config that the command line names.
+
+    Its ``custom_imports`` name ``sn_mm``, so that what a run dumps into its work dir builds by
+    itself, in the toolboxes' own scripts too.
+
+    Args:
+        args: The parsed options of :func:`add_config_arguments`.
+        split: ``'train'`` or ``'test'``, which the config must be complete for.
+
+    Returns:
+        The config with its overrides, ``launcher`` and ``work_dir``.
+
+    Raises:
+        InputError: If the config cannot be found or loaded, if an override does not fit it, if the
+            toolbox that it is written for is not installed, or if the config lacks a part.
+    """
+    cfg = read_config(args.config)
+    try:
+        cfg.merge_from_dict(args.cfg_options or {})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f'--cfg-options does not fit config {args.config}: {error}') from error
+    package = toolbox(cfg)
+    if package in MODULE2PACKAGE and find_spec(package) is None:
+        raise InputError(
+            f'config {args.config} is written for {package}, which is not installed '
+            f'(pip install {MODULE2PACKAGE[package]})'
+        )
+    last = 'optim_wrapper' if split == 'train' else 'test_evaluator'
+    missing = [
+        key for key in ('model', f'{split}_dataloader', f'{split}_cfg', last) if not cfg.get(key)
+    ]
+    if missing:
+        raise InputError(f'config {args.config} has no {", ".join(missing)} to {split} with')
+    import_sn_mm(cfg)
+    cfg.launcher = args.launcher
+    if args.launcher == 'pytorch':  # what starts the processes may tell it in either way
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(cfg.filename).stem}'
+    return cfg

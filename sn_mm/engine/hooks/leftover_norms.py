@@ -1,0 +1,54 @@
+"""A warning where a switched model still has norms of the batch norm family."""
+
+from __future__ import annotations
+
+import logging
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from ...model.convert import extras_of
+from ...switch.leftovers import find_leftovers
+from ...switch.scopes import SCOPES
+
+
+class LeftoverNormHook(Hook):
+    """Names the norms that :func:`sn_mm.switch_norm_cfg` could not reach, in one warning.
+
+    Args:
+        scope: The scope of the switch. Default: 'existing'.
+
+    Raises:
+        ValueError: Another scope than 'existing', 'backbone' or 'all'.
+    """
+
+    def __init__(self, scope: str = 'existing') -> None:
+        if scope not in SCOPES:
+            raise ValueError(f'LeftoverNormHook: scope must be one of {SCOPES}, got {scope!r}')
+        self.scope = scope
+
+    def before_run(self, runner: Runner) -> None:
+        model = runner.model
+        while is_model_wrapper(model):
+            model = model.module
+        converted: list[str] = []
+        kept: list[str] = []
+        for name, kind in find_leftovers(model, self.scope):
+            norms = kept if extras_of(model.get_submodule(name)) else converted
+            norms.append(f'{name} ({kind.__name__})')
+        sentences = []
+        if converted:
+            sentences.append(
+                f'{len(converted)} norms are hard-coded in the model, and no config makes them SN: '
+                f'{", ".join(converted)}. tools/train.py and tools/test.py of sn_mm convert them '
+                'with --norm SN.'
+            )
+        if kept:
+            sentences.append(
+                f'{len(kept)} norms do more than a norm, which SN would drop, and stay as they '
+                f'are: {", ".join(kept)}.'
+            )
+        if sentences:
+            print_log(' '.join(sentences), 'current', logging.WARNING)

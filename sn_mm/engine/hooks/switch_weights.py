@@ -1,0 +1,59 @@
+"""Importance weights in the training's logs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from ...analysis.importance import by_component, from_model, to_scalars
+
+
+class SwitchWeightsHook(Hook):
+    """Logs the importance weights of all SN layers while they train.
+
+    They go through the runner's visualizer, so that all its backends get them (JSON, TensorBoard,
+    WandB): ``sn_layer/mean/backbone.layer1.0.bn1/in`` and so on. ``tools/plot_importance.py
+    --logs`` draws their course.
+
+    Args:
+        interval: Iterations from one log to the next. The first is before training, the last after
+            the last iteration. Default: 100.
+        by_component: Log the average of each component (stem, layer1, ..., neck, each head) in
+            place of each layer: ``sn_component/mean/layer1/in`` and so on. Default: False.
+
+    Raises:
+        ValueError: ``interval`` is not a positive int; before training, a model without SN.
+    """
+
+    priority = 'BELOW_NORMAL'
+
+    def __init__(self, interval: int = 100, by_component: bool = False) -> None:
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise ValueError(f'SwitchWeightsHook: interval must be an int >= 1, got {interval!r}')
+        self.interval = interval
+        self.by_component = by_component
+
+    def before_train(self, runner: Runner) -> None:
+        if not from_model(runner.model):
+            raise ValueError('SwitchWeightsHook: the model has no SN layer')
+        self._log(runner, runner.iter)
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
+            self._log(runner, runner.iter + 1)
+
+    @master_only
+    def _log(self, runner: Runner, step: int) -> None:
+        model = runner.model
+        while is_model_wrapper(model):
+            model = model.module
+        layers = from_model(model)
+        if self.by_component:
+            scalars = to_scalars(by_component(layers), 'component')
+        else:
+            scalars = to_scalars(layers, 'layer')
+        runner.visualizer.add_scalars(scalars, step=step)

@@ -1,0 +1,94 @@
+"""The batch average of a toolbox's model over its own training set."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank, is_main_process
+from mmengine.runner import Runner
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..errors import InputError
+from ..model.batch_average import measure_batch_average
+
+
+def measure_on_training_set(
+    model: nn.Module, dataloader: dict, num_iters: int, seed: int = 0, bn: bool = False
+) -> dict[str, Tensor]:
+    """Averages batch statistics over mini-batches of the training set, with a progress bar.
+
+    The mini-batches come from a loader of its own and go through the model's training step up to
+    the losses. Python's, NumPy's and torch's random states are as before afterwards.
+
+    Args:
+        model: A toolbox's model, without a wrapper. It does not change.
+        dataloader: Config of the training's data loader; its ``dataset`` may be a data set.
+        num_iters: Mini-batches for each rank. Beyond an epoch the next one begins.
+        seed: Chooses the mini-batches and their augmentation.
+        bn: Average BatchNorm's statistics as well.
+
+    Returns:
+        As :func:`sn_mm.model.batch_average.measure_batch_average`.
+
+    Raises:
+        InputError: The training set is empty, or the model has no layer to measure.
+    """
+    with _random_state(seed + get_rank()):
+        loader = Runner.build_dataloader({**dataloader, 'persistent_workers': False}, seed)
+        if len(loader.dataset) == 0:
+            raise InputError('train_dataloader.dataset has no samples')
+        batches = track(
+            islice(_epochs(loader), num_iters),
+            description='Batch average',
+            total=num_iters,
+            disable=not is_main_process(),
+        )
+        statistics = measure_batch_average(model, batches, _compute_losses, bn)
+    if not statistics:
+        raise InputError(
+            f'the model has no {"SN or BatchNorm" if bn else "SN"} layer that trains and keeps '
+            f'running statistics{"" if bn else " (BatchNorm takes part with bn=True)"}'
+        )
+    return statistics
+
+
+def _epochs(loader: DataLoader) -> Iterator[Any]:
+    """Mini-batches of one epoch after the other, each in an order of its own."""
+    for epoch in count():
+        sampler: Any = getattr(loader.batch_sampler, 'sampler', None)
+        if hasattr(sampler, 'set_epoch'):
+            sampler.set_epoch(epoch)
+        yield from loader
+
+
+def _compute_losses(model: Any, batch: Any) -> None:
+    """What ``BaseModel.train_step`` does before it updates weights, in full precision."""
+    data = model.data_preprocessor(batch, True)
+    if isinstance(data, dict):
+        model(**data, mode='loss')
+    else:
+        model(*data, mode='loss')
+
+
+@contextmanager
+def _random_state(seed: int) -> Iterator[None]:
+    """Seeds all random generators, and puts them back to where they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

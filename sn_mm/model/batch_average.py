@@ -1,0 +1,97 @@
+"""Batch average, the statistics with which the paper evaluates SN (arXiv 1806.10779, section 3).
+
+Training normalises with the statistics of each mini-batch and keeps a moving average of them, over
+weights that change. The batch average is taken with the weights that are evaluated: freeze the
+network, feed it mini-batches of the training set, average.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any, Union
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..layer import SwitchNorm
+
+__all__ = ['measure_batch_average', 'set_statistics', 'tracking_layers']
+
+_Norm = Union[SwitchNorm, _BatchNorm]
+
+
+def tracking_layers(model: nn.Module, bn: bool = False) -> dict[str, _Norm]:
+    """The SN layers that keep running statistics, and with ``bn`` BatchNorm's, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (SwitchNorm, _BatchNorm) if bn else SwitchNorm)
+        and module.running_mean is not None
+    }
+
+
+@torch.no_grad()
+def measure_batch_average(
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], object],
+    bn: bool = False,
+) -> dict[str, Tensor]:
+    """Averages each layer's batch statistics over mini-batches, with frozen weights.
+
+    What is averaged is what training would add to the running statistics: each time that a layer
+    runs, the mean and the unbiased variance of its minibatch scope, pooled over ranks as its
+    ``sync`` says. Every time counts the same, whatever its number of positions; empty ones do not
+    count. The network runs as it trains: in training mode, every layer normalising with its batch.
+
+    All of it happens on a copy. ``model`` does not change in any way.
+
+    Args:
+        model: The network, without a DistributedDataParallel around it.
+        batches: The mini-batches of this rank. Every rank needs as many.
+        forward: Called with the network and a mini-batch, for what a training step runs forward.
+        bn: Average BatchNorm's statistics as well. Default: False.
+
+    Returns:
+        ``running_mean`` and ``running_var`` by their keys in the state dict, the same on all ranks,
+        of the layers that train and ran. What the model keeps in evaluation mode (frozen stages) or
+        never runs is left out.
+    """
+    frozen = copy.deepcopy(model).train()
+    layers = {name: m for name, m in tracking_layers(frozen, bn).items() if m.training}
+    for layer in layers.values():
+        layer.reset_running_stats()
+        layer.momentum = None  # a cumulative average
+    for batch in batches:
+        forward(frozen, batch)
+    return _average_over_ranks(layers)
+
+
+@torch.no_grad()
+def set_statistics(model: nn.Module, statistics: dict[str, Tensor]) -> None:
+    """Copies what :func:`measure_batch_average` returns into a model's buffers."""
+    for key, value in statistics.items():
+        model.get_buffer(key).copy_(value)
+
+
+def _average_over_ranks(layers: dict[str, _Norm]) -> dict[str, Tensor]:
+    """Cumulative averages of all ranks, each weighted by how often the layer ran there."""
+    local: dict[str, tuple[Tensor, Any]] = {
+        f'{name}.{buffer}'.removeprefix('.'): (getattr(layer, buffer), layer.num_batches_tracked)
+        for name, layer in layers.items()
+        for buffer in ('running_mean', 'running_var')
+    }
+    if not local:
+        return {}
+    sums = torch.cat([n * torch.cat([n.new_ones(1), t]).double() for t, n in local.values()])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(sums)
+    totals = sums.split([1 + len(t) for t, _ in local.values()])
+    return {
+        key: (total[1:] / total[0]).to(t.dtype)
+        for (key, (t, _)), total in zip(local.items(), totals)
+        if total[0] > 0
+    }

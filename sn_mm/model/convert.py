@@ -1,0 +1,151 @@
+"""Existing models: every BatchNorm, SyncBatchNorm, GroupNorm and InstanceNorm becomes SN."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+
+__all__ = ['convert_switch_norm']
+
+logger = logging.getLogger(__name__)
+
+_STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
+
+
+def convert_switch_norm(
+    model: nn.Module,
+    *,
+    report: Callable[[str], None] = logger.info,
+    select: Callable[[str], bool] = lambda name: True,
+    **layer_args: Any,
+) -> nn.Module:
+    """Replaces BatchNorm*, SyncBatchNorm, GroupNorm and InstanceNorm* by SN, in place.
+
+    Keeps weight and bias (the same parameters), running statistics, eps, momentum, training mode,
+    device, dtype, ``requires_grad``, hooks and SyncBatchNorm's process group; a module used in
+    several places stays one module. GroupNorm and SyncBatchNorm (torch's and mmcv's) become
+    :class:`SwitchNorm`, which takes any number of spatial axes. Norms without running statistics
+    start them as a new layer does, except BatchNorm, which stays without.
+
+    LayerNorm and SN stay as they are. So do norms that do more than torch's (a forward of their
+    own, as timm's BatchNormAct2d; further parameters, buffers or modules, as pruning adds): SN
+    would drop that part. They are reported.
+
+    Convert before building the optimizer, which must see the new ``mean_weight`` and
+    ``var_weight``.
+
+    Args:
+        model: Any torch model, a single norm included.
+        report: Called with one line for each norm replaced or left, and one that counts them.
+            Default: logs at level INFO.
+        select: Called with the name of each such norm in ``model``; those that it says no to stay,
+            and are not reported. Default: all.
+        **layer_args: Arguments of the new layers, over what they take from the old ones.
+            ``init_importance='bn'`` keeps the function of a BatchNorm network.
+
+    Returns:
+        ``model``, or the new layer where ``model`` itself is a norm.
+
+    Raises:
+        ValueError: ``layer_args`` outside what :class:`SwitchNorm` allows, or a lazy norm that has
+            not seen its first input. The model is then as it was.
+        TypeError: ``layer_args`` that :class:`SwitchNorm` does not have. Likewise.
+    """
+    kinds = layers_by_kind()
+    fallback = next(model.parameters(), torch.empty(0))
+    converted: dict[nn.Module, SwitchNorm] = {}
+    lines = []
+    for name, module in model.named_modules():
+        kind = next((k for k in kinds if isinstance(module, k)), None)
+        if kind is None or isinstance(module, SwitchNorm) or not select(name):
+            continue
+        line = f'{name or "model"}: {type(module).__name__}'
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            raise ValueError(f'{line} has no num_features before its first input')
+        extras = extras_of(module)
+        if extras:
+            lines.append(f'{line} left as it is, SN would drop its {extras}')
+            continue
+        new = converted[module] = _convert(module, kinds[kind], fallback, layer_args)
+        lines.append(f'{line} -> {type(new).__name__}')
+
+    for parent in list(model.modules()):
+        for child, module in parent._modules.items():
+            if module in converted:
+                setattr(parent, child, converted[module])
+    for old, new in converted.items():
+        # The same dictionaries, so that the handles given out for the hooks still remove them.
+        vars(new).update({k: v for k, v in vars(old).items() if '_hook' in k})
+    for line in lines:
+        report(line)
+    report(f'Norms converted to Switchable Normalization: {len(converted)}')
+    return converted.get(model, model)
+
+
+def layers_by_kind() -> dict[type[nn.Module], type[SwitchNorm]]:
+    """Norm classes, special ones before their bases, and the layers that take their place."""
+    kinds: dict[type[nn.Module], type[SwitchNorm]] = {
+        nn.BatchNorm1d: SwitchNorm1d,
+        nn.BatchNorm2d: SwitchNorm2d,
+        nn.BatchNorm3d: SwitchNorm3d,
+        nn.InstanceNorm1d: SwitchNorm1d,
+        nn.InstanceNorm2d: SwitchNorm2d,
+        nn.InstanceNorm3d: SwitchNorm3d,
+        nn.SyncBatchNorm: SwitchNorm,
+        _BatchNorm: SwitchNorm,
+        _InstanceNorm: SwitchNorm,
+        nn.GroupNorm: SwitchNorm,
+    }
+    mmcv_sync_bn = getattr(sys.modules.get('mmcv.ops'), 'SyncBatchNorm', None)
+    if mmcv_sync_bn is not None:  # otherwise there is no instance of it either
+        kinds[mmcv_sync_bn] = SwitchNorm
+    return kinds
+
+
+def extras_of(norm: nn.Module) -> str:
+    """What a norm has over the library's class of its kind and SN would drop, '' if nothing."""
+    kind = next(kind for kind in layers_by_kind() if isinstance(norm, kind))
+    if getattr(norm.forward, '__func__', None) is not kind.forward:
+        return 'own forward'
+    members = {*norm._parameters, *norm._buffers, *norm._modules}
+    return ', '.join(sorted(members - {'weight', 'bias', *_STATISTICS}))
+
+
+def _convert(
+    norm: Any, layer: type[SwitchNorm], fallback: torch.Tensor, layer_args: dict[str, Any]
+) -> SwitchNorm:
+    statistics = {name: getattr(norm, name, None) for name in _STATISTICS}
+    origin = next(t for t in (norm.weight, statistics['running_mean'], fallback) if t is not None)
+    args = {
+        'eps': norm.eps,
+        'momentum': getattr(norm, 'momentum', 0.1),
+        'affine': norm.affine,
+        'track_running_stats': isinstance(norm, (_InstanceNorm, nn.GroupNorm))
+        or statistics['running_mean'] is not None,
+        'device': origin.device,
+        'dtype': origin.dtype if origin.is_floating_point() else None,
+    }
+    if layer_args.get('sync', True) is True:
+        group = getattr(norm, 'process_group', getattr(norm, 'group', None))
+        if group is not None and group is not torch.distributed.group.WORLD:
+            args['process_group'] = group
+    channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
+    new = layer(channels, **{**args, **layer_args})
+    new.train(norm.training)
+    if new.affine and norm.affine:
+        new.weight, new.bias = norm.weight, norm.bias
+        for logits in (new.mean_weight, new.var_weight):
+            logits.requires_grad_(norm.weight.requires_grad)
+    for name, value in statistics.items():
+        if value is not None and getattr(new, name) is not None:
+            setattr(new, name, value)
+    return new

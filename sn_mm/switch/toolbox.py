@@ -1,0 +1,33 @@
+"""Which toolbox a config is written for, and that it imports ``sn_mm``."""
+
+from __future__ import annotations
+
+from mmengine.config import Config
+
+
+def toolbox(cfg: Config) -> str:
+    """Names the package that a config is written for.
+
+    Args:
+        cfg: A config with a ``default_scope``, or whose model's type is a class of the package.
+
+    Returns:
+        For example ``'mmdet'`` or ``'mmseg'``; ``'mmengine'`` if the config does not say.
+    """
+    if cfg.get('default_scope'):
+        return cfg.default_scope
+    model = cfg.get('model', {})
+    model_type = model.get('switched', model).get('type', '')  # of what sn_mm.SwitchedModel builds
+    package, dot, _ = getattr(model_type, '__module__', model_type).partition('.')
+    return package if dot else 'mmengine'
+
+
+def import_sn_mm(cfg: Config) -> None:
+    """Adds ``sn_mm`` to what a config imports when it is loaded.
+
+    Args:
+        cfg: The config, changed in place: ``custom_imports``.
+    """
+    imports = cfg.get('custom_imports') or {'imports': []}
+    names = [imports['imports']] if isinstance(imports['imports'], str) else imports['imports']
+    cfg.custom_imports = dict(imports, imports=list(dict.fromkeys([*names, 'sn_mm'])))

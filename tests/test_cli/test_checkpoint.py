@@ -1,0 +1,216 @@
+"""Checkpoints load without running what they say, whole, and with no weight dropped."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
+from torch import nn
+
+from sn_mm.cli import checkpoint
+from sn_mm.cli.checkpoint import check_checkpoint, check_pretrained, find_resumable, load_strictly
+from sn_mm.engine.safe_globals import TAKES_NAMES, register_safe_globals
+from sn_mm.errors import InputError
+
+needs_names = pytest.mark.skipif(not TAKES_NAMES, reason='torch < 2.6 reads no more than weights')
+
+
+def whole(**more) -> dict:
+    """As mmengine writes it: weights, log history with numpy inside, optimizer state."""
+    return {
+        'state_dict': {'a': torch.ones(3)},
+        'meta': {'iter': np.int64(3)},
+        'message_hub': {'loss': HistoryBuffer([1.5, 2.5], [1, 1]), 'best_score': np.float64(0.5)},
+        'optimizer': {'state': {}, 'param_groups': []},
+        **more,
+    }
+
+
+class Runs:
+    """Its pickle calls whatever it was given."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+@needs_names
+def test_what_mmengine_writes_is_loaded(tmp_path):
+    path = str(tmp_path / 'a.pth')
+    torch.save(whole(), path)
+    check_checkpoint(path, resume=True)
+    register_safe_globals()
+    history = torch.load(path)['message_hub']['loss']
+    assert history.mean() == 2.0 and history.statistics('max') == 2.5
+
+
+@needs_names
+@pytest.mark.parametrize('name', [b'numpy.core', b'numpy._core'])
+def test_what_either_numpy_wrote_is_loaded(tmp_path, name):
+    path = tmp_path / 'a.pth'
+    torch.save(whole(), path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    assert b'numpy._core.multiarray' in data or b'numpy.core.multiarray' in data
+    for known in (b'numpy.core', b'numpy._core'):
+        data = data.replace(known + b'.multiarray', name + b'.multiarray')
+    path.write_bytes(data)
+    check_checkpoint(str(path))
+
+
+@pytest.mark.parametrize(
+    'evil',
+    [
+        Runs(os.system, ('touch run',)),
+        Runs(eval, ("open('run', 'w')",)),
+        Runs(getattr, (HistoryBuffer, 'update')),
+        Runs(getattr, (Path, 'unlink')),
+    ],
+    ids=['system', 'eval', 'getattr of another method', 'getattr of another object'],
+)
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, monkeypatch, evil):
+    monkeypatch.chdir(tmp_path)
+    torch.save(whole(evil=evil), 'a.pth')
+    with pytest.raises(InputError, match='a.pth cannot be loaded'):
+        check_checkpoint('a.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load('a.pth')
+    assert not Path('run').exists()
+
+
+def test_what_is_not_a_whole_checkpoint_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(whole(), 'whole.pth')
+    data = Path('whole.pth').read_bytes()
+    Path('truncated.pth').write_bytes(data[: len(data) // 2])
+    Path('empty.pth').write_bytes(b'')
+    Path('text.pth').write_text('not a checkpoint\n')
+    Path('pickle.pth').write_bytes(pickle.dumps({'a': 1}))
+    for name in ('truncated', 'empty', 'text', 'pickle'):
+        with pytest.raises(InputError, match=f'{name}.pth cannot be loaded: .*truncated'):
+            check_checkpoint(f'{name}.pth')
+    torch.save([1, 2], 'list.pth')
+    torch.save({'lr': 0.1}, 'numbers.pth')
+    for name in ('list', 'numbers'):
+        with pytest.raises(InputError, match=f'{name}.pth is not a checkpoint'):
+            check_checkpoint(f'{name}.pth')
+    with pytest.raises(InputError, match=r'none.pth does not exist; .*whole.pth'):
+        check_checkpoint('none.pth')
+    with pytest.raises(InputError, match=r'\. is a folder'):
+        check_checkpoint('.')
+    check_checkpoint('https://host/not-looked-at.pth')
+
+
+def test_weights_alone_are_loaded_but_not_resumed(tmp_path):
+    path = str(tmp_path / 'old.pth')
+    torch.save({'a': torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    check_checkpoint(path)
+    with pytest.raises(InputError, match='holds no meta, message_hub, optimizer'):
+        check_checkpoint(path, resume=True)
+
+
+def test_resuming_takes_the_recorded_checkpoint_or_the_newest_whole_one(tmp_path, capsys):
+    with pytest.raises(InputError, match='nothing to resume .*: no checkpoint'):
+        find_resumable(str(tmp_path))
+    for age, name in enumerate(['iter_30.pth', 'iter_20.pth', 'iter_10.pth']):
+        torch.save(whole(), tmp_path / name)
+        os.utime(tmp_path / name, (0, 1000 - age))
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_20.pth'))
+    assert find_resumable(str(tmp_path)) == str(tmp_path / 'iter_20.pth')
+
+    # Killed while it wrote iter_20: what is left is neither it nor the best weights alone.
+    (tmp_path / 'iter_20.pth').write_bytes(b'PK')
+    torch.save({'state_dict': {'a': torch.ones(3)}}, tmp_path / 'best.pth')
+    capsys.readouterr()
+    assert find_resumable(str(tmp_path)) == str(tmp_path / 'iter_30.pth')
+    said = capsys.readouterr().out
+    assert 'iter_20.pth cannot be loaded' in said and 'Resuming from' in said
+
+    # Killed between opening and writing last_checkpoint.
+    (tmp_path / 'last_checkpoint').write_text('')
+    assert find_resumable(str(tmp_path)) == str(tmp_path / 'iter_30.pth')
+
+    for name in ('iter_30.pth', 'iter_10.pth'):
+        (tmp_path / name).write_bytes(b'')
+    with pytest.raises(InputError, match='nothing to resume .*iter_30.pth cannot be loaded'):
+        find_resumable(str(tmp_path))
+
+
+def test_initial_weights_that_are_not_there_are_refused(tmp_path):
+    file = tmp_path / 'a.pth'
+    model = {'backbone': {'init_cfg': [{'type': 'Pretrained', 'checkpoint': str(file)}]}}
+    with pytest.raises(InputError, match=r"a.pth' in the model does not exist"):
+        check_pretrained(model)
+    file.touch()
+    check_pretrained({**model, 'pretrained': 'open-mmlab://resnet50_v1c'})
+    check_pretrained({'init_cfg': {'checkpoint': None}, 'norm': [1, 'a']})
+
+
+class Net(nn.Module):
+    def __init__(self, channels: int = 4):
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 1)
+        self.bn = nn.BatchNorm2d(channels)
+
+
+class Loader(Runner):
+    """What a Runner needs to load a checkpoint."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self._hooks = model, []
+        self.logger = SimpleNamespace(info=print)
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads a state dict into a Net as a Runner does, with nothing dropped."""
+
+    def run(state: dict) -> Net:
+        torch.save({'state_dict': state}, tmp_path / 'a.pth')
+        runner = Loader(Net())
+        load_strictly(runner)
+        runner.load_checkpoint(str(tmp_path / 'a.pth'))
+        return runner.model
+
+    return run
+
+
+def test_matching_weights_are_loaded(load):
+    state = {f'module.{key}': value for key, value in Net().state_dict().items()}
+    del state['module.bn.num_batches_tracked']
+    assert torch.equal(load(state).conv.weight, state['module.conv.weight'])
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        (lambda state: state.pop('bn.weight'), r'1 missing \(bn.weight\)'),
+        (lambda state: state.update({'bn.mean_weight': 1}), r'1 unexpected \(bn.mean_weight\)'),
+        (
+            lambda state: state.update(Net(8).state_dict()),
+            r'6 of another shape \(conv.weight',
+        ),
+        (lambda state: state.clear() or state.update(x=torch.ones(1)), r'6 missing'),
+    ],
+    ids=['missing', 'unexpected', 'shape', 'nothing in common'],
+)
+def test_a_weight_without_its_place_is_refused(load, change, said):
+    state = Net().state_dict()
+    change(state)
+    with pytest.raises(InputError, match=f'does not fit the model: .*{said}'):
+        load(state)
+
+
+def test_components_that_the_model_does_not_have_are_left_out_and_reported(load, monkeypatch):
+    said = []
+    monkeypatch.setattr(checkpoint, 'print_log', lambda text, *_: said.append(text))
+    load({**Net().state_dict(), 'auxiliary_head.weight': torch.ones(1), 'ema_conv': torch.ones(1)})
+    assert said == ['Left out 2 weights of auxiliary_head, ema_conv: not in the model.']

@@ -1,0 +1,127 @@
+"""Finding, loading and completing a config."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+import pytest
+from mmengine.config import Config
+from torch import nn
+
+from sn_mm.cli import config
+from sn_mm.cli.config import add_config_arguments, load_config, locate_config, toolbox
+from sn_mm.errors import InputError
+
+COMPLETE = """
+model = dict(type='Net', blocks=[dict(depth=1), dict(depth=2)])
+train_dataloader = train_cfg = optim_wrapper = dict(a=1)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / 'small_net.py').write_text(COMPLETE)
+    return tmp_path
+
+
+def load(*argv: str) -> Config:
+    parser = ArgumentParser()
+    add_config_arguments(parser)
+    return load_config(parser.parse_args(argv), 'train')
+
+
+def test_a_path_and_a_config_of_an_installed_toolbox_are_found(folder):
+    assert locate_config('configs/small_net.py').name == 'small_net.py'
+    pytest.importorskip('mmdet')
+    assert locate_config('mmdet::_base_/models/mask-rcnn_r50_fpn.py').is_file()
+
+
+@pytest.mark.parametrize('given', ['configs/smal_net.py', 'config/small_net.py'])
+def test_a_config_that_does_not_exist_is_refused_with_the_nearest_names(folder, given):
+    with pytest.raises(InputError, match=rf'{given} does not exist; nearest: configs/small_net.py'):
+        locate_config(given)
+
+
+def test_a_toolbox_config_that_does_not_exist_is_refused_with_the_nearest_names():
+    pytest.importorskip('mmdet')
+    with pytest.raises(InputError, match=r'nearest: mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'):
+        locate_config('mmdet::mask_rcnn/mask_rcnn_r50_fpn_1x_coc.py')
+
+
+def test_a_folder_and_a_package_that_is_not_installed_are_refused(folder):
+    with pytest.raises(InputError, match='configs is a folder'):
+        locate_config('configs')
+    with pytest.raises(InputError, match="package 'mmnone' is not installed"):
+        locate_config('mmnone::a/b.py')
+
+
+def test_a_config_that_cannot_be_loaded_is_refused(folder):
+    (folder / 'broken.py').write_text('model = dict(\n')
+    with pytest.raises(InputError, match='broken.py cannot be loaded'):
+        load('broken.py')
+    (folder / 'orphan.py').write_text("_base_ = 'nowhere.py'\n")
+    with pytest.raises(InputError, match='orphan.py cannot be loaded.*nowhere.py'):
+        load('orphan.py')
+    (folder / 'odd.py').write_text(
+        "_base_ = 'configs/small_net.py'\ntrain_cfg = dict(a=dict(b=1))\n"
+    )
+    with pytest.raises(InputError, match='odd.py cannot be loaded.*a is a dict in the child'):
+        load('odd.py')
+
+
+def test_a_config_without_a_part_to_train_with_is_refused(folder):
+    (folder / 'base.py').write_text("model = dict(type='Net')\ntrain_cfg = dict(max_epochs=1)\n")
+    with pytest.raises(InputError, match='base.py has no train_dataloader, optim_wrapper'):
+        load('base.py')
+
+
+def test_a_config_for_a_toolbox_that_is_not_installed_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(config, 'find_spec', lambda name: None)
+    with pytest.raises(InputError, match=r'for mmflow, which is not installed'):
+        load('configs/small_net.py', '--cfg-options', 'default_scope=mmflow')
+
+
+@pytest.mark.parametrize(
+    ('option', 'said'),
+    [
+        ('model', 'KEY=VALUE'),
+        ('a=[1,(2]', 'balanced brackets'),
+        ('model.type.x=1', 'does not fit'),
+        ('model.blocks.0=1', 'does not fit'),
+        ('model.blocks.7.depth=1', 'does not fit'),
+    ],
+)
+def test_a_broken_override_is_refused(folder, option, said):
+    with pytest.raises(InputError, match=f'--cfg-options.*{said}'):
+        load('configs/small_net.py', '--cfg-options', option)
+
+
+def test_overrides_launcher_and_work_dir_reach_the_config(folder):
+    cfg = load(
+        'configs/small_net.py', '--launcher', 'slurm', '--cfg-options', 'model.blocks.1.depth=5'
+    )
+    assert (cfg.model.blocks[1].depth, cfg.launcher) == (5, 'slurm')
+    assert cfg.work_dir == './work_dirs/small_net'
+    assert load('configs/small_net.py', '--cfg-options', 'work_dir=a').work_dir == 'a'
+    both = load('configs/small_net.py', '--work-dir', 'b', '--cfg-options', 'work_dir=a')
+    assert both.work_dir == 'b'
+
+
+@pytest.mark.parametrize('given', [None, "dict(imports='json')", "dict(imports=['json', 'sn_mm'])"])
+def test_the_dumped_config_imports_sn_mm_by_itself(folder, given):
+    if given:
+        (folder / 'configs' / 'small_net.py').write_text(f'{COMPLETE}custom_imports = {given}')
+    load('configs/small_net.py').dump('dumped.py')
+    names = Config.fromfile('dumped.py').custom_imports['imports']
+    assert names == (['json', 'sn_mm'] if given else ['sn_mm'])
+
+
+def test_the_toolbox_is_known_by_scope_or_by_the_type_of_the_model():
+    assert toolbox(Config({'default_scope': 'mmseg', 'model': {'type': 'Net'}})) == 'mmseg'
+    assert toolbox(Config({'default_scope': None, 'model': {'type': nn.Conv2d}})) == 'torch'
+    assert toolbox(Config({'model': {'type': 'mmdet.models.MaskRCNN'}})) == 'mmdet'
+    assert toolbox(Config({'model': {'type': 'Net'}})) == 'mmengine'
+    switched = {'type': 'sn_mm.SwitchedModel', 'switched': {'type': 'mmseg.EncoderDecoder'}}
+    assert toolbox(Config({'model': switched})) == 'mmseg'

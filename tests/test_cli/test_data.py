@@ -1,0 +1,70 @@
+"""What is missing from a data set is named before anything is built."""
+
+from __future__ import annotations
+
+import pytest
+from mmengine.config import Config
+
+from sn_mm.cli.data import check_data
+from sn_mm.errors import InputError
+
+LOAD = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations'}]
+
+
+@pytest.fixture
+def coco(tmp_path):
+    (tmp_path / 'annotations').mkdir()
+    (tmp_path / 'annotations' / 'train.json').write_text('{}')
+    (tmp_path / 'train').mkdir()
+    (tmp_path / 'train' / '0.png').write_text('')
+    (tmp_path / 'empty').mkdir()
+    return {
+        'data_root': f'{tmp_path}/',
+        'ann_file': 'annotations/train.json',
+        'data_prefix': {'img': 'train/'},
+        'pipeline': LOAD,
+    }
+
+
+def check(dataset, split='train', **more):
+    check_data(Config({f'{split}_dataloader': {'dataset': dataset}, **more}), [split])
+
+
+def test_a_complete_data_set_passes(coco):
+    check(coco)
+    check({**coco, 'data_root': None, 'ann_file': '', 'data_prefix': {'img': coco['data_root']}})
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        ({'ann_file': 'annotations/val.json'}, r'ann_file: .*annotations/val.json. does not exist'),
+        ({'data_prefix': {'img': 'val/'}}, r'data_prefix.img: .*/val/. does not exist'),
+        ({'data_prefix': {'img_path': 'empty'}}, r'data_prefix.img_path: .*/empty. is empty'),
+        ({'data_prefix': {'seg_map_path': 'val/'}}, r'data_prefix.seg_map_path'),
+        ({'data_root': '/none/'}, r"data_root='/none/'"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_key(coco, change, said):
+    with pytest.raises(InputError, match=rf'train_dataloader\.dataset\..*{said}'):
+        check({**coco, **change})
+
+
+def test_nested_data_sets_are_looked_into(coco):
+    concat = {'type': 'ConcatDataset', 'datasets': [coco, {**coco, 'ann_file': 'none.json'}]}
+    with pytest.raises(InputError, match=r'val_dataloader.dataset.dataset.datasets.1.ann_file'):
+        check({'type': 'RepeatDataset', 'dataset': concat}, split='val')
+
+
+def test_a_metric_with_its_own_annotations_is_looked_at(coco):
+    evaluator = [{'type': 'DumpResults'}, {'type': 'CocoMetric', 'ann_file': '/none.json'}]
+    with pytest.raises(InputError, match=r"val_evaluator\.ann_file: '/none.json' does not exist"):
+        check(coco, split='val', val_evaluator=evaluator)
+
+
+def test_what_is_not_read_from_this_disk_or_not_read_at_all_is_left_alone(coco):
+    away = {'data_prefix': {'img': 'none/'}}
+    check({**coco, **away, 'backend_args': {'backend': 'petrel'}})
+    check({**coco, **away, 'data_root': 's3://bucket/', 'ann_file': 'a.json'})
+    check({**coco, 'data_prefix': {'seg_map_path': 'none/'}, 'pipeline': LOAD[:1]})
+    check_data(Config({'train_dataloader': None, 'val_dataloader': None}), ['train', 'val'])

@@ -1,0 +1,47 @@
+"""One line for bad input, a traceback for everything else."""
+
+from __future__ import annotations
+
+import pytest
+
+import sn_mm
+from sn_mm.cli import errors
+from sn_mm.cli.errors import report_input_errors
+from sn_mm.errors import InputError
+
+
+def _end(action, capsys):
+    with pytest.raises(SystemExit) as stop:
+        report_input_errors(action)()
+    return stop.value.code, capsys.readouterr().err
+
+
+def refuse():
+    raise InputError('given 1,\n  allowed 2')
+
+
+def test_bad_input_is_one_line_and_a_non_zero_exit(capsys):
+    code, line = _end(refuse, capsys)
+    assert code == 2
+    assert line.endswith('error: given 1, allowed 2\n') and line.count('\n') == 1
+
+
+@pytest.mark.parametrize('name', ['LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK'])
+@pytest.mark.parametrize('rank', [0, 1])
+def test_the_other_ranks_leave_local_rank_0_the_time_to_speak(name, rank, capsys, monkeypatch):
+    waited = []
+    monkeypatch.setattr(errors.time, 'sleep', waited.append)
+    monkeypatch.setenv(name, str(rank))
+    assert _end(refuse, capsys)[0] == 2
+    assert waited == [errors._GRACE] * rank
+
+
+def test_what_a_layer_refuses_is_one_line(capsys):
+    code, line = _end(lambda: sn_mm.SwitchNorm2d(4, normalizers=('foo',)), capsys)
+    assert code == 2
+    assert 'foo' in line and line.count('\n') == 1
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ValueError, match='invalid literal'):
+        report_input_errors(lambda: int('x'))()

@@ -1,0 +1,149 @@
+"""``--norm``, ``--norm-arg`` and ``--norm-scope``, from the command line to the built model."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+import pytest
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import nn
+
+from sn_mm import SwitchNorm
+from sn_mm.cli.norm_option import add_switch_arguments, switch_norms
+from sn_mm.errors import InputError
+
+mmcv_cnn = pytest.importorskip('mmcv.cnn')
+
+
+class Net(nn.Module):
+    """Norms of the config in a backbone and a head, and where asked for some of its own."""
+
+    def __init__(
+        self, backbone: dict | None, head: dict | None = None, own: int = 0, inner: int = 0
+    ) -> None:
+        super().__init__()
+        for name, part in (('backbone', backbone), ('head', head)):
+            if part is not None:
+                self.add_module(name, mmcv_cnn.build_norm_layer(part['norm_cfg'], 4)[1])
+        self.stem = nn.Sequential(*(nn.BatchNorm2d(4) for _ in range(own)))
+        self.backbone_stem = nn.Sequential(*(nn.BatchNorm2d(4) for _ in range(inner)))
+
+
+NET = dict(type='Net', backbone=dict(norm_cfg=dict(type='BN')))
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setitem(MODELS.module_dict, 'Net', Net)
+
+
+def config(**model: object) -> Config:
+    return Config(dict(model={**NET, **model}))
+
+
+def switch(cfg: Config, *argv: str) -> Config:
+    parser = ArgumentParser()
+    add_switch_arguments(parser)
+    switch_norms(cfg, parser.parse_args(argv))
+    return cfg
+
+
+def test_without_the_option_nothing_changes():
+    cfg = config()
+    assert switch(cfg).to_dict() == config().to_dict()
+
+
+def test_arguments_reach_the_norm_and_the_config_builds_again(capsys):
+    argv = ('--norm', 'SN', '--norm-arg', 'normalizers=[in,ln]', 'sync=False', 'eps=1e-3')
+    cfg = switch(config(), *argv)
+    wanted = dict(type='SN', normalizers=['in', 'ln'], sync=False, eps=1e-3)
+    assert cfg.model.backbone.norm_cfg == wanted
+    assert cfg.model.type == 'Net'  # nothing is hard-coded: no conversion needed
+    shown = capsys.readouterr().out
+    assert 'model.backbone.norm_cfg' in shown and "normalizers=['in', 'ln']" in shown
+
+
+def test_what_is_hard_coded_is_reported_and_converted_whenever_the_config_is_built(
+    capsys, tmp_path
+):
+    cfg = switch(config(own=2), '--norm', 'SN', '--norm-arg', 'momentum=0.2')
+    shown = capsys.readouterr().out
+    assert (
+        'BatchNorm2d' in shown
+        and 'hard-coded: converted' in shown
+        and "normalizers=['in', 'ln', 'bn']" in shown
+    )
+    cfg.dump(tmp_path / 'dumped.py')
+    model = MODELS.build(Config.fromfile(tmp_path / 'dumped.py').model)
+    assert all(isinstance(layer, SwitchNorm) for layer in (model.backbone, *model.stem))
+    assert [layer.momentum for layer in (model.backbone, *model.stem)] == [0.2] * 3
+
+
+def test_the_scope_backbone_leaves_what_is_hard_coded_elsewhere():
+    cfg = switch(config(own=2), '--norm', 'SN', '--norm-scope', 'backbone')
+    model = MODELS.build(cfg.model)
+    assert isinstance(model.backbone, SwitchNorm)
+    assert all(type(layer) is nn.BatchNorm2d for layer in model.stem)
+
+
+def test_a_second_switch_of_a_dumped_config_adds_to_the_first(tmp_path):
+    cfg = config(own=1, inner=1)
+    for argv in (['--norm-scope', 'backbone', '--norm-arg', 'eps=0.5'], []):
+        switch(cfg, '--norm', 'SN', *argv).dump(tmp_path / 'dumped.py')
+        cfg = Config.fromfile(tmp_path / 'dumped.py')
+    model = MODELS.build(cfg.model)
+    assert type(model) is Net
+    layers = (model.backbone, *model.backbone_stem, *model.stem)
+    assert all(isinstance(layer, SwitchNorm) for layer in layers)
+    assert [layer.eps for layer in layers] == [0.5, 0.5, 1e-5]
+    for scope in ('existing', 'backbone'):
+        with pytest.raises(InputError, match='nothing to switch'):
+            switch(cfg, '--norm', 'SN', '--norm-scope', scope)
+
+
+def test_a_norm_that_needs_a_process_group_may_stay_before_there_is_one():
+    ops = pytest.importorskip('mmcv.ops')
+    norms = [dict(type='MMSyncBN', stats_mode='N'), dict(type=ops.SyncBatchNorm)]
+    for norm_cfg in norms:
+        cfg = config(head=dict(norm_cfg=norm_cfg), inner=1)
+        switch(cfg, '--norm', 'SN', '--norm-scope', 'backbone')
+        assert cfg.model.head.norm_cfg == norm_cfg
+        dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            model = MODELS.build(cfg.model)
+        finally:
+            dist.destroy_process_group()
+        assert type(model.head) is ops.SyncBatchNorm
+        assert isinstance(model.backbone_stem[0], SwitchNorm)
+
+
+def test_a_model_whose_norms_are_all_hard_coded_is_converted():
+    cfg = switch(config(backbone=None, own=2), '--norm', 'SN')
+    assert all(isinstance(layer, SwitchNorm) for layer in MODELS.build(cfg.model).stem)
+    with pytest.raises(InputError, match='nothing to switch'):
+        switch(config(backbone=None), '--norm', 'SN')
+
+
+def test_other_ranks_print_nothing(monkeypatch, capsys):
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    switch(config(), '--norm', 'SN')
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize(
+    ('argv', 'said'),
+    [
+        (['--norm-scope', 'all'], '--norm-arg and --norm-scope need --norm SN'),
+        (['--norm-arg', 'eps=1'], 'need --norm SN'),
+        (['--norm', 'GN'], "one of SN, SN1d, SN2d, SN3d, got 'GN'"),
+        (['--norm', 'SN', '--norm-arg', 'num_groups=4'], 'got num_groups'),
+        (['--norm', 'SN', '--norm-arg', 'normalizers=[foo]'], "got .'foo',"),
+        (['--norm', 'SN', '--norm-arg', 'type=BN'], "got 'BN'"),
+        (['--norm', 'SN', '--norm-arg', 'eps'], '--norm-arg expects KEY=VALUE'),
+    ],
+)
+def test_wrong_options_are_refused(argv, said):
+    with pytest.raises(InputError, match=said):
+        switch(config(), *argv)
