@@ -1,0 +1,172 @@
+r"""What a backend is: both passes of SN from the map to the map, cut only where ranks meet.
+
+Forward:
+
+    measure      x -> moments of the scopes; moves the running statistics
+    [contribute, all_reduce, unite     in their place for the batch scope of a synchronised layer]
+    normalize    x, moments, parameters -> y
+
+Backward:
+
+    reduce       dy, x, moments, parameters -> sums, gradients of the parameters
+    [all_reduce of the batch scope's sums where synchronised]
+    propagate    dy, x, moments, sums, parameters -> dx
+
+Shapes and dtypes, for all backends: ``x``, ``dy``, ``y`` and ``dx`` are (N, C, \*S) with
+L = prod(S) positions, not empty, dense in one and the same memory format (contiguous, channels_last
+or channels_last_3d). Moments and sums are contiguous and in ``stats_dtype(x.dtype)``: float64 for
+float64 maps, else float32. Parameters and running statistics may have any floating dtype.
+
+The equations are those of :mod:`sn_mm.equations`, which this module's comments refer to.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Moments = dict[str, Tensor]
+"""Means above variances, by scope: 'in' (2, N, C), always; 'ln' (2, N, 1); 'bn' (2, 1, C)."""
+
+
+class Settings(NamedTuple):
+    """What a layer is besides its tensors.
+
+    Attributes:
+        scopes: The scopes that are mixed, in the order in, ln, bn. Where maps have one position
+            'in' is left out, and the logits have one entry more than there are scopes: the first.
+        eps: Added to the mixed variance.
+        correction: 0: biased instance variances. 1: unbiased, times L / (L - 1) where L > 1; all
+            scopes are pooled from these.
+    """
+
+    scopes: tuple[str, ...]
+    eps: float
+    correction: int
+
+
+class Parameters(NamedTuple):
+    """Logits (K,) of the mixes of means and of variances; ``weight`` and ``bias`` (C,) or None."""
+
+    mean_weight: Tensor
+    var_weight: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+class Running(NamedTuple):
+    """Running statistics of the batch scope.
+
+    Attributes:
+        mean, var: (C,).
+        batches: Scalar int64, the number of batches seen, or None.
+        momentum: Share of a new batch; None: 1 / batches, the new one counted.
+    """
+
+    mean: Tensor
+    var: Tensor
+    batches: Tensor | None
+    momentum: float | None
+
+
+class Sums(NamedTuple):
+    """Sums of the backward pass.
+
+    With ``m`` the instance mean, ``mu`` and ``r`` mixed mean and 1 / sqrt(mixed variance + eps),
+    ``w`` the weight (1 without), S1 and S2 the sums over positions of ``dy`` and ``dy * (x - m)``:
+
+    Attributes:
+        instance: (2, N, C), S1 above S2.
+        layer: (2, N, 1) for 'ln', else None: sums over channels of g1 above g2, where
+            g1 = w r S1 and g2 = w r^2 (r (S2 + (m - mu) S1)) are minus the gradients of the mixed
+            mean and of twice the mixed variance.
+        batch: (2, 1, C) for a 'bn' that was measured, else None: the same over instances.
+    """
+
+    instance: Tensor
+    layer: Tensor | None
+    batch: Tensor | None
+
+
+class Backend(Protocol):
+    """The functions of a backend, one module each."""
+
+    def measure(
+        self, x: Tensor, settings: Settings, running: Running | None, training: bool
+    ) -> Moments:
+        """Moments of 'in' and of the other scopes of ``settings``.
+
+        Args:
+            running: With ``training``: to be moved towards 'bn', with its variance unbiased
+                (times NL / (NL - 1), not with ``correction``), as (1 - share) old + share new in
+                float32 or wider. Without: these, copied, are 'bn'. None: 'bn' is measured and
+                nothing moved.
+            training: See ``running``.
+
+        Where 'bn' is the only scope and given, ``x`` is not read, and 'in' is filled with 'bn'.
+        """
+
+    def contribute(self, batch: Tensor, count: int) -> Tensor:
+        """What a rank adds to the batch scope: (2C + 1,) float64.
+
+        Args:
+            batch: (2, 1, C), the moments of 'bn' on this rank.
+            count: Positions behind them, N L; 0 for an empty batch, whose moments are 0.
+
+        Returns:
+            [count, count * mean, count * (var + mean^2)].
+        """
+
+    def unite(
+        self, totals: Tensor, dtype: torch.dtype, settings: Settings, running: Running | None
+    ) -> Tensor:
+        """Moments of 'bn' over all ranks, (2, 1, C) in ``dtype``, and moves ``running`` there.
+
+        Args:
+            totals: The sum of the ranks' contributions. Without positions the moments are 0 and
+                ``running`` stays as it is, the number of batches included.
+        """
+
+    def normalize(
+        self, x: Tensor, moments: Moments, parameters: Parameters, settings: Settings
+    ) -> Tensor:
+        """``w (x - mu) r + bias``, with dtype and memory format of ``x``; never a view of it."""
+
+    def reduce(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        moments: Moments,
+        parameters: Parameters,
+        settings: Settings,
+        measured: bool,
+    ) -> tuple[Sums, Parameters]:
+        """The sums, and the gradients of the parameters, each with its parameter's dtype.
+
+        Args:
+            measured: Whether 'bn' was measured, so that a gradient flows through it.
+
+        Gradients are this rank's own. Where a logit's scope was left out its gradient is 0; without
+        a weight or bias theirs is None.
+        """
+
+    def propagate(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        moments: Moments,
+        sums: Sums,
+        parameters: Parameters,
+        settings: Settings,
+        total: int | Tensor,
+    ) -> Tensor:
+        """``dx``, with dtype and memory format of ``x``.
+
+        Args:
+            sums: With ``batch`` summed over the ranks where synchronised; a ``batch`` of None holds
+                'bn' fixed.
+            total: Positions behind 'bn', over all ranks: a number, or a float64 scalar on the
+                device of ``x``, which is at least 1.
+        """
