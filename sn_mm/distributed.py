@@ -10,20 +10,25 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from .errors import InputError
 from .tracing import is_compiling
 
 # The layers' own groups by size, for as long as the default group that they are parts of.
 _GROUPS: WeakKeyDictionary[ProcessGroup, dict[int, ProcessGroup]] = WeakKeyDictionary()
+_CALLS: WeakKeyDictionary[ProcessGroup, int] = WeakKeyDictionary()
+
+CHECKED_CALLS = 1024
+"""The collectives of a group before which the ranks compare their channels."""
 
 
 def check_sync(sync: bool | int) -> None:
     """Checks the layer's ``sync`` argument.
 
     Raises:
-        ValueError: ``sync`` is neither a bool nor a positive int.
+        InputError: ``sync`` is neither a bool nor a positive int.
     """
     if not isinstance(sync, bool) and (not isinstance(sync, int) or sync < 1):
-        raise ValueError(
+        raise InputError(
             f'sync must be True (all ranks), False (local) or a number of ranks >= 1, got {sync!r}'
         )
 
@@ -43,7 +48,7 @@ def resolve_group(
     ``find_unused_parameters`` is at another moment on every rank.
 
     Raises:
-        ValueError: The number of ranks is not a multiple of k.
+        InputError: The number of ranks is not a multiple of k.
     """
     if sync is False or not dist.is_available() or not dist.is_initialized():
         return None
@@ -68,7 +73,7 @@ def _consecutive_ranks(size: int, world: Any) -> ProcessGroup:
         return groups[size]
     ranks = dist.get_world_size(world)
     if ranks % size:
-        raise ValueError(
+        raise InputError(
             f'sync={size} needs a number of ranks that {size} divides, got {ranks} ranks'
         )
     options: Any = getattr(world._get_backend(world._device_types[0]), 'options', None)
@@ -77,58 +82,46 @@ def _consecutive_ranks(size: int, world: Any) -> ProcessGroup:
     return groups[size]
 
 
-def check_same_channels(channels: int, device: torch.device, process_group: ProcessGroup) -> None:
-    """One small collective that compares the number of channels over the ranks.
+def sum_over_ranks(numbers: Tensor, process_group: ProcessGroup) -> Tensor:
+    """Both collectives: the sum of ``numbers`` over the ranks of the group, each of which calls.
 
-    Raises:
-        ValueError: The ranks disagree. Raised on every rank.
-    """
-    mine = torch.tensor([channels], device=device)
-    all_channels = [torch.empty_like(mine) for _ in range(dist.get_world_size(process_group))]
-    dist.all_gather(all_channels, mine, group=process_group)
-    found = [int(c) for c in all_channels]
-    if len(set(found)) > 1:
-        raise ValueError(
-            f'a synchronised layer needs the same num_features on every rank, got {found} on '
-            f'ranks {dist.get_process_group_ranks(process_group)}'
-        )
-
-
-def gather_moments(
-    count: int, mean: Tensor, var: Tensor, process_group: ProcessGroup
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward collective: every rank's count, mean and variance, 2C + 1 numbers a rank.
+    Eager, ``numbers`` itself is changed.
 
     Args:
-        count: Positions on this rank, 0 for an empty batch.
-        mean, var: (1, C) each.
-        process_group: The group; every rank of it must call.
+        numbers: (2C + 1,) forward, (2, 1, C) backward.
 
-    Returns:
-        counts (R, 1), means (R, C) and variances (R, C) of the R ranks.
+    Raises:
+        InputError: The ranks disagree on C. Raised on every rank.
     """
-    channels = mean.shape[1]
-    mine = torch.cat([mean.new_full((1, 1), count), mean, var], 1)
-    ranks = _all_gather(mine, process_group)
-    counts, means, variances = ranks.split([1, channels, channels], 1)
-    return counts, means, variances
-
-
-def _all_gather(mine: Tensor, process_group: ProcessGroup) -> Tensor:
-    if is_compiling():
-        from .ops.collectives import all_gather
-
-        return all_gather(mine, process_group.group_name, dist.get_world_size(process_group))
-    ranks = mine.new_empty(dist.get_world_size(process_group), mine.shape[1])
-    dist.all_gather(list(ranks.split(1)), mine, group=process_group)
-    return ranks
-
-
-def sum_over_ranks(sums: Tensor, process_group: ProcessGroup) -> Tensor:
-    """The backward collective: from ``sums`` (2, 1, C) of this rank to those of all ranks."""
     if is_compiling():
         from .ops.collectives import all_reduce
 
-        return all_reduce(sums, process_group.group_name)
-    dist.all_reduce(sums, group=process_group)
-    return sums
+        return all_reduce(numbers, process_group.group_name)
+    all_reduce_in_place(numbers, process_group)
+    return numbers
+
+
+def all_reduce_in_place(numbers: Tensor, process_group: ProcessGroup) -> None:
+    """As :func:`sum_over_ranks`, in place, eager.
+
+    gloo ends the process when sizes differ, nccl waits for ever. So the ranks compare them before a
+    group's first collectives. What is counted are the group's calls, which all ranks make, and
+    nothing in a layer: a rank that has loaded, copied or compiled its own does the same.
+    """
+    calls = _CALLS.get(process_group, 0)
+    if calls < CHECKED_CALLS:
+        _CALLS[process_group] = calls + 1
+        _check_same_channels(numbers.numel() // 2, numbers.device, process_group)
+    dist.all_reduce(numbers, group=process_group)
+
+
+def _check_same_channels(channels: int, device: torch.device, process_group: ProcessGroup) -> None:
+    mine = torch.tensor([channels], device=device)
+    of_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size(process_group))]
+    dist.all_gather(of_ranks, mine, group=process_group)
+    given = [int(c) for c in of_ranks]
+    if len(set(given)) > 1:
+        raise InputError(
+            f'a synchronised layer needs the same num_features on every rank, got {given} on '
+            f'ranks {dist.get_process_group_ranks(process_group)}'
+        )

@@ -1,125 +1,365 @@
-r"""The equations of Switchable Normalization, on (N, C) arrays.
+r"""The equations of Switchable Normalization.
 
 Luo et al., *Differentiable Learning-to-Normalize via Switchable Normalization*, ICLR 2019,
 arXiv 1806.10779, equations 3 to 5. Everything follows from the mean ``m`` and the variance ``v`` of
 each instance and channel. The layer and the batch scope pool them over channels and over instances:
 
-    mean = E[m],    var = E[v] + Var[m]        (never E[x^2] - E[x]^2)
+    mean = E[m],    var = E[v] + Var[m]        (never E[x^2] - E[x]^2 in float32)
 
-and the softmax of the importance weights mixes the scopes:
+and the softmax of the logits mixes the scopes:
 
-    mu = sum_k p_k mean_k,    var = sum_k q_k var_k,    y = weight (x - mu) / sqrt(var + eps) + bias
+    mu = sum_k p_k mean_k,    var = sum_k q_k var_k,    y = weight (x - mu) r + bias,
+    r = 1 / sqrt(var + eps)
 
 *Moments* are one tensor of the means and the variances of a scope, so that an operation serves
 both: (2, N, C) of the instance scope, (2, N, 1) of the layer scope, (2, 1, C) of the batch scope.
-Likewise the softmax weights are one tensor (2, K), p above q.
+Likewise the shares are one tensor (2, K), p above q.
+
+:func:`switch_norm` is all of it in ordinary differentiable operations. The other functions are the
+steps of the two passes, whose backward is derived by hand (:mod:`sn_mm.autograd`).
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+# No postponed annotations: TorchScript reads those of switch_norm and of the functions it calls.
+from typing import NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
-
-from .distributed import gather_moments, sum_over_ranks
 
 SCOPES = ('in', 'ln', 'bn')
-_AXES = {'ln': 2, 'bn': 1}
+
+Moments = dict[str, Tensor]
+"""Means above variances by scope: 'in' (2, N, C), always; 'ln' (2, N, 1); 'bn' (2, 1, C)."""
+
+
+class Settings(NamedTuple):
+    """What a layer is besides its tensors.
+
+    Attributes:
+        scopes: The scopes that are mixed, in the order in, ln, bn. Where a channel of an instance
+            has one position 'in' is left out, and the logits have one entry more than there are
+            scopes: the first.
+        eps: Added to the mixed variance.
+        correction: 0: biased instance variances. 1: unbiased, times L / (L - 1) where L > 1; all
+            scopes are pooled from these.
+    """
+
+    scopes: tuple[str, ...]
+    eps: float
+    correction: int
+
+
+class Parameters(NamedTuple):
+    """Logits (K,) of the mixes of means and of variances; ``weight`` and ``bias`` (C,) or None."""
+
+    mean_weight: Tensor
+    var_weight: Tensor
+    weight: Optional[Tensor]
+    bias: Optional[Tensor]
+
+
+class Running(NamedTuple):
+    """Running statistics of the batch scope.
+
+    Attributes:
+        mean, var: (C,).
+        batches: Scalar int64, the number of batches seen, or None.
+        momentum: Share of a new batch; None: 1 / batches, the new one counted.
+    """
+
+    mean: Tensor
+    var: Tensor
+    batches: Optional[Tensor]
+    momentum: Optional[float]
+
+
+class Sums(NamedTuple):
+    """Sums of the backward pass.
+
+    With S1 and S2 the sums over positions of ``dy`` and of ``dy * (x - m)``:
+
+    Attributes:
+        instance: (2, N, C), S1 above S2.
+        layer: (2, N, 1) for 'ln', else None: minus the gradients of the scope's mean and of twice
+            its variance, p sum(g1) above q sum(g2) over channels, where g1 = weight r S1 and
+            g2 = weight r^2 (r (S2 + (m - mu) S1)) and p and q are the scope's shares.
+        batch: (2, 1, C) for a 'bn' that was measured, else None: the same over instances. With the
+            shares, since those may differ between ranks: one with one position leaves 'in' out.
+    """
+
+    instance: Tensor
+    layer: Optional[Tensor]
+    batch: Optional[Tensor]
+
+
+def stats_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the statistics of inputs of ``dtype``: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def unbiased(positions: int, correction: int) -> float:
+    """The factor of the instance variances: 1 for ``correction`` 0 and for one position."""
+    return positions / (positions - correction) if positions > 1 else 1.0
+
+
+# --- Forward -------------------------------------------------------------------------------------
 
 
 def pool(instance: Tensor, scope: str) -> Tensor:
     """Moments of the layer scope ('ln'), over channels, or of the batch scope ('bn')."""
-    axis = _AXES[scope]
-    pooled = instance.mean(axis, keepdim=True)
-    mean, var = pooled.unbind()
-    var += (instance[0] - mean).square_().mean(axis - 1, keepdim=True)
-    return pooled
+    axis = 2 if scope == 'ln' else 1
+    mean, var = instance.unbind(0)
+    pooled = mean.mean(axis - 1, keepdim=True)
+    spread = (mean - pooled).square().mean(axis - 1, keepdim=True)
+    return torch.stack([pooled, var.mean(axis - 1, keepdim=True) + spread])
 
 
-def pool_over_ranks(
-    instance: Tensor, positions: int, process_group: ProcessGroup | None
-) -> tuple[Tensor, int | Tensor]:
-    """Moments of the batch scope over the ranks of ``process_group``, and the positions counted.
+def contribute(batch: Tensor, count: int) -> Tensor:
+    """The numbers that a rank adds to the batch scope, (2C + 1,) float64.
 
-    Every position has the same weight, whatever the sizes of the maps on the ranks. A batch without
-    positions has mean, variance and total 0.
-    """
-    _, n, c = instance.shape
-    mine = pool(instance, 'bn') if n * positions else instance.new_zeros(2, 1, c)
-    if process_group is None:
-        return mine, n * positions
-    counts, means, variances = gather_moments(n * positions, mine[0], mine[1], process_group)
-    total = counts.sum()
-    share = counts / total.clamp(min=1)
-    mean = (share * means).sum(0, keepdim=True)
-    var = (share * (variances + (means - mean).square())).sum(0, keepdim=True)
-    return torch.stack((mean, var)), total
-
-
-def _per_scope(weights: Tensor) -> tuple[Tensor, ...]:
-    """The softmax weights (2, K) as K tensors (2, 1, 1)."""
-    return weights.view(*weights.shape, 1, 1).unbind(1)
-
-
-def mix(weights: Tensor, scopes: Sequence[Tensor]) -> Tensor:
-    """``sum_k weights_k * scopes_k``: mu and the mixed variance, (2, N or 1, C or 1).
+    [count, count * mean, count * (var + mean^2)]: in float64 E[x^2] - E[x]^2 is sound. At a mean of
+    1e6 it costs 1e-4 of a unit variance, below what float32 input resolves there.
 
     Args:
-        weights: The softmax weights (2, K).
-        scopes: The moments of the K scopes.
+        batch: (2, 1, C), the moments of 'bn' on this rank.
+        count: Positions behind them, N L; 0 for an empty batch, whose moments are 0.
     """
-    first, *others = _per_scope(weights)
-    mixed = first * scopes[0]
-    for weight, scope in zip(others, scopes[1:]):
-        mixed = torch.addcmul(mixed, scope, weight)
+    mean, var = batch[:, 0].double().unbind(0)
+    return torch.cat([mean.new_full((1,), count), mean * count, (var + mean.square()) * count])
+
+
+def unite(totals: Tensor, dtype: torch.dtype) -> Tensor:
+    """Moments of 'bn' over all ranks, (2, 1, C) in ``dtype``, from the sum of the contributions.
+
+    Every position has the same weight. Without positions the moments are 0.
+    """
+    mean, square = (totals[1:] / totals[0].clamp(min=1)).view(2, 1, -1).unbind(0)
+    return torch.stack([mean, (square - mean.square()).clamp(min=0)]).to(dtype)
+
+
+def move_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Optional[Tensor],
+    momentum: Optional[float],
+    batch: Tensor,
+    total: Tensor,
+    correction: int,
+) -> None:
+    """Moves the running statistics towards the batch's, in place.
+
+    Args:
+        running_mean, running_var, num_batches_tracked, momentum: As :class:`Running` has them.
+        batch: (2, 1, C), the moments of 'bn'.
+        total: Scalar, the positions behind them; 0 leaves all as it is.
+        correction: With 0 the variance becomes unbiased on its way.
+
+    In float32 at least: a variance beyond the range of float16 must not become infinite before it
+    is weighted.
+    """
+    seen = total > 0
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(seen)
+    mean, var = batch.detach().to(_wide(running_mean.dtype))[:, 0].unbind(0)
+    if correction == 0:
+        var = var * (total / (total - 1).clamp(min=1)).to(var.dtype)
+    if momentum is not None:
+        share = torch.full_like(mean[:1], momentum)
+    else:
+        assert num_batches_tracked is not None
+        share = num_batches_tracked.clamp(min=1).to(mean.dtype).reciprocal()
+    for running, new in [(running_mean, mean), (running_var, var)]:
+        old = running.to(new.dtype)
+        running.copy_(torch.where(seen, old * (1 - share) + new * share, old))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def mix(shares: Tensor, moments: list[Tensor]) -> Tensor:
+    """Equation 4: ``sum_k shares_k * moments_k``, mu above the mixed variance, (2, N or 1, C or 1).
+
+    Args:
+        shares: (2, K).
+        moments: Those of the K scopes.
+    """
+    mixed = shares[:, 0].view(2, 1, 1) * moments[0]
+    for k in range(1, len(moments)):
+        mixed = mixed + shares[:, k].view(2, 1, 1) * moments[k]
     return mixed
 
 
-def mix_backward(
-    grad: Tensor,
-    weights: Tensor,
-    normalizers: Sequence[str],
-    scopes: dict[str, Tensor],
-    positions: int,
-    total: int | Tensor | None,
-    process_group: ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor]:
-    """From the gradient of the mixed moments to those of what they were mixed from.
+def shares_of(parameters: Parameters, settings: Settings, dtype: torch.dtype) -> Tensor:
+    """Equation 5: the softmax of the logits of the scopes in use, (2, K) in ``dtype``."""
+    logits = torch.stack([parameters.mean_weight, parameters.var_weight]).to(dtype)
+    return logits[:, -len(settings.scopes) :].softmax(1)
+
+
+def mixed(
+    moments: Moments, parameters: Parameters, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The shares (2, K); mu, r and ``weight * r``, each (N or 1, C or 1)."""
+    shares = shares_of(parameters, settings, moments['in'].dtype)
+    mu, var = mix(shares, [moments[scope] for scope in settings.scopes]).unbind()
+    r = (var + settings.eps).rsqrt()
+    scale = r if parameters.weight is None else r * parameters.weight.to(r.dtype)
+    return shares, mu, r, scale
+
+
+# --- Backward ------------------------------------------------------------------------------------
+
+
+def reduce(
+    instance: Tensor,
+    moments: Moments,
+    parameters: Parameters,
+    settings: Settings,
+    measured: bool,
+) -> tuple[Sums, Parameters]:
+    """From S1 and S2 to the sums of the wider scopes and the gradients of the parameters.
 
     Args:
-        grad: (2, N, C), of mu and of **twice** the mixed variance; only linear functions are taken
-            of it, so a common factor may be left for later.
-        weights: The softmax weights (2, K).
-        normalizers: The K scopes.
-        scopes: Their moments by name, and always those of 'in'.
-        positions: Of one map.
-        total: What :func:`pool_over_ranks` counted; None where the batch scope is held fixed.
-        process_group: As there.
+        instance: (2, N, C), S1 above S2.
+        measured: Whether 'bn' was measured, so that a gradient flows through it.
 
     Returns:
-        The gradient of the instance moments (2, N, C), of twice the variance again; that of the
-        importance before the softmax (2, K), of the variances' twice as well.
+        The sums; the gradients, each with its parameter's shape and dtype.
     """
-    mean = scopes['in'][0]
-    per_scope = dict(zip(normalizers, _per_scope(weights)))
-    grad_instance = grad * per_scope['in'] if 'in' in per_scope else torch.zeros_like(grad)
-    grad_mean, grad_weights = grad_instance[0], []
-    for scope, weight in per_scope.items():
-        sums = grad if scope == 'in' else grad.sum(_AXES[scope], keepdim=True)
-        grad_weights.append((sums * scopes[scope]).sum((1, 2)))
-        if scope == 'in' or (scope == 'bn' and total is None):
+    shares, mu, r, scale = mixed(moments, parameters, settings)
+    s1, s2 = instance.unbind()
+    mean = moments['in'][0]
+    sum_dy_xhat = r * (s2 + (mean - mu) * s1)
+    g = torch.stack((scale * s1, scale * r * sum_dy_xhat))
+    pooled = {'in': g, 'ln': g.sum(2, keepdim=True), 'bn': g.sum(1, keepdim=True)}
+    of_shares = [(pooled[k] * moments[k]).sum((1, 2)) for k in settings.scopes]
+    of_logits = _softmax_backward(torch.stack(of_shares, 1), shares)
+    left_out = parameters.mean_weight.numel() - len(settings.scopes)
+    minus_mean, minus_twice_var = torch.nn.functional.pad(of_logits, (left_out, 0)).unbind()
+    of_scopes = dict(zip(settings.scopes, shares.view(2, -1, 1, 1).unbind(1)))
+    sums = Sums(
+        instance,
+        pooled['ln'] * of_scopes['ln'] if 'ln' in of_scopes else None,
+        pooled['bn'] * of_scopes['bn'] if 'bn' in of_scopes and measured else None,
+    )
+    gradients = -minus_mean, minus_twice_var * -0.5, sum_dy_xhat.sum(0), s1.sum(0)
+    in_dtype = (None if p is None else g.to(p.dtype) for p, g in zip(parameters, gradients))
+    return sums, Parameters(*in_dtype)  # type: ignore[arg-type]
+
+
+def _softmax_backward(grad: Tensor, shares: Tensor) -> Tensor:
+    return shares * (grad - (grad * shares).sum(1, keepdim=True))
+
+
+def propagate(
+    moments: Moments,
+    sums: Sums,
+    parameters: Parameters,
+    settings: Settings,
+    positions: int,
+    total: Union[int, Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The coefficients of ``dx = a * dy + b * (x - m) + c``, each (N, C).
+
+    Args:
+        sums: With ``batch`` summed over the ranks where synchronised.
+        positions: L.
+        total: Positions behind 'bn', over all ranks.
+
+    A scope's mean is sum(part * m), its variance sum(part * (v + (m - mean)^2)), with parts of
+    1 / C in the layer scope and L / total in the batch scope.
+    """
+    shares, mu, r, scale = mixed(moments, parameters, settings)
+    s1, s2 = sums.instance.unbind()
+    mean = moments['in'][0]
+    grad = torch.zeros_like(sums.instance)  # minus those of m and of 2 v
+    part = {'ln': 1 / mean.shape[1], 'bn': positions / total}
+    for scope in settings.scopes:
+        if scope == 'in':
+            g2 = scale * r * r * (s2 + (mean - mu) * s1)
+            grad = grad + torch.stack((scale * s1, g2)) * shares[:, 0].view(2, 1, 1)
             continue
-        sums *= weight
-        share: float | Tensor = 1 / grad.shape[2]
-        if scope == 'bn':
-            share = positions / (total.clamp(min=1) if isinstance(total, Tensor) else total or 1)
-            if process_group is not None:
-                sums = sum_over_ranks(sums, process_group)
-        sums *= share
-        # The scope's mean is sum share m, its variance sum share (v + (m - mean)^2).
-        grad_instance += sums
-        grad_mean.addcmul_(mean - scopes[scope][0], sums[1])
-    stacked = torch.stack(grad_weights, 1)
-    return grad_instance, torch._softmax_backward_data(stacked, weights, 1, weights.dtype)
+        pooled = sums.layer if scope == 'ln' else sums.batch
+        if pooled is not None:
+            through = pooled * part[scope]
+            grad = grad + through
+            spread = (mean - moments[scope][0]) * through[1]
+            grad = grad + torch.stack((spread, torch.zeros_like(spread)))
+    c, b = (grad * (-1 / positions)).unbind()
+    return scale.expand_as(mean), b * unbiased(positions, settings.correction), c
+
+
+# --- From the input to the output ----------------------------------------------------------------
+
+
+def switch_norm(
+    x: Tensor,
+    mean_weight: Tensor,
+    var_weight: Tensor,
+    running_mean: Optional[Tensor],
+    running_var: Optional[Tensor],
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    training: bool,
+    momentum: Optional[float],
+    eps: float,
+    normalizers: list[str],
+    correction: int,
+    num_batches_tracked: Optional[Tensor],
+) -> Tensor:
+    r"""Switchable Normalization in ordinary differentiable operations.
+
+    For graphs that leave Python (TorchScript, ``torch.export``, ONNX), open to any batch and image
+    size; for the transforms of ``torch.func`` and for second derivatives.
+
+    Args:
+        x: (N, C, \*S).
+        normalizers: In the order in, ln, bn.
+
+    The others, and the result, are those of :func:`sn_mm.functional.switch_norm`.
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = _as(x if x.dim() > 2 else x.unsqueeze(2), dtype)
+    axes = [i for i in range(2, wide.dim())]  # noqa: C416 (TorchScript)
+    per_channel = [wide.size(0), wide.size(1)] + [1] * len(axes)
+    # A tensor, for sizes that are known only when the graph runs.
+    positions = torch.ones_like(wide[:1, :1]).sum()
+
+    var, mean = torch.var_mean(wide, axes, correction=0)
+    if correction:
+        var = var * (positions / (positions - correction).clamp(min=1))
+    instance = torch.stack([mean, var])
+    logits = _as(torch.stack([mean_weight, var_weight]), dtype)
+    if normalizers[0] == 'in':  # left out where there is one position
+        first = torch.arange(len(normalizers), device=x.device) == 0
+        logits = logits.masked_fill(first & (positions < 2), float('-inf'))
+
+    moments: list[Tensor] = []
+    for scope in normalizers:
+        if scope == 'in':
+            moments.append(instance)
+        elif scope == 'ln' or training or running_mean is None or running_var is None:
+            moments.append(pool(instance, scope))
+        else:
+            moments.append(_as(torch.stack([running_mean, running_var]), dtype).unsqueeze(1))
+    if training and running_mean is not None and running_var is not None and x.numel() > 0:
+        total = torch.ones_like(wide[:, :1]).sum()
+        move_running(
+            running_mean, running_var, num_batches_tracked, momentum, moments[-1], total, correction
+        )
+    mu, mixed_var = mix(logits.softmax(1), moments).unbind(0)
+
+    scale = (mixed_var + eps).rsqrt()
+    if weight is not None:
+        scale = scale * _as(weight, dtype)
+    shift = -mu * scale
+    if bias is not None:
+        shift = shift + _as(bias, dtype)
+    scale, shift = scale.expand_as(instance[0]), shift.expand_as(instance[0])
+    y = torch.addcmul(shift.reshape(per_channel), wide, scale.reshape(per_channel))
+    y = _as(y, x.dtype)
+    return y if x.dim() > 2 else y.squeeze(2)
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A cast only where there is something to cast, for short graphs."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)

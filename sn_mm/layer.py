@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.fx import Proxy
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .distributed import check_same_channels, check_sync, resolve_group
+from . import equations
+from .distributed import check_sync, constant_group, resolve_group
 from .equations import SCOPES
-from .export import evaluate
-from .functional import canonical_normalizers, check_instances, switch_norm
-from .tracing import is_compiling, is_exporting
+from .errors import InputError
+from .functional import canonical_normalizers, switch_norm
+from .tracing import is_compiling
 from .warm_start import initial_logits
 
 
@@ -54,9 +56,10 @@ class SwitchNorm(_InstanceNorm):
             equally among the other scopes; the importance moves, the function changes.
             docs/warm_start.md measures both. Default: None.
         device, dtype: Of the parameters and buffers.
+        bias: False leaves ``bias`` out where ``affine`` is True. Default: True.
 
     Attributes:
-        weight, bias: (C,), initialised to 1 and 0.
+        weight, bias: (C,), initialised to 1 and 0; None where they are left out.
         mean_weight, var_weight: (K,), importance before the softmax in the order in, ln, bn,
             initialised to 1, or so that their softmax is ``init_importance``.
         running_mean, running_var, num_batches_tracked: As ``nn.BatchNorm2d``'s.
@@ -67,7 +70,7 @@ class SwitchNorm(_InstanceNorm):
         - Output: as the input, with its dtype and memory format.
 
     Raises:
-        ValueError: Arguments outside what is allowed; input of another shape.
+        InputError: Arguments outside what is allowed; input of another shape. A ValueError.
         TypeError: Input that is not floating point.
 
     Examples::
@@ -99,15 +102,17 @@ class SwitchNorm(_InstanceNorm):
         init_importance: str | Mapping[str, float] | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
     ) -> None:
         normalizers = canonical_normalizers(normalizers)
         if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
-            raise ValueError(f'num_features must be an int >= 1, got {num_features!r}')
+            raise InputError(f'num_features must be an int >= 1, got {num_features!r}')
         if correction not in (0, 1):
-            raise ValueError(f'correction must be 0 or 1, got {correction!r}')
+            raise InputError(f'correction must be 0 or 1, got {correction!r}')
         check_sync(sync)
         if process_group is not None and sync is not True:
-            raise ValueError(f'process_group needs sync=True, got sync={sync!r}')
+            raise InputError(f'process_group needs sync=True, got sync={sync!r}')
         logits = initial_logits(init_importance, normalizers)
         super().__init__(
             num_features,
@@ -124,13 +129,18 @@ class SwitchNorm(_InstanceNorm):
         self.correction = correction
         given = init_importance  # a config's own dictionary would follow the layer into pickles
         self.init_importance = dict(given) if isinstance(given, Mapping) else given
-        self._checked_group: ProcessGroup | None = None
+        if affine and not bias:
+            self.register_parameter('bias', None)
         self.mean_weight = nn.Parameter(torch.tensor(logits, device=device, dtype=dtype))
         self.var_weight = nn.Parameter(torch.tensor(logits, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
         """Resets the running statistics, ``weight``, ``bias`` and the importance."""
-        super().reset_parameters()
+        self.reset_running_stats()
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
         for name in ('mean_weight', 'var_weight'):
             if hasattr(self, name):  # not yet while nn.Module's constructor runs
                 logits = initial_logits(self.init_importance, self.normalizers)
@@ -150,12 +160,8 @@ class SwitchNorm(_InstanceNorm):
         }
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting() or (not self.training and is_exporting()):
-            assert not self.training, 'a scripted SN layer is for evaluation: call eval()'
-            if not torch.jit.is_scripting():
-                self._check_input_dim(input)
-                check_instances(input, self.normalizers)
-            return evaluate(
+        if torch.jit.is_scripting():
+            return equations.switch_norm(
                 input,
                 self.mean_weight,
                 self.var_weight,
@@ -163,12 +169,19 @@ class SwitchNorm(_InstanceNorm):
                 self.running_var,
                 self.weight,
                 self.bias,
+                self.training,
+                self.momentum,
                 self.eps,
                 list(self.normalizers),
                 self.correction,
+                self.num_batches_tracked,
             )
+        if isinstance(input, Proxy):  # a leaf for torch.fx, as torch's own norms are
+            name = input.tracer.path_of_module(self)
+            if not name:
+                raise InputError('torch.fx needs a model around an SN layer: nn.Sequential(layer)')
+            return input.tracer.create_proxy('call_module', name, (input,), {})
         self._check_input_dim(input)
-        training = self.training or self.running_mean is None
         return switch_norm(
             input,
             self.mean_weight,
@@ -177,27 +190,20 @@ class SwitchNorm(_InstanceNorm):
             self.running_var,
             self.weight,
             self.bias,
-            training,
+            self.training or self.running_mean is None,
             self.momentum,
             self.eps,
             self.normalizers,
             self.correction,
-            self._group(input.device) if self.training else None,
+            self._group() if self.training else None,
             self.num_batches_tracked,
         )
 
-    def _group(self, device: torch.device) -> ProcessGroup | None:
+    def _group(self) -> ProcessGroup | None:
         if 'bn' not in self.normalizers:
             return None
-        if is_compiling():
-            from .distributed import constant_group
-
-            return constant_group(self.sync, self.process_group)
-        group = resolve_group(self.sync, self.process_group)
-        if group is not None and group is not self._checked_group:
-            check_same_channels(self.num_features, device, group)
-            self._checked_group = group
-        return group
+        resolve = constant_group if is_compiling() else resolve_group
+        return resolve(self.sync, self.process_group)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         # Past _InstanceNorm's own, which fails on any file older than its running statistics: a
@@ -206,14 +212,23 @@ class SwitchNorm(_InstanceNorm):
 
     def __getstate__(self) -> dict[str, Any]:
         """Process groups belong to a running job: they are not pickled."""
-        return {**self.__dict__, 'process_group': None, '_checked_group': None}
+        return {**self._state(), 'process_group': None}
+
+    def _state(self) -> dict[str, Any]:
+        """All but the compiled forward of ``Module.compile``, which belongs to this very layer."""
+        return {k: v for k, v in self.__dict__.items() if k != '_compiled_call_impl'}
+
+    def __copy__(self) -> SwitchNorm:
+        """Copies pool over the same process group."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self._state())
+        return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SwitchNorm:
         """Copies pool over the same process group."""
-        for group in (self.process_group, self._checked_group):
-            memo[id(group)] = group
+        memo[id(self.process_group)] = self.process_group
         memo[id(self)] = twin = type(self).__new__(type(self))
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        twin.__dict__.update(copy.deepcopy(self._state(), memo))
         return twin
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -221,7 +236,7 @@ class SwitchNorm(_InstanceNorm):
         if not allowed or input.dim() < 2 or input.shape[1] != self.num_features:
             layouts = {2: '(N, C)', 3: '(N, C, L)', 4: '(N, C, H, W)', 5: '(N, C, D, H, W)'}
             wanted = ' or '.join(layouts[d] for d in self._dims) if self._dims else '(N, C, *S)'
-            raise ValueError(
+            raise InputError(
                 f'{type(self).__name__} needs input of shape {wanted} with C = '
                 f'{self.num_features}, got {tuple(map(int, input.shape))}'
             )
@@ -232,6 +247,8 @@ class SwitchNorm(_InstanceNorm):
             f'affine={self.affine}, track_running_stats={self.track_running_stats}, '
             f'normalizers={self.normalizers}, sync={self.sync}'
         )
+        if self.affine and self.bias is None:
+            shown += ', bias=False'
         for name in ('correction', 'init_importance'):
             if getattr(self, name):
                 shown += f', {name}={getattr(self, name)!r}'

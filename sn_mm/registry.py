@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
+from .engine.complexity import register_flop_handles
 from .engine.hooks import LeftoverNormHook, PreciseSNHook, SwitchWeightsHook
 from .engine.safe_globals import register_safe_globals
 from .layer import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
@@ -50,3 +51,4 @@ def _register(root: Registry, modules: Mapping[str, Callable]) -> Registry:
 MODELS = _register(ROOT_MODELS, _MODELS)
 HOOKS = _register(ROOT_HOOKS, _HOOKS)
 register_safe_globals()
+register_flop_handles()

@@ -1,22 +1,45 @@
-"""Whether PyTorch runs a model or records it: one answer each, asked here."""
+"""How PyTorch looks at a call: it runs it, compiles it, records it or transforms it.
+
+One answer each, asked here. ``torch.compiler.is_compiling()`` and ``is_exporting()`` are flags of
+the whole process: they are also true in a thread that runs a layer while another one compiles.
+"""
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ['is_compiling', 'is_exporting']
+__all__ = ['is_compiling', 'is_exporting', 'is_transformed', 'is_watched']
 
 
 def _never() -> bool:
     return False
 
 
-_asks_compiler = getattr(torch.compiler, 'is_compiling', _never)  # since torch 2.3
+# Before torch 2.4 operators have no fakes: torch.compile breaks its graph at the layer instead.
+_has_fakes = hasattr(torch.library.Library, '_register_fake')
+_dynamo_traces = getattr(torch.compiler, 'is_dynamo_compiling', _never)
 # torch < 2.7 does not tell torch.export from torch.compile.
-_asks_exporter = getattr(torch.compiler, 'is_exporting', _asks_compiler)
-# Whether torch.compile traces. Before torch 2.4 it breaks its graph at the layer instead.
-is_compiling = _asks_compiler if hasattr(torch.library.Library, '_register_fake') else _never
+_exports = getattr(torch.compiler, 'is_exporting', getattr(torch.compiler, 'is_compiling', _never))
+_transforms = getattr(
+    torch._C,
+    '_are_functorch_transforms_active',
+    lambda: torch._C._functorch.maybe_current_level() is not None,
+)
+
+is_compiling = _dynamo_traces if _has_fakes else _never
+"""Whether ``torch.compile`` traces this call."""
 
 
-@torch.jit.unused
-def is_exporting() -> bool:
+def is_exporting(x: Tensor) -> bool:
     """Whether ``torch.jit.trace``, ``torch.export`` or ``torch.onnx`` (by one of them) record."""
-    return torch.jit.is_tracing() or _asks_exporter()
+    return torch.jit.is_tracing() or (_exports() and (_dynamo_traces() or type(x) is not Tensor))
+
+
+def is_transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation, which want ordinary operations."""
+    return _transforms() or forward_ad._current_level >= 0
+
+
+def is_watched() -> bool:
+    """Whether a ``TorchDispatchMode``, which sees operators only: fake tensors, FLOP counters."""
+    return torch._C._len_torch_dispatch_stack() > 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import threading
 
 import pytest
 import torch
@@ -99,18 +101,62 @@ def test_inductor_gives_the_numbers_of_the_eager_model():
     assert_steps_agree(model, copy.deepcopy(model), inputs)
 
 
+@pytest.mark.parametrize('scopes', [['in', 'ln', 'bn'], ['bn'], ['in', 'ln']], ids='+'.join)
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
-def test_the_operators_keep_what_pytorch_asks_of_them(memory_format):
+def test_the_operators_keep_what_pytorch_asks_of_them(memory_format, scopes):
     """No input is written to, no output is a view of one, shapes and strides are as foretold."""
-    from sn_mm.ops import custom_ops  # noqa: F401
-
     ops = torch.ops.sn_mm
     x = torch.randn(2, 8, 4, 5).to(memory_format=memory_format)
-    array = torch.rand(2, 8)
+    moments = ops.measure(x, None, None, scopes, 0)
+    logits = torch.ones(2, len(scopes)).unbind()
+    layer = *logits, torch.ones(8), None, scopes, 1e-5, 0
+    sums = ops.reduce(x, x, *moments, *layer, True)[:3]
     for operator, args in {
-        ops.moments: (x,),
-        ops.apply: (x, array, array),
-        ops.grad_sums: (x, x, array),
-        ops.grad_input: (x, x, array, array, array, array),
+        ops.measure: (x, None, None, scopes, 0),
+        ops.normalize: (x, *moments, *layer),
+        ops.reduce: (x, x, *moments, *layer, True),
+        ops.propagate: (x, x, *moments, *sums, *layer, None, 40),
     }.items():
         torch.library.opcheck(operator.default, args, test_utils=('test_schema', 'test_faketensor'))
+
+
+def test_copies_of_a_compiled_layer_are_layers_of_their_own(tmp_path):
+    """``Module.compile`` keeps the compiled forward, which runs the original's weights."""
+    layer = SwitchNorm2d(3)
+    layer.compile(backend='aot_eager')
+    x = torch.randn(2, 3, 4, 4)
+    layer(x)
+    torch.save(layer, tmp_path / 'layer.pth')
+    for twin in (
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+        torch.load(tmp_path / 'layer.pth', weights_only=False),
+    ):
+        with torch.no_grad():
+            twin.bias.fill_(5.0)
+        assert abs(twin(x).mean() - 5) < 0.1 and abs(layer(x).mean()) < 0.1
+    shallow = copy.copy(layer)
+    shallow.eval()
+    assert layer.training and not torch.allclose(shallow(x), layer(x))
+
+
+def test_an_eager_layer_runs_while_another_thread_compiles():
+    compiling, failures = threading.Event(), []
+
+    def compile_layers() -> None:
+        for size in range(1, 7):
+            torch.compile(nn.Linear(size, size), backend='aot_eager')(torch.randn(2, size))
+        compiling.set()
+
+    thread = threading.Thread(target=compile_layers)
+    layer, x = SwitchNorm2d(3), torch.randn(2, 3, 4, 4, requires_grad=True)
+    thread.start()
+    steps = 0
+    while not compiling.is_set():
+        try:
+            layer(x).sum().backward()
+        except Exception as error:
+            failures.append(error)
+        steps += 1
+    thread.join()
+    assert not failures and layer.num_batches_tracked == steps > 10

@@ -87,3 +87,24 @@ def test_recording_checks_its_input_as_running_does():
         torch.jit.trace(layer, torch.randn(2, 4, 5, 5))
     with pytest.raises(ValueError, match='no statistics for one position per map'):
         torch.jit.trace(SwitchNorm2d(3, normalizers='in').eval(), torch.randn(2, 3, 1, 1))
+
+
+@pytest.mark.parametrize('record', [traced, scripted, exported])
+@pytest.mark.parametrize('args', ARGS, ids=str)
+@pytest.mark.filterwarnings('ignore')
+def test_a_model_recorded_in_training_trains_as_batch_norm_does(record, args):
+    """Outputs, gradients and the running statistics of the next steps."""
+    model = network(**args).train()
+    recorded = record(copy.deepcopy(model), torch.randn(2, 3, 6, 7))
+    for buffer, theirs in zip(model.buffers(), recorded.buffers()):
+        theirs.copy_(buffer)  # tracing is a step, too
+    for shape in [(2, 3, 6, 7), (3, 3, 9, 5)]:
+        x = torch.randn(shape)
+        y, z = model(x), recorded(x)
+        torch.testing.assert_close(z, y, rtol=1e-5, atol=1e-5)
+        y.square().sum().backward()
+        z.square().sum().backward()
+    for (name, p), q in zip(model.named_parameters(), recorded.parameters()):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-4, msg=name)
+    for (name, b), c in zip(model.named_buffers(), recorded.buffers()):
+        torch.testing.assert_close(c, b, rtol=1e-5, atol=1e-5, msg=name)

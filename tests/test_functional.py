@@ -473,15 +473,6 @@ def test_frozen_tensors_change_no_other_gradient(frozen):
         assert grad is None or torch.equal(grad, everything[name])
 
 
-def test_double_backward_raises():
-    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    state = make_state(3)
-    y = switch_norm(x, **state, training=True)
-    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match='differentiate twice'):
-        dx.square().sum().backward()
-
-
 def test_backward_twice_with_retain_graph():
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     state = make_state(3)

@@ -444,6 +444,42 @@ def test_state_dict_round_trip(args):
     assert_same(twin.state_dict(), sn.state_dict())
 
 
+def test_a_shallow_copy_keeps_the_process_group():
+    layer = SwitchNorm2d(3)
+    layer.process_group = group = object()
+    assert copy.copy(layer).process_group is group and copy.deepcopy(layer).process_group is group
+    assert pickle.loads(pickle.dumps(SwitchNorm2d(3))).process_group is None
+
+
+@pytest.mark.parametrize('affine', [True, False])
+def test_without_bias_the_weight_alone_is_learned(affine):
+    layer = SwitchNorm2d(3, affine=affine, bias=False)
+    assert layer.bias is None and (layer.weight is not None) == affine
+    assert 'bias' not in layer.state_dict() and ('bias=False' in repr(layer)) == affine
+    layer.reset_parameters()
+    with torch.no_grad():
+        if affine:
+            layer.weight.fill_(2.0)
+    x = torch.randn(2, 3, 4, 4)
+    twin = SwitchNorm2d(3, affine=False)
+    torch.testing.assert_close(layer(x), twin(x) * (2 if affine else 1))
+    assert copy.deepcopy(layer).bias is None
+    with pytest.raises(TypeError):
+        SwitchNorm2d(3, 1e-5, 0.1, True, True, SCOPES, True, None, 0, None, None, None, False)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_statistics_recover_from_a_batch_beyond_their_range(dtype):
+    """A variance above 65504 is weighted before it is cast, as in BatchNorm."""
+    layers = SwitchNorm2d(3, normalizers='bn', dtype=dtype), nn.BatchNorm2d(3, dtype=dtype)
+    for layer in layers:
+        for scale in (400, 1, 1, 1):
+            torch.manual_seed(0)
+            layer((torch.randn(4, 3, 8, 8) * scale).to(dtype))
+    torch.testing.assert_close(layers[0].running_var, layers[1].running_var, rtol=0.02, atol=0.02)
+    assert layers[0].running_var.isfinite().all() and (layers[0].running_var > 1000).all()
+
+
 @pytest.mark.parametrize('affine', [True, False])
 @pytest.mark.parametrize('track', [True, False])
 def test_state_dict_is_batch_norms_and_two_vectors(track, affine):

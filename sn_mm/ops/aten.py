@@ -1,119 +1,113 @@
-"""The four sweeps out of PyTorch's own kernels, on any device. Chosen by measurement.
+"""The reference backend: the equations in plain PyTorch operations, right on any device.
 
-Contiguous maps: to BatchNorm's kernels they are one image of N*C channels. These run near memory
-speed where ``torch.var_mean`` and sums over the last axes do not, and take half-precision maps with
-float32 statistics.
-
-channels_last maps: (N, L, C) rows in memory. Where maps are few, BatchNorm's kernels take one map
-after the other; where they are many and small, Welford's recurrence takes one position after the
-other, in all maps at once. ``native_group_norm`` is no choice here: it has E[x^2] - E[x]^2.
+It holds temporary arrays as large as the input, which the kernels of the other backends do not.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-_batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
+from .. import equations
+from ..equations import Moments, Parameters, Running, Settings, Sums, stats_dtype
 
 
-def _one_image(x: Tensor) -> Tensor:
-    return x.view(1, x.shape[0] * x.shape[1], -1)
+def _flat(x: Tensor) -> Tensor:
+    """(N, C, L) in the dtype of the statistics."""
+    return x.reshape(*x.shape[:2], math.prod(x.shape[2:])).to(stats_dtype(x.dtype))
 
 
-def _rows(x: Tensor) -> Tensor:
-    """A channels_last map as (N, L, C)."""
-    return x.movedim(1, -1).flatten(1, -2)
+def _like(flat: Tensor, x: Tensor) -> Tensor:
+    """A new tensor with shape, dtype and memory format of ``x``."""
+    return torch.empty_like(x).copy_(flat.view(x.shape))
 
 
-def _map_by_map(rows: Tensor) -> bool:
-    return rows.shape[0] <= rows.shape[1]
-
-
-def _per_map(array: Tensor, x: Tensor) -> Tensor:
-    return array.view(array.shape + (1,) * (x.dim() - 2))
-
-
-def moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+def measure(x: Tensor, settings: Settings, running: Running | None, training: bool) -> Moments:
     n, c = x.shape[:2]
-    if not x.is_contiguous():
-        rows = _rows(x)
-        return *(_map_moments(rows, dtype) if _map_by_map(rows) else _welford(rows, dtype)), None
-    if x.is_cpu:
-        one = None if x.dtype == dtype else torch.ones(c, dtype=dtype)
-        spare, mean, rstd = torch.native_group_norm(x, one, one, n, c, x.numel() // (n * c), c, 0.0)
-        return mean, rstd.pow_(-2), spare
-    # On CUDA native_group_norm refuses half-precision maps with float32 statistics.
-    mean, var = _batch_moments(_one_image(x), dtype)
-    return mean.view(n, c), var.view(n, c), None
+    flat = _flat(x)
+    moments = {}
+    if 'bn' in settings.scopes and running is not None and not training:
+        # Copies: a later batch, or DDP's broadcast, may move the buffers before the backward pass.
+        moments['bn'] = torch.stack((running.mean, running.var)).to(flat.dtype).view(2, 1, c)
+    if settings.scopes == ('bn',) and moments:
+        return {'in': moments['bn'].expand(2, n, c).contiguous(), **moments}
+    if x.numel():
+        var, mean = torch.var_mean(flat, 2, correction=0)
+        var = var * equations.unbiased(flat.shape[2], settings.correction)
+        moments['in'] = torch.stack((mean, var))
+    else:
+        moments['in'] = flat.new_zeros(2, n, c)
+    for scope in settings.scopes:
+        if scope not in moments:
+            moments[scope] = _pool(moments['in'], scope)
+    if training and running is not None:
+        total = torch.full((), n * flat.shape[2], dtype=flat.dtype, device=x.device)
+        _move(running, moments['bn'], total, settings)
+    return moments
 
 
-def _batch_moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    unused = torch.empty(x.shape[1], dtype=dtype, device=x.device)
-    return torch.batch_norm_update_stats(x, unused, unused, 0.0)
+def _pool(instance: Tensor, scope: str) -> Tensor:
+    if instance.numel():
+        return equations.pool(instance, scope)
+    _, n, c = instance.shape
+    return instance.new_zeros((2, n, 1) if scope == 'ln' else (2, 1, c))
 
 
-def _map_moments(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    means, variances = zip(*(_batch_moments(image, dtype) for image in rows.unbind()))
-    return torch.stack(means), torch.stack(variances)
-
-
-def _welford(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    mean, var = torch.zeros(2, rows.shape[0], rows.shape[2], dtype=dtype, device=rows.device)
-    delta = torch.empty_like(mean)
-    for seen, row in enumerate(rows.unbind(1), 1):
-        torch.sub(row, mean, out=delta)
-        mean.add_(delta, alpha=1 / seen)
-        var.addcmul_(delta, delta, value=(seen - 1) / seen)
-    return mean, var.div_(rows.shape[1])
-
-
-def apply(x: Tensor, scale: Tensor, shift: Tensor, spare: Tensor | None = None) -> Tensor:
-    y = torch.empty_like(x) if spare is None else spare
-    if not x.is_contiguous():
-        return torch.addcmul(_per_map(shift, x), x, _per_map(scale, x), out=y)
-    zero, unused = scale.new_zeros(scale.numel()), scale.new_empty(0)
-    torch.native_batch_norm(
-        _one_image(x), scale.flatten(), shift.flatten(), zero, zero,
-        training=False, momentum=0.0, eps=1.0, out=(_one_image(y), unused, unused),
+def _move(running: Running, batch: Tensor, total: Tensor, settings: Settings) -> None:
+    equations.move_running(
+        running.mean, running.var, running.batches, running.momentum, batch, total,
+        settings.correction,
     )  # fmt: skip
-    return y
 
 
-def grad_sums(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    if x.is_contiguous():
-        sum_dy, sum_dy_xc = _batch_grad_sums(_one_image(dy), _one_image(x), mean.flatten())
-        return sum_dy.view_as(mean), sum_dy_xc.view_as(mean)
-    rows, grads = _rows(x), _rows(dy)
-    if _map_by_map(rows):
-        sums, sums_xc = zip(*map(_batch_grad_sums, grads.unbind(), rows.unbind(), mean.unbind()))
-        return torch.stack(sums), torch.stack(sums_xc)
-    sum_dy, sum_dy_xc, delta = (
-        torch.zeros_like(mean),
-        torch.zeros_like(mean),
-        torch.empty_like(mean),
-    )
-    for grad, row in zip(grads.unbind(1), rows.unbind(1)):
-        sum_dy += grad
-        sum_dy_xc.addcmul_(torch.sub(row, mean, out=delta), grad)
-    return sum_dy, sum_dy_xc
+contribute = equations.contribute
 
 
-def _batch_grad_sums(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    one = torch.ones_like(mean)
-    _, sum_dy_xc, sum_dy = _batch_norm_backward(
-        dy, x, one, None, None, mean, one, True, 0.0, [False, True, True]
-    )
-    return sum_dy, sum_dy_xc
+def unite(
+    totals: Tensor, dtype: torch.dtype, settings: Settings, running: Running | None
+) -> Tensor:
+    batch = equations.unite(totals, dtype)
+    if running is not None:
+        _move(running, batch, totals[0], settings)
+    return batch
 
 
-def grad_input(dy: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    c = torch.addcmul(c, b, mean, value=-1)
-    if x.dtype == mean.dtype:
-        return apply(x, b, c).addcmul_(dy, _per_map(a, x))
-    dx = torch.empty_like(x)
-    images = max(1, 2**20 // x[0].numel())  # in float32 at one time
-    a, b, c = (_per_map(t, x) for t in (a, b, c))
-    for grad, part, out, *abc in zip(*(t.split(images) for t in (dy, x, dx, a, b, c))):
-        out.copy_(torch.addcmul(abc[2], part, abc[1]).addcmul_(grad, abc[0]))
-    return dx
+def normalize(x: Tensor, moments: Moments, parameters: Parameters, settings: Settings) -> Tensor:
+    _, mu, _, scale = equations.mixed(moments, parameters, settings)
+    shift = -mu * scale
+    if parameters.bias is not None:
+        shift = shift + parameters.bias.to(shift.dtype)
+    scale, shift = (t.expand(x.shape[:2]).unsqueeze(2) for t in (scale, shift))
+    return _like(torch.addcmul(shift, _flat(x), scale), x)
+
+
+def reduce(
+    dy: Tensor,
+    x: Tensor,
+    moments: Moments,
+    parameters: Parameters,
+    settings: Settings,
+    measured: bool,
+) -> tuple[Sums, Parameters]:
+    grad = _flat(dy)
+    centred = _flat(x) - moments['in'][0].unsqueeze(2)
+    instance = torch.stack((grad.sum(2), (grad * centred).sum(2)))
+    return equations.reduce(instance, moments, parameters, settings, measured)
+
+
+def propagate(
+    dy: Tensor,
+    x: Tensor,
+    moments: Moments,
+    sums: Sums,
+    parameters: Parameters,
+    settings: Settings,
+    total: int | Tensor,
+) -> Tensor:
+    positions = math.prod(x.shape[2:])
+    coefficients = equations.propagate(moments, sums, parameters, settings, positions, total)
+    a, b, c = (t.unsqueeze(2) for t in coefficients)
+    centred = _flat(x) - moments['in'][0].unsqueeze(2)
+    return _like(torch.addcmul(torch.addcmul(c, b, centred), a, _flat(dy)), x)

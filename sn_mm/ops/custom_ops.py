@@ -1,17 +1,23 @@
-"""The sweeps as operators of PyTorch's own, which ``torch.compile`` takes as they are.
+"""The passes as operators of PyTorch's own, for ``torch.compile`` and for dispatch modes.
 
-While it traces, this is the backend, and what calls it the actual one. So the (N, C) algebra
-between the sweeps is compiled, into few kernels, and a model with SN is one graph.
+This is a backend too: each function calls an operator, whose body calls the backend that computes.
+A compiled model with SN is one graph, fake tensors pass, and FLOP counters have something to count.
+The operators write to no input: running statistics are moved beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from . import backend_for, dense, stats_dtype
+from .. import equations
+from ..equations import Moments, Parameters, Running, Settings, Sums, stats_dtype
+from . import aten
+from .native import dense, native_backend
 
 _LIBRARY = torch.library.Library('sn_mm', 'FRAGMENT')
 
@@ -22,70 +28,225 @@ def define_operator(schema: str, run: Callable, shapes: Callable) -> Callable:
     Args:
         schema: ``name(Tensor x, ...) -> Tensor``. The operator has no gradient of its own, writes
             to no input and gives a new tensor.
-        run: What it does.
+        run: Its body.
         shapes: The same on tensors without data.
     """
     name = schema[: schema.index('(')]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, run, 'CompositeExplicitAutograd')
-    _LIBRARY._register_fake(name, shapes)
+    if hasattr(_LIBRARY, '_register_fake'):  # torch >= 2.4
+        _LIBRARY._register_fake(name, shapes)
     return getattr(torch.ops.sn_mm, name)
 
 
-def _moments(x: Tensor) -> Tensor:
-    mean, var, _ = backend_for(x).moments(x, stats_dtype(x.dtype))
-    return torch.stack((mean, var))
+# --- The operators, with flat arguments ----------------------------------------------------------
+
+# Moments travel as three tensors, empty where a scope is not in use.
+_MOMENTS = 'Tensor instance, Tensor layer, Tensor batch'
+_LAYER = (
+    'Tensor mean_weight, Tensor var_weight, Tensor? weight, Tensor? bias, '
+    'str[] scopes, float eps, int correction'
+)
 
 
-def _apply(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return backend_for(x).apply(x, scale.contiguous(), shift.contiguous())
+def _pack(moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
+    layer, batch = (moments.get(k, moments['in'].new_empty(0)) for k in ('ln', 'bn'))
+    return moments['in'], layer, batch
 
 
-def _grad_sums(dy: Tensor, x: Tensor, mean: Tensor) -> Tensor:
+def _unpack(instance: Tensor, layer: Tensor, batch: Tensor, scopes: Sequence[str]) -> Moments:
+    moments = dict(zip(equations.SCOPES, (t.contiguous() for t in (instance, layer, batch))))
+    return {k: t for k, t in moments.items() if k == 'in' or k in scopes}
+
+
+def _measure(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    scopes: list[str],
+    correction: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    running = None
+    if running_mean is not None and running_var is not None:
+        running = Running(running_mean, running_var, None, None)
+    settings = Settings(tuple(scopes), 0.0, correction)
+    return _pack(native_backend(x).measure(x, settings, running, False))
+
+
+def _measure_shapes(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    scopes: list[str],
+    correction: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, c = x.shape[:2]
+    instance = x.new_empty(2, n, c, dtype=stats_dtype(x.dtype))
+    layer = instance.new_empty((2, n, 1) if 'ln' in scopes else (0,))
+    return instance, layer, instance.new_empty((2, 1, c) if 'bn' in scopes else (0,))
+
+
+def _layer_of(
+    mean_weight: Tensor,
+    var_weight: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scopes: list[str],
+    eps: float,
+    correction: int,
+) -> tuple[Parameters, Settings]:
+    parameters = Parameters(mean_weight, var_weight, weight, bias)
+    return parameters, Settings(tuple(scopes), eps, correction)
+
+
+def _normalize(x: Tensor, instance: Tensor, layer: Tensor, batch: Tensor, *flat: object) -> Tensor:
+    parameters, settings = _layer_of(*flat)  # type: ignore[arg-type]
+    moments = _unpack(instance, layer, batch, settings.scopes)
+    return native_backend(x).normalize(x, moments, parameters, settings)
+
+
+def _reduce(
+    dy: Tensor, x: Tensor, instance: Tensor, layer: Tensor, batch: Tensor, *flat: object
+) -> tuple[Tensor, ...]:
+    *layer_args, measured = flat
+    parameters, settings = _layer_of(*layer_args)  # type: ignore[arg-type]
+    moments = _unpack(instance, layer, batch, settings.scopes)
     dy = dense(dy, like=x)  # whatever format the compiled graph has it in
-    return torch.stack(backend_for(x).grad_sums(dy, x, mean.contiguous()))
+    backend = native_backend(x)
+    sums, gradients = backend.reduce(dy, x, moments, parameters, settings, bool(measured))
+    return tuple(sums.instance.new_empty(0) if t is None else t for t in (*sums, *gradients))
 
 
-def _grad_input(dy: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    dy = dense(dy, like=x)
-    return backend_for(x).grad_input(dy, x, *(t.contiguous() for t in (mean, a, b, c)))
+def _reduce_shapes(
+    dy: Tensor, x: Tensor, instance: Tensor, layer: Tensor, batch: Tensor, *flat: object
+) -> tuple[Tensor, ...]:
+    *layer_args, measured = flat
+    parameters, settings = _layer_of(*layer_args)  # type: ignore[arg-type]
+    fixed = 'bn' in settings.scopes and not measured
+    sums = instance, layer, instance.new_empty(0) if fixed else batch
+    shaped = (instance.new_empty(0) if t is None else torch.empty_like(t) for t in parameters)
+    return *(torch.empty_like(t) for t in sums), *shaped
 
 
-_moments_op = define_operator(
-    'moments(Tensor x) -> Tensor',
-    _moments,
-    lambda x: x.new_empty(2, *x.shape[:2], dtype=stats_dtype(x.dtype)),
+def _propagate(
+    dy: Tensor,
+    x: Tensor,
+    instance: Tensor,
+    layer: Tensor,
+    batch: Tensor,
+    sums: Tensor,
+    layer_sums: Tensor,
+    batch_sums: Tensor,
+    *flat: object,
+) -> Tensor:
+    *layer_args, total, positions = flat
+    parameters, settings = _layer_of(*layer_args)  # type: ignore[arg-type]
+    moments = _unpack(instance, layer, batch, settings.scopes)
+    wider = (t.contiguous() if t.numel() else None for t in (layer_sums, batch_sums))
+    return native_backend(x).propagate(
+        dense(dy, like=x), x, moments, Sums(sums.contiguous(), *wider), parameters, settings,
+        positions if total is None else total,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+_measure_op = define_operator(
+    'measure(Tensor x, Tensor? running_mean, Tensor? running_var, str[] scopes, int correction) '
+    '-> (Tensor, Tensor, Tensor)',
+    _measure,
+    _measure_shapes,
 )
-_apply_op = define_operator(
-    'apply(Tensor x, Tensor scale, Tensor shift) -> Tensor',
-    _apply,
-    lambda x, scale, shift: torch.empty_like(x),
+_normalize_op = define_operator(
+    f'normalize(Tensor x, {_MOMENTS}, {_LAYER}) -> Tensor',
+    _normalize,
+    lambda x, *others: torch.empty_like(x),
 )
-_grad_sums_op = define_operator(
-    'grad_sums(Tensor dy, Tensor x, Tensor mean) -> Tensor',
-    _grad_sums,
-    lambda dy, x, mean: mean.new_empty(2, *mean.shape),
+_reduce_op = define_operator(
+    f'reduce(Tensor dy, Tensor x, {_MOMENTS}, {_LAYER}, bool measured) '
+    '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
+    _reduce,
+    _reduce_shapes,
 )
-_grad_input_op = define_operator(
-    'grad_input(Tensor dy, Tensor x, Tensor mean, Tensor a, Tensor b, Tensor c) -> Tensor',
-    _grad_input,
-    lambda dy, x, *arrays: torch.empty_like(x),
+_propagate_op = define_operator(
+    f'propagate(Tensor dy, Tensor x, {_MOMENTS}, '
+    f'Tensor sums, Tensor layer_sums, Tensor batch_sums, {_LAYER}, Tensor? total, SymInt positions)'
+    ' -> Tensor',
+    _propagate,
+    lambda dy, x, *others: torch.empty_like(x),
 )
 
 
-def moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, None]:
-    mean, var = _moments_op(x).unbind()
-    return mean, var, None
+def _elements(factor: int) -> Callable[..., int]:
+    """A formula for ``torch.utils.flop_counter``: operations on each element of the first input."""
+    return lambda shape, *args, **kwargs: factor * math.prod(shape)
 
 
-def apply(x: Tensor, scale: Tensor, shift: Tensor, spare: None = None) -> Tensor:
-    return _apply_op(x, scale, shift)
+# A multiplication with an addition counts as two, as in torch's own formulas.
+for _operator, _factor in (
+    (_measure_op, 3),  # sum; difference, squared and summed
+    (_normalize_op, 2),
+    (_reduce_op, 4),  # sum; difference; product, summed
+    (_propagate_op, 5),  # difference; a * dy + b * (x - m) + c
+):
+    register_flop_formula(_operator)(_elements(_factor))
 
 
-def grad_sums(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    sum_dy, sum_dy_xc = _grad_sums_op(dy, x, mean).unbind()
-    return sum_dy, sum_dy_xc
+# --- The backend ---------------------------------------------------------------------------------
+
+contribute = equations.contribute
+unite = aten.unite
 
 
-def grad_input(dy: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    return _grad_input_op(dy, x, mean, a, b, c)
+def measure(x: Tensor, settings: Settings, running: Running | None, training: bool) -> Moments:
+    given = running is not None and not training and 'bn' in settings.scopes
+    fixed = (running.mean, running.var) if running is not None and given else (None, None)
+    arrays = _measure_op(x, *fixed, list(settings.scopes), settings.correction)
+    moments = {k: t for k, t in zip(equations.SCOPES, arrays) if k in ('in', *settings.scopes)}
+    if training and running is not None:
+        total = torch.full((), x.numel() // x.shape[1], device=x.device)
+        equations.move_running(*running, moments['bn'], total, settings.correction)
+    return moments
+
+
+def normalize(x: Tensor, moments: Moments, parameters: Parameters, settings: Settings) -> Tensor:
+    return _normalize_op(x, *_pack(moments), *_flat(parameters, settings))
+
+
+def _flat(parameters: Parameters, settings: Settings) -> tuple:
+    return *parameters, list(settings.scopes), settings.eps, settings.correction
+
+
+def reduce(
+    dy: Tensor,
+    x: Tensor,
+    moments: Moments,
+    parameters: Parameters,
+    settings: Settings,
+    measured: bool,
+) -> tuple[Sums, Parameters]:
+    instance, layer, batch, *gradients = _reduce_op(
+        dy, x, *_pack(moments), *_flat(parameters, settings), measured
+    )
+    sums = Sums(
+        instance,
+        layer if 'ln' in settings.scopes else None,
+        batch if 'bn' in settings.scopes and measured else None,
+    )
+    given = (None if p is None else grad for p, grad in zip(parameters, gradients))
+    return sums, Parameters(*given)  # type: ignore[arg-type]
+
+
+def propagate(
+    dy: Tensor,
+    x: Tensor,
+    moments: Moments,
+    sums: Sums,
+    parameters: Parameters,
+    settings: Settings,
+    total: int | Tensor,
+) -> Tensor:
+    none = sums.instance.new_empty(0)
+    wider = (none if t is None else t for t in sums[1:])
+    counted = (total, 1) if isinstance(total, Tensor) else (None, total)
+    return _propagate_op(
+        dy, x, *_pack(moments), sums.instance, *wider, *_flat(parameters, settings), *counted
+    )

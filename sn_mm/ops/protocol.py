@@ -17,77 +17,19 @@ L = prod(S) positions, not empty, dense in one and the same memory format (conti
 or channels_last_3d). Moments and sums are contiguous and in ``stats_dtype(x.dtype)``: float64 for
 float64 maps, else float32. Parameters and running statistics may have any floating dtype.
 
-The equations are those of :mod:`sn_mm.equations`, which this module's comments refer to.
+The equations, and the tuples that the functions take, are those of :mod:`sn_mm.equations`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Moments = dict[str, Tensor]
-"""Means above variances, by scope: 'in' (2, N, C), always; 'ln' (2, N, 1); 'bn' (2, 1, C)."""
+from ..equations import Moments, Parameters, Running, Settings, Sums
 
-
-class Settings(NamedTuple):
-    """What a layer is besides its tensors.
-
-    Attributes:
-        scopes: The scopes that are mixed, in the order in, ln, bn. Where maps have one position
-            'in' is left out, and the logits have one entry more than there are scopes: the first.
-        eps: Added to the mixed variance.
-        correction: 0: biased instance variances. 1: unbiased, times L / (L - 1) where L > 1; all
-            scopes are pooled from these.
-    """
-
-    scopes: tuple[str, ...]
-    eps: float
-    correction: int
-
-
-class Parameters(NamedTuple):
-    """Logits (K,) of the mixes of means and of variances; ``weight`` and ``bias`` (C,) or None."""
-
-    mean_weight: Tensor
-    var_weight: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-
-
-class Running(NamedTuple):
-    """Running statistics of the batch scope.
-
-    Attributes:
-        mean, var: (C,).
-        batches: Scalar int64, the number of batches seen, or None.
-        momentum: Share of a new batch; None: 1 / batches, the new one counted.
-    """
-
-    mean: Tensor
-    var: Tensor
-    batches: Tensor | None
-    momentum: float | None
-
-
-class Sums(NamedTuple):
-    """Sums of the backward pass.
-
-    With ``m`` the instance mean, ``mu`` and ``r`` mixed mean and 1 / sqrt(mixed variance + eps),
-    ``w`` the weight (1 without), S1 and S2 the sums over positions of ``dy`` and ``dy * (x - m)``:
-
-    Attributes:
-        instance: (2, N, C), S1 above S2.
-        layer: (2, N, 1) for 'ln', else None: sums over channels of g1 above g2, where
-            g1 = w r S1 and g2 = w r^2 (r (S2 + (m - mu) S1)) are minus the gradients of the mixed
-            mean and of twice the mixed variance.
-        batch: (2, 1, C) for a 'bn' that was measured, else None: the same over instances.
-    """
-
-    instance: Tensor
-    layer: Tensor | None
-    batch: Tensor | None
+__all__ = ['Backend', 'Moments', 'Parameters', 'Running', 'Settings', 'Sums']
 
 
 class Backend(Protocol):
@@ -168,5 +110,5 @@ class Backend(Protocol):
             sums: With ``batch`` summed over the ranks where synchronised; a ``batch`` of None holds
                 'bn' fixed.
             total: Positions behind 'bn', over all ranks: a number, or a float64 scalar on the
-                device of ``x``, which is at least 1.
+                device of ``x``.
         """

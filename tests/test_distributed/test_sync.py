@@ -7,6 +7,7 @@ import gc
 import pickle
 import weakref
 from typing import Any
+from unittest import mock
 
 import pytest
 import reference
@@ -18,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from sn_mm import SwitchNorm1d, SwitchNorm2d
+from sn_mm import SwitchNorm1d, SwitchNorm2d, distributed
+from sn_mm.errors import InputError
 from sn_mm.functional import switch_norm
 from sn_mm.layer import SwitchNorm
 
@@ -138,6 +140,14 @@ def test_equals_one_process_with_the_union(rank, size, sizes):
         check_union(randomise(layer), make_maps(SIZES[sizes][:size]), rank)
     layer = SwitchNorm2d(C, correction=1, dtype=torch.float64)
     check_union(randomise(layer), make_maps(SIZES[sizes][:size]), rank)
+
+
+@pytest.mark.slow
+@on_ranks(5, 8)
+def test_many_ranks_equal_one_process_with_the_union(rank, size):
+    sizes = [(1 + rank % 3, C, 2 + rank % 4, 3) for rank in range(size - 1)]
+    maps = make_maps([*sizes, (0, C, 2, 2)])
+    check_union(randomise(SwitchNorm2d(C, dtype=torch.float64)), maps, rank)
 
 
 @on_ranks(2, 3)
@@ -339,16 +349,59 @@ def test_ddp_with_a_layer_used_twice(rank, size):
 
 @on_ranks(2, 3)
 def test_one_collective_forward_and_one_backward_of_few_numbers(rank, size):
-    """From the second step on; the first also compares the ranks' channels."""
-    for shape in [(2, C, 8, 8), (rank, C, 3, 3), (0, C, 1, 1)]:
-        layer = SwitchNorm2d(C)
-        layer(torch.randn(shape))
-        with Collectives() as forward:
-            y = layer(torch.randn(shape, requires_grad=True))
-        with Collectives() as backward:
-            y.sum().backward()
-        assert len(forward.calls) == len(backward.calls) == 1, (forward.calls, backward.calls)
-        assert all(numel <= size * (2 * C + 2) for _, numel in forward.calls + backward.calls)
+    """Once the ranks no longer compare their channels, which they do in a group's first calls."""
+    with mock.patch.object(distributed, 'CHECKED_CALLS', 0):
+        for shape in [(2, C, 8, 8), (rank, C, 3, 3), (0, C, 1, 1)]:
+            layer = SwitchNorm2d(C)
+            with Collectives() as forward:
+                y = layer(torch.randn(shape, requires_grad=True))
+            with Collectives() as backward:
+                y.sum().backward()
+            assert forward.calls == [('allreduce_', 2 * C + 1)]
+            assert backward.calls == [('allreduce_', 2 * C)]
+
+
+@on_ranks(2)
+def test_the_ranks_compare_their_channels_in_a_groups_first_calls_only(rank, size):
+    with mock.patch.object(distributed, 'CHECKED_CALLS', 3):
+        group = dist.new_group([0, 1])
+        with Collectives() as collectives:
+            for _ in range(3):
+                SwitchNorm2d(C, process_group=group)(torch.randn(2, C, 3, 3)).sum().backward()
+    names = [name for name, _ in collectives.calls]
+    assert names == ['allgather_', 'allreduce_'] * 3 + ['allreduce_'] * 3
+
+
+@on_ranks(2, cases=[{'how': k} for k in ('unpickled', 'copied', 'loaded')])
+def test_what_became_of_a_layer_on_one_rank_changes_no_collective(rank, size, how):
+    layer = randomise(SwitchNorm2d(C, dtype=torch.float64))
+    maps = make_maps(SIZES['uneven N'][:size])
+    layer(maps[rank])
+    if rank and how == 'unpickled':
+        layer = pickle.loads(pickle.dumps(layer))
+    elif rank and how == 'copied':
+        layer = copy.deepcopy(copy.copy(layer))
+    elif rank:
+        layer = SwitchNorm2d(C, dtype=torch.float64)
+        layer.load_state_dict(randomise(SwitchNorm2d(C, dtype=torch.float64)).state_dict())
+    with Collectives() as collectives:
+        y = layer(maps[rank])
+    judge = reference.switch_norm(maps, **dict(layer.named_parameters()))
+    torch.testing.assert_close(y, judge.outputs[rank])
+    assert len(collectives.calls) == 2
+
+
+@on_ranks(2)
+def test_second_derivatives_of_a_synchronised_layer_are_refused(rank, size):
+    layer = SwitchNorm2d(C, dtype=torch.float64)
+    x = make_maps(SIZES['uneven N'][:size])[rank].requires_grad_()
+    with pytest.raises(InputError, match='sync=False'):
+        torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(InputError, match='sync=False'):
+        torch.func.grad(lambda x: layer(x).square().sum())(x)
+    layer.sync = False
+    torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    dist.barrier()
 
 
 @on_ranks(2)

@@ -1,0 +1,171 @@
+"""Both passes of Switchable Normalization, and the autograd function that they make.
+
+Kept for backward: the input, the parameters, and O(NC) numbers, the moments of the scopes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from . import equations
+from .distributed import sum_over_ranks
+from .equations import Moments, Parameters, Running, Settings
+from .errors import InputError
+from .ops import backend_for, dense
+from .tracing import is_compiling
+
+__all__ = ['Batch', 'SwitchNormFunction', 'forward_pass', 'used_scopes']
+
+
+class Batch(NamedTuple):
+    """The batch scope as it was measured.
+
+    Attributes:
+        moments: (2, 1, C).
+        total: Positions behind it, over all ranks; a float64 scalar where synchronised.
+    """
+
+    moments: Tensor
+    total: int | Tensor
+
+
+def used_scopes(x: Tensor, normalizers: tuple[str, ...]) -> tuple[str, ...]:
+    """With one position an instance has no statistics of its own: 'in' is left out."""
+    one = math.prod(x.shape[2:]) == 1
+    return tuple(k for k in normalizers if k != 'in') if one else normalizers
+
+
+def forward_pass(
+    x: Tensor,
+    parameters: Parameters,
+    running: Running | None,
+    training: bool,
+    settings: Settings,
+    process_group: ProcessGroup | None,
+) -> tuple[Tensor, Moments, Batch | None]:
+    """The output, the moments of the scopes, and 'bn' where it was measured.
+
+    Args:
+        x: Dense (:func:`sn_mm.ops.dense`).
+        running: Moved in training, else taken for 'bn'; None: 'bn' is measured, nothing moved.
+    """
+    backend = backend_for(x)
+    measured = 'bn' in settings.scopes and (training or running is None)
+    batch = None
+    if measured and process_group is not None:
+        moments = backend.measure(x, settings, None, True)
+        totals = backend.contribute(moments['bn'], x.numel() // x.shape[1])
+        totals = sum_over_ranks(totals, process_group)
+        moments['bn'] = backend.unite(totals, moments['in'].dtype, settings, running)
+        batch = Batch(moments['bn'], totals[0])
+    else:
+        moments = backend.measure(x, settings, running, training)
+        if measured:
+            batch = Batch(moments['bn'], x.numel() // x.shape[1])
+    return backend.normalize(x, moments, parameters, settings), moments, batch
+
+
+class SwitchNormFunction(torch.autograd.Function):
+    """Arguments as :func:`forward_pass`'s, one by one; with ``give_batch`` it returns 'bn' too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        mean_weight: Tensor,
+        var_weight: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        num_batches_tracked: Tensor | None,
+        momentum: float | None,
+        training: bool,
+        settings: Settings,
+        process_group: ProcessGroup | None,
+        give_batch: bool,
+    ) -> Any:
+        parameters = Parameters(mean_weight, var_weight, weight, bias)
+        running = None
+        if running_mean is not None and running_var is not None:
+            running = Running(running_mean, running_var, num_batches_tracked, momentum)
+        y, moments, batch = forward_pass(x, parameters, running, training, settings, process_group)
+        total: Any = 1 if batch is None else batch.total
+        on_device = total if isinstance(total, Tensor) else None
+        ctx.save_for_backward(x, *parameters, on_device, *moments.values())
+        ctx.constants = tuple(moments), settings, None if on_device is not None else total
+        ctx.measured, ctx.process_group = batch is not None, process_group
+        if not give_batch:
+            return y
+        if batch is None:
+            return y, None, None
+        ctx.mark_non_differentiable(*(t for t in batch if isinstance(t, Tensor)))
+        return y, *batch
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+        x, mean_weight, var_weight, weight, bias, on_device, *arrays = ctx.saved_tensors
+        parameters = Parameters(mean_weight, var_weight, weight, bias)
+        scopes, settings, constant = ctx.constants
+        moments = dict(zip(scopes, arrays))
+        needed = ctx.needs_input_grad[:5]
+        if not is_compiling() and torch.is_grad_enabled():  # create_graph=True
+            if ctx.process_group is not None:
+                raise InputError(
+                    'second derivatives (create_graph=True) go through a layer with sync=False '
+                    'only, and this one is synchronised over ranks'
+                )
+            grads = _differentiable_backward(
+                dy, x, parameters, None if ctx.measured else moments.get('bn'), settings, needed
+            )
+            return *grads, *(None,) * 8
+
+        if not is_compiling():  # which does not know dy's format; the operators do this themselves
+            dy = dense(dy, like=x)
+        backend = backend_for(x)
+        sums, gradients = backend.reduce(dy, x, moments, parameters, settings, ctx.measured)
+        if ctx.process_group is not None and sums.batch is not None:
+            sums = sums._replace(batch=sum_over_ranks(sums.batch, ctx.process_group))
+        dx = None
+        if needed[0] and x.numel():
+            total = constant if on_device is None else on_device
+            dx = backend.propagate(dy, x, moments, sums, parameters, settings, total)
+        elif needed[0]:
+            dx = torch.empty_like(x)
+        wanted = (grad if need else None for grad, need in zip(gradients, needed[1:]))
+        return dx, *wanted, *(None,) * 8
+
+
+def _differentiable_backward(
+    dy: Tensor,
+    x: Tensor,
+    parameters: Parameters,
+    fixed: Tensor | None,
+    settings: Settings,
+    needed: tuple[bool, ...],
+) -> list[Tensor | None]:
+    """The first derivatives, by differentiating the ordinary operations, with a graph of their own.
+
+    Args:
+        fixed: (2, 1, C), the moments of 'bn' where it was not measured.
+    """
+    inputs = x, *parameters
+    wanted = [t for t, need in zip(inputs, needed) if need and t is not None]
+    mean, var = (None, None) if fixed is None else fixed[:, 0].unbind()
+    scopes = list(settings.scopes)
+    if parameters.mean_weight.numel() > len(scopes):
+        scopes.insert(0, 'in')
+    y = equations.switch_norm(
+        x, parameters.mean_weight, parameters.var_weight, mean, var, parameters.weight,
+        parameters.bias, False, None, settings.eps, scopes, settings.correction, None,
+    )  # fmt: skip
+    if x.numel():
+        grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    else:
+        grads = iter([torch.zeros_like(t) for t in wanted])
+    return [next(grads) if need and t is not None else None for t, need in zip(inputs, needed)]

@@ -1,0 +1,127 @@
+"""The backends that compute, the choice of one, and the memory formats that they take."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from . import aten
+from .protocol import Backend
+
+__all__ = ['dense', 'native_backend']
+
+_NAMES = ('aten', 'cpu', 'triton')
+_FORCED = os.environ.get('SN_MM_BACKEND', '')
+if _FORCED not in ('', *_NAMES):
+    raise ValueError(
+        f'the environment variable SN_MM_BACKEND must be one of {_NAMES} or empty, got {_FORCED!r}'
+    )
+
+
+def native_backend(x: Tensor) -> Backend:
+    """The backend that computes; never ``custom_ops``, whose operators call this.
+
+    Raises:
+        ValueError: ``SN_MM_BACKEND`` names one that cannot take ``x``.
+    """
+    if _FORCED == 'aten' or type(x) not in (Tensor, torch.nn.Parameter) or not x.numel():
+        return aten
+    if _FORCED:
+        return _forced(_FORCED, x.device, x.dtype)
+    name = {'cuda': 'triton'}.get(x.device.type)
+    if name is None or x.dtype not in _KERNEL_DTYPES:
+        return aten
+    return _kernels_or_aten(name, x.device)
+
+
+_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _load(name: str) -> Backend:
+    if name == 'cpu':
+        from . import cpu
+
+        return cpu
+    from .triton import launch
+
+    return launch
+
+
+@cache
+def _kernels_or_aten(name: str, device: torch.device) -> Backend:
+    why = _UNAVAILABLE[name](device)
+    if why is None:
+        return _load(name)
+    if why:
+        warnings.warn(
+            f"sn_mm takes PyTorch's own operations, the slower ones, on {device}: {why}; "
+            f'SN_MM_BACKEND=aten in the environment says that they are wanted',
+            stacklevel=2,
+        )
+    return aten
+
+
+@cache
+def _forced(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    why = _UNAVAILABLE[name](device)
+    if why is None and dtype not in _KERNEL_DTYPES:
+        why = f'{dtype} is not among float32, float16 and bfloat16, which it takes'
+    if why is not None:
+        raise ValueError(
+            f'SN_MM_BACKEND={name} cannot run on {device}: {why or "it is not installed"}'
+        )
+    return _load(name)
+
+
+def _no_cpu(device: torch.device) -> str | None:
+    """Why the C kernels cannot run on ``device``; None if they can."""
+    from . import cpu
+
+    return 'it needs a CPU tensor' if device.type != 'cpu' else cpu.unavailable()
+
+
+def _no_triton(device: torch.device) -> str | None:
+    """Why Triton's kernels cannot run on ``device``, '' if it is not installed; None if they can.
+
+    Triton compiles a program of its own to start a kernel: without a C compiler it cannot. So one
+    kernel is tried before it is trusted.
+    """
+    try:
+        from .triton import launch
+    except ImportError:
+        return ''
+    if not launch.INTERPRETED:
+        if device.type != 'cuda':
+            return 'it needs a CUDA device, or TRITON_INTERPRET=1 in the environment'
+        if torch.version.cuda and torch.cuda.get_device_capability(device) < (7, 0):
+            return 'it needs a GPU of compute capability 7.0 or later'
+    try:
+        totals = torch.ones(3, dtype=torch.float64, device=device)
+        launch.unite(totals, torch.float32, aten.Settings(('bn',), 1e-5, 0), None)
+    except Exception as error:  # whatever the compiler and the driver have to say
+        return ' '.join(f'{type(error).__name__}: {error}'.split())
+    return None
+
+
+_UNAVAILABLE = {'cpu': _no_cpu, 'triton': _no_triton}
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    if not x.is_contiguous():
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            return torch.channels_last
+        if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+            return torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """``x`` itself where it is dense in the memory format of ``like`` (default: x), else a copy.
+
+    Formats are contiguous, channels_last and channels_last_3d; any other becomes contiguous.
+    """
+    return x.contiguous(memory_format=_memory_format(x if like is None else like))
