@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, _functional_collectives
 
 from .errors import InputError
 from .tracing import is_compiling
@@ -59,8 +59,19 @@ def resolve_group(
     return _consecutive_ranks(size, dist.group.WORLD) if size > 1 else None
 
 
-# Called while a model is traced: process groups exist before it is compiled.
-constant_group = torch.compiler.assume_constant_result(resolve_group)
+@torch.compiler.assume_constant_result
+def constant_group(
+    sync: bool | int, process_group: ProcessGroup | None = None
+) -> ProcessGroup | None:
+    """:func:`resolve_group` while a model is traced: groups exist before it is compiled.
+
+    A rank may later fall back to running the layer as it is, alone: so a group's checks, which
+    compiled layers do not make, end here on all ranks.
+    """
+    group = resolve_group(sync, process_group)
+    if group is not None:
+        _CALLS[group] = CHECKED_CALLS
+    return group
 
 
 def _consecutive_ranks(size: int, world: Any) -> ProcessGroup:
@@ -93,26 +104,17 @@ def sum_over_ranks(numbers: Tensor, process_group: ProcessGroup) -> Tensor:
     Raises:
         InputError: The ranks disagree on C. Raised on every rank.
     """
-    if is_compiling():
-        from .ops.collectives import all_reduce
-
-        return all_reduce(numbers, process_group.group_name)
-    all_reduce_in_place(numbers, process_group)
-    return numbers
-
-
-def all_reduce_in_place(numbers: Tensor, process_group: ProcessGroup) -> None:
-    """As :func:`sum_over_ranks`, in place, eager.
-
-    gloo ends the process when sizes differ, nccl waits for ever. So the ranks compare them before a
-    group's first collectives. What is counted are the group's calls, which all ranks make, and
-    nothing in a layer: a rank that has loaded, copied or compiled its own does the same.
-    """
+    if is_compiling():  # torch's own operator: the compiler keeps collectives in order
+        return _functional_collectives.all_reduce(numbers, 'sum', process_group)
+    # gloo ends the process when sizes differ, nccl waits for ever. So the ranks compare them before
+    # a group's first collectives. What is counted are the group's calls, which all ranks make, and
+    # nothing in a layer: a rank that has loaded or copied its own does the same.
     calls = _CALLS.get(process_group, 0)
     if calls < CHECKED_CALLS:
         _CALLS[process_group] = calls + 1
         _check_same_channels(numbers.numel() // 2, numbers.device, process_group)
     dist.all_reduce(numbers, group=process_group)
+    return numbers
 
 
 def _check_same_channels(channels: int, device: torch.device, process_group: ProcessGroup) -> None:

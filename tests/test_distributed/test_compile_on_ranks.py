@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.distributed as dist
 from ranks import on_ranks
-from torch import nn
+from torch import Tensor, nn
 
-from sn_mm import SwitchNorm2d
+from sn_mm import SwitchNorm2d, distributed
 
 
 @on_ranks(2, cases=[{'sync': True}, {'sync': 1}], timeout=180)
@@ -30,3 +31,36 @@ def test_one_graph_pools_over_the_ranks(rank: int, size: int, sync: bool | int) 
         torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-4)
     for b, c in zip(eager.buffers(), twin.buffers()):
         torch.testing.assert_close(c, b)
+
+
+class Branches(nn.Module):
+    """Two layers whose order a compiler could change, and a third whose output nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.unread = (SwitchNorm2d(c) for c in (3, 4, 5))
+
+    def forward(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        second = self.second(y)
+        self.unread(z)
+        return self.first(x), second
+
+
+@on_ranks(2, cases=[{'backend': 'aot_eager'}, {'backend': 'inductor'}], timeout=240)
+def test_the_collectives_of_a_compiled_model_keep_their_order(
+    rank: int, size: int, backend: str
+) -> None:
+    """Eager on one rank, compiled on the other: the ranks meet in the same collectives."""
+    distributed.constant_group(True)  # as on a rank that has compiled and runs eager since
+    model = Branches()
+    steps = torch.compile(model, fullgraph=True, backend=backend) if rank else model
+    torch.manual_seed(rank)
+    for _ in range(2):
+        inputs = [torch.randn(2, c, 4, 4, requires_grad=True) for c in (3, 4, 5)]
+        first, second = steps(*inputs)
+        (first.square().sum() + second.square().sum()).backward()
+    for name in ('first', 'second', 'unread'):
+        mean = getattr(model, name).running_mean
+        both = [torch.empty_like(mean) for _ in range(size)]
+        dist.all_gather(both, mean)
+        torch.testing.assert_close(*both)
