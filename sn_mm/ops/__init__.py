@@ -23,6 +23,6 @@ def backend_for(x: Tensor) -> Backend:
     """The backend that a layer calls for ``x``.
 
     Raises:
-        ValueError: ``SN_MM_BACKEND`` names one that cannot take ``x``.
+        InputError: ``SN_MM_BACKEND`` names one that cannot take ``x``.
     """
     return custom_ops if is_compiling() or is_watched() else native_backend(x)

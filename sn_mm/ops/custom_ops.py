@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .. import equations
 from ..equations import Moments, Parameters, Running, Settings, Sums, stats_dtype
@@ -32,10 +32,11 @@ def define_operator(schema: str, run: Callable, shapes: Callable) -> Callable:
         shapes: The same on tensors without data.
     """
     name = schema[: schema.index('(')]
-    _LIBRARY.define(schema)
-    _LIBRARY.impl(name, run, 'CompositeExplicitAutograd')
-    if hasattr(_LIBRARY, '_register_fake'):  # torch >= 2.4
-        _LIBRARY._register_fake(name, shapes)
+    if not hasattr(torch.ops.sn_mm, name):  # a second import in one process has those of the first
+        _LIBRARY.define(schema)
+        _LIBRARY.impl(name, run, 'CompositeExplicitAutograd')
+        if hasattr(_LIBRARY, '_register_fake'):  # torch >= 2.4
+            _LIBRARY._register_fake(name, shapes)
     return getattr(torch.ops.sn_mm, name)
 
 
@@ -187,7 +188,8 @@ for _operator, _factor in (
     (_reduce_op, 4),  # sum; difference; product, summed
     (_propagate_op, 5),  # difference; a * dy + b * (x - m) + c
 ):
-    register_flop_formula(_operator)(_elements(_factor))
+    if _operator not in flop_registry:
+        register_flop_formula(_operator)(_elements(_factor))
 
 
 # --- The backend ---------------------------------------------------------------------------------

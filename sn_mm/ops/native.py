@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from . import aten
 from .protocol import Backend
 
@@ -17,7 +18,7 @@ __all__ = ['dense', 'native_backend']
 _NAMES = ('aten', 'cpu', 'triton')
 _FORCED = os.environ.get('SN_MM_BACKEND', '')
 if _FORCED not in ('', *_NAMES):
-    raise ValueError(
+    raise InputError(
         f'the environment variable SN_MM_BACKEND must be one of {_NAMES} or empty, got {_FORCED!r}'
     )
 
@@ -26,7 +27,7 @@ def native_backend(x: Tensor) -> Backend:
     """The backend that computes; never ``custom_ops``, whose operators call this.
 
     Raises:
-        ValueError: ``SN_MM_BACKEND`` names one that cannot take ``x``.
+        InputError: ``SN_MM_BACKEND`` names one that cannot take ``x``.
     """
     if _FORCED == 'aten' or type(x) not in (Tensor, torch.nn.Parameter) or not x.numel():
         return aten
@@ -71,7 +72,7 @@ def _forced(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     if why is None and dtype not in _KERNEL_DTYPES:
         why = f'{dtype} is not among float32, float16 and bfloat16, which it takes'
     if why is not None:
-        raise ValueError(
+        raise InputError(
             f'SN_MM_BACKEND={name} cannot run on {device}: {why or "it is not installed"}'
         )
     return _load(name)
