@@ -33,7 +33,7 @@ def native_backend(x: Tensor) -> Backend:
         return aten
     if _FORCED:
         return _forced(_FORCED, x.device, x.dtype)
-    name = {'cuda': 'triton'}.get(x.device.type)
+    name = {'cpu': 'cpu', 'cuda': 'triton'}.get(x.device.type)
     if name is None or x.dtype not in _KERNEL_DTYPES:
         return aten
     return _kernels_or_aten(name, x.device)
