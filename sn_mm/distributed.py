@@ -44,7 +44,7 @@ def resolve_group(
         process_group: The group that ``sync=True`` stands for.
 
     Without ``process_group`` the group is the layers' own, apart from the default one:
-    DistributedDataParallel reduces gradients there as they become ready, which with
+    DistributedDataParallel reduces gradients over that as they become ready, which with
     ``find_unused_parameters`` is at another moment on every rank.
 
     Raises:
@@ -107,8 +107,8 @@ def sum_over_ranks(numbers: Tensor, process_group: ProcessGroup) -> Tensor:
     if is_compiling():  # torch's own operator: the compiler keeps collectives in order
         return _functional_collectives.all_reduce(numbers, 'sum', process_group)
     # gloo ends the process when sizes differ, nccl waits for ever. So the ranks compare them before
-    # a group's first collectives. What is counted are the group's calls, which all ranks make, and
-    # nothing in a layer: a rank that has loaded or copied its own does the same.
+    # a group's first collectives. The group's calls are counted, which all ranks make, and nothing
+    # in a layer: a rank that has loaded or copied its own does the same.
     calls = _CALLS.get(process_group, 0)
     if calls < CHECKED_CALLS:
         _CALLS[process_group] = calls + 1

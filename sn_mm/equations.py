@@ -32,7 +32,7 @@ Moments = dict[str, Tensor]
 
 
 class Settings(NamedTuple):
-    """What a layer is besides its tensors.
+    """The settings of a layer that are no tensors.
 
     Attributes:
         scopes: The scopes that are mixed, in the order in, ln, bn. Where a channel of an instance
@@ -117,7 +117,7 @@ def contribute(batch: Tensor, count: int) -> Tensor:
     """The numbers that a rank adds to the batch scope, (2C + 1,) float64.
 
     [count, count * mean, count * (var + mean^2)]: in float64 E[x^2] - E[x]^2 is sound. At a mean of
-    1e6 it costs 1e-4 of a unit variance, below what float32 input resolves there.
+    1e6 it costs 1e-4 of a unit variance, which float32 input does not resolve at that mean.
 
     Args:
         batch: (2, 1, C), the moments of 'bn' on this rank.
@@ -329,7 +329,7 @@ def switch_norm(
         var = var * (positions / (positions - correction).clamp(min=1))
     instance = torch.stack([mean, var])
     logits = _as(torch.stack([mean_weight, var_weight]), dtype)
-    if normalizers[0] == 'in':  # left out where there is one position
+    if normalizers[0] == 'in':  # left out for one position
         first = torch.arange(len(normalizers), device=x.device) == 0
         logits = logits.masked_fill(first & (positions < 2), float('-inf'))
 
@@ -361,5 +361,5 @@ def switch_norm(
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A cast only where there is something to cast, for short graphs."""
+    """``tensor`` itself if it has ``dtype`` already, for short graphs."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)

@@ -42,14 +42,14 @@ def canonical_normalizers(normalizers: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_instances(input: Tensor, normalizers: tuple[str, ...]) -> None:
-    """Checks that there is something to normalise with.
+    """Checks that the input has statistics.
 
     Raises:
-        InputError: 'in' alone, and one position per map.
+        InputError: 'in' alone, and one position per channel.
     """
     if normalizers == ('in',) and math.prod(input.shape[2:]) == 1:
         raise InputError(
-            f"normalizers=('in',) has no statistics for one position per map, got input of "
+            f"normalizers=('in',) has no statistics for one position per channel, got input of "
             f"shape {tuple(map(int, input.shape))}; add 'ln' or 'bn'"
         )
 
@@ -86,9 +86,9 @@ def switch_norm(
         momentum: Share of the new batch in the running statistics. None: cumulative average, needs
             ``num_batches_tracked``.
         eps: Added to the mixed variance.
-        normalizers: The K scopes, any of 'in', 'ln', 'bn'. With one position per map (S all ones,
-            or (N, C) input) an instance has no statistics of its own: 'in' is left out and the
-            softmax taken over what remains.
+        normalizers: The K scopes, any of 'in', 'ln', 'bn'. With one position per channel
+            (S all ones, or (N, C) input) an instance has no statistics of its own: 'in' is left
+            out and the softmax taken over the rest.
         correction: 0, the paper's biased instance variance; 1, the unbiased one of the authors'
             released code, which then feeds all scopes, and the running variance as it is.
         process_group: Pool the batch scope over these ranks in training, every position with the
@@ -153,7 +153,7 @@ def switch_norm(
         )  # fmt: skip
 
     # A forward pass inside a backward pass is activation checkpointing's second one: it must not
-    # count the same batch twice. (torch.compile has its own way there, without such a pass.)
+    # count the same batch twice. (torch.compile recomputes without such a pass.)
     recomputing = not compiling and torch._C._current_graph_task_id() != -1
     running = None
     if running_mean is not None and running_var is not None and not (training and recomputing):

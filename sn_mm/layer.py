@@ -42,7 +42,7 @@ class SwitchNorm(_InstanceNorm):
         affine: Learn ``weight`` and ``bias`` per channel. Default: True.
         track_running_stats: Keep running statistics of the batch scope for evaluation, as
             ``nn.BatchNorm2d`` does. False: evaluation takes them from the batch at hand.
-            Without 'bn' in ``normalizers`` there is nothing to track. Default: True.
+            Without 'bn' in ``normalizers`` nothing is tracked. Default: True.
         normalizers: The scopes to mix, one or more of 'in', 'ln', 'bn'. Default: all three.
         sync: Pool the batch scope in training over all ranks (True), over groups of k consecutive
             ranks (k), or not (False). Local where torch.distributed is not initialised.
@@ -65,12 +65,12 @@ class SwitchNorm(_InstanceNorm):
         running_mean, running_var, num_batches_tracked: As ``nn.BatchNorm2d``'s.
 
     Shape:
-        - Input: (N, C, \*S). With one position per map (S all ones, or (N, C)) 'in' is left out and
-          the softmax taken over the rest.
+        - Input: (N, C, \*S). With one position per channel (S all ones, or (N, C)) 'in' is left
+          out and the softmax taken over the rest.
         - Output: as the input, with its dtype and memory format.
 
     Raises:
-        InputError: Arguments outside what is allowed; input of another shape. A ValueError.
+        InputError: Arguments that are not allowed; input of another shape. A ValueError.
         TypeError: Input that is not floating point.
 
     Examples::

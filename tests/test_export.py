@@ -85,7 +85,7 @@ def test_recording_checks_its_input_as_running_does():
     layer = SwitchNorm2d(3).eval()
     with pytest.raises(ValueError, match=r'C = 3, got \(2, 4, 5, 5\)'):
         torch.jit.trace(layer, torch.randn(2, 4, 5, 5))
-    with pytest.raises(ValueError, match='no statistics for one position per map'):
+    with pytest.raises(ValueError, match='no statistics for one position per channel'):
         torch.jit.trace(SwitchNorm2d(3, normalizers='in').eval(), torch.randn(2, 3, 1, 1))
 
 

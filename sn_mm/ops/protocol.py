@@ -1,4 +1,4 @@
-r"""What a backend is: both passes of SN from the map to the map, cut only where ranks meet.
+r"""The contract of a backend: both passes of SN from input to output, cut only where ranks meet.
 
 Forward:
 
@@ -15,7 +15,7 @@ Backward:
 Shapes and dtypes, for all backends: ``x``, ``dy``, ``y`` and ``dx`` are (N, C, \*S) with
 L = prod(S) positions, not empty, dense in one and the same memory format (contiguous, channels_last
 or channels_last_3d). Moments and sums are contiguous and in ``stats_dtype(x.dtype)``: float64 for
-float64 maps, else float32. Parameters and running statistics may have any floating dtype.
+float64 input, else float32. Parameters and running statistics may have any floating dtype.
 
 The equations, and the tuples that the functions take, are those of :mod:`sn_mm.equations`.
 """
@@ -51,7 +51,7 @@ class Backend(Protocol):
         """
 
     def contribute(self, batch: Tensor, count: int) -> Tensor:
-        """What a rank adds to the batch scope: (2C + 1,) float64.
+        """The numbers that a rank adds to the batch scope: (2C + 1,) float64.
 
         Args:
             batch: (2, 1, C), the moments of 'bn' on this rank.
@@ -64,7 +64,7 @@ class Backend(Protocol):
     def unite(
         self, totals: Tensor, dtype: torch.dtype, settings: Settings, running: Running | None
     ) -> Tensor:
-        """Moments of 'bn' over all ranks, (2, 1, C) in ``dtype``, and moves ``running`` there.
+        """Moments of 'bn' over all ranks, (2, 1, C) in ``dtype``; moves ``running`` towards them.
 
         Args:
             totals: The sum of the ranks' contributions. Without positions the moments are 0 and
