@@ -7,12 +7,11 @@ The operators write to no input: running statistics are moved beside them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry, register_flop_formula
+from torch.utils import flop_counter
 
 from .. import equations
 from ..equations import Moments, Parameters, Running, Settings, Sums, stats_dtype
@@ -176,20 +175,17 @@ _propagate_op = define_operator(
 )
 
 
-def _elements(factor: int) -> Callable[..., int]:
-    """A formula for ``torch.utils.flop_counter``: operations on each element of the first input."""
-    return lambda shape, *args, **kwargs: factor * math.prod(shape)
-
-
-# A multiplication with an addition counts as two, as in torch's own formulas.
-for _operator, _factor in (
+# Operations on each element of the first input; a multiplication with an addition is two, as in
+# torch's own formulas. (torch < 2.2 has no such register.)
+for _operator, _operations in (
     (_measure_op, 3),  # sum; difference, squared and summed
     (_normalize_op, 2),
     (_reduce_op, 4),  # sum; difference; product, summed
     (_propagate_op, 5),  # difference; a * dy + b * (x - m) + c
 ):
-    if _operator not in flop_registry:
-        register_flop_formula(_operator)(_elements(_factor))
+    getattr(flop_counter, 'flop_registry', {})[_operator] = (
+        lambda x, *args, operations=_operations, **kwargs: operations * x.numel()
+    )
 
 
 # --- The backend ---------------------------------------------------------------------------------
