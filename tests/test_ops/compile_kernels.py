@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for GPUs that need not be there; prints what became of each as JSON.
 
-For sm_90 all kernels, dtypes and formats, for sm_80 a sample of them.
+For sm_90 all kernels, dtypes and formats, for sm_80 and sm_70 float16 maps only.
 """
 
 from __future__ import annotations
@@ -9,70 +9,113 @@ import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton_launches import Launch, recorded_launches
 
-from sn_mm.ops.triton import kernels
+from sn_mm.ops.protocol import Parameters, Running, Settings
 from sn_mm.ops.triton import launch as backend
 
-REDUCTIONS = (kernels.moments, kernels.grad_sums)
-KERNELS = (*REDUCTIONS, kernels.apply, kernels.grad_input)
 MAPS = ('x', 'y', 'dx', 'dy')
-LAYOUTS = {'contiguous': (False, 1, 512, 4200), 'channels_last': (True, 2, 256, 4200)}
+SHAPES = [(2, 256, 60, 72), (2, 256, 600, 720)]  # one chunk or few, and many chunks
+FORMATS = [torch.contiguous_format, torch.channels_last]
+POINTERS = {
+    torch.float16: '*fp16',
+    torch.bfloat16: '*bf16',
+    torch.float32: '*fp32',
+    torch.float64: '*fp64',
+    torch.int64: '*i64',
+}
 TOOLS = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
 
 
-def compile_kernel(kernel: Any, dtype: str, layout: str, architecture: int) -> dict[str, Any]:
-    reduction = kernel in REDUCTIONS
-    tiling = backend._cut(*LAYOUTS[layout], reduction, backend.TILE, backend.PROGRAMS)
-    arguments = dict(tiling.arguments)
-    if kernel is kernels.pool_chunks:
-        arguments = dict.fromkeys(('maps', 'positions', 'chunks', 'chunk'))
-        arguments |= {'BLOCK_MAPS': 4, 'BLOCK_CHUNKS': 1024, 'num_warps': 4}
-    options = {'num_warps': arguments.pop('num_warps')}
+def launches_of_a_step(
+    shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format
+) -> list[Launch]:
+    """Everything that a synchronised layer launches forward and backward, and in evaluation."""
+    x = torch.empty(shape, dtype=dtype, device='meta').contiguous(memory_format=memory_format)
+    three, channels = x.new_empty(3, dtype=torch.float32), x.new_empty(shape[1]).float()
+    parameters = Parameters(three, three, channels, channels)
+    running = Running(channels, channels, x.new_empty((), dtype=torch.int64), 0.1)
+    settings = Settings(('in', 'ln', 'bn'), 1e-5, 0)
+    with recorded_launches(run=False) as launches:
+        for statistics in (running, running._replace(momentum=None)):
+            moments = backend.measure(x, settings, statistics, training=True)
+            totals = backend.contribute(moments['bn'], 5)
+            backend.unite(totals, torch.float32, settings, statistics)
+        backend.measure(x, settings, running, training=False)
+        backend.normalize(x, moments, parameters, settings)
+        sums, _ = backend.reduce(x, x, moments, parameters, settings, True)
+        for total in (5, totals[0]):
+            backend.propagate(x, x, moments, sums, parameters, settings, total)
+    return launches
+
+
+def compile_launch(launch: Launch, architecture: int) -> dict[str, Any]:
+    """To machine code; all tensors are aligned to 16 bytes, as those of torch on CUDA are."""
+    arguments = dict(launch.arguments)
     signature, constants, aligned = {}, {}, {}
-    for i, name in enumerate(kernel.arg_names):
-        if name not in arguments:
-            signature[name] = f'*{dtype}' if name in MAPS else '*fp32'
-            aligned[i,] = [['tt.divisibility', 16]]
-        elif name.isupper():
-            signature[name], constants[name] = 'constexpr', arguments[name]
+    for i, name in enumerate(launch.kernel.arg_names):
+        value = arguments.pop(name)
+        if name.isupper() or value is None:
+            signature[name], constants[name] = 'constexpr', value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            if name not in launch.kernel.do_not_specialize:
+                aligned[i,] = [['tt.divisibility', 16]]
         else:
-            signature[name] = 'i32'
-    source = ASTSource(kernel, signature, constants, aligned)
-    compiled = triton.compile(source, target=GPUTarget('cuda', architecture, 32), options=options)
+            signature[name] = 'fp32' if isinstance(value, float) else 'i32'
+    source = ASTSource(launch.kernel, signature, constants, aligned)
+    compiled = triton.compile(source, target=GPUTarget('cuda', architecture, 32), options=arguments)
 
     ptx = compiled.asm['ptx']
-    stores = set(re.findall(r'st\.global(\S*)', ptx))
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         Path(file.name).write_bytes(compiled.asm['cubin'])
         command = [TOOLS / 'cuobjdump', '-res-usage', file.name]
         usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return {
-        'kernel': kernel.__name__,
-        'dtype': dtype,
-        'layout': layout,
+        'kernel': launch.name,
         'architecture': architecture,
+        'map': next((signature[name] for name in MAPS if name in signature), None),
+        'channels_last': launch.arguments.get('CHANNELS_LAST'),
+        'block': [v for k, v in launch.arguments.items() if k.startswith('BLOCK')],
         'registers': int(re.search(r'REG:(\d+)', usage)[1]),
         'spilled': int(re.search(r'LOCAL:(\d+)', usage)[1]),
-        'widest_load': max(map(width, re.findall(r'ld\.global(\S*)', ptx))),
-        'widest_map_store': 16 if reduction else max(map(width, stores)),
+        'shared': int(re.search(r'SHARED:(\d+)', usage)[1]),
+        'widest_load': widest(r'ld\.global(\S*)', ptx),
+        'widest_store': widest(r'st\.global(\S*)', ptx),
     }
 
 
-def width(suffix: str) -> int:
-    """Bytes of a load or store from its suffix in PTX, as ``.v4.b32``."""
-    lanes, bits = re.fullmatch(r'.*?(?:\.v(\d))?\.b(\d+)', suffix).groups()
-    return int(lanes or 1) * int(bits) // 8
+def widest(instruction: str, ptx: str) -> int:
+    """Bytes of the widest load or store, from suffixes as ``.v4.b32``."""
+    sizes = [0]
+    for suffix in re.findall(instruction, ptx):
+        lanes, bits = re.fullmatch(r'.*?(?:\.v(\d))?\.[bf](\d+)', suffix).groups()
+        sizes.append(int(lanes or 1) * int(bits) // 8)
+    return max(sizes)
+
+
+def cases() -> Iterator[tuple[Launch, int]]:
+    for architecture, dtypes in (
+        (90, (torch.float32, torch.float16, torch.bfloat16)),
+        (80, (torch.float16,)),
+        (70, (torch.float16,)),
+    ):
+        variants = {}
+        for shape, dtype, memory_format in product(SHAPES, dtypes, FORMATS):
+            for launch in launches_of_a_step(shape, dtype, memory_format):
+                variants[launch.variant()] = launch
+        for launch in variants.values():
+            yield launch, architecture
 
 
 if __name__ == '__main__':
-    cases = [*product(KERNELS, ('fp32', 'fp16', 'bf16'), LAYOUTS, (90,))]
-    cases.append((kernels.pool_chunks, 'fp32', 'contiguous', 90))
-    cases += product(KERNELS, ('fp16',), ['contiguous'], (80,))
-    print(json.dumps([compile_kernel(*case) for case in cases]))
+    print(json.dumps([compile_launch(*case) for case in cases()]))

@@ -1,153 +1,280 @@
-"""The four sweeps as Triton kernels, for float32, float16 and bfloat16 maps on CUDA.
+r"""The backend for float32, float16 and bfloat16 maps on CUDA: both passes as Triton kernels.
 
-Both memory formats are groups of maps: a contiguous batch is one group of N*C maps, each a run of
-L positions; a channels_last one is N groups of C maps, whose values lie side by side at each of L
-positions. A program takes tiles of maps by positions. A reduction walks along the positions with
-statistics of its own in each lane of the tile, and pools the lanes at the end. Where there are too
-few maps to fill a GPU, their positions are cut into chunks for several programs, and what these
-find is pooled by one more, tiny, kernel.
+A pass is two or three launches: one reads the map and leaves the moments, or the sums, of each
+channel; a tiny one pools them over channels and over instances and does what else is (N, C)
+algebra; one reads the map again and writes y or dx, mixing the scopes for each tile as it goes.
+:mod:`sn_mm.ops.protocol` says what these functions do, and :mod:`sn_mm.ops.triton.kernels` what the
+arguments of the kernels are.
 
 With ``TRITON_INTERPRET=1`` in the environment before Triton is imported, all of it runs on the CPU.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from ..protocol import Moments, Parameters, Running, Settings, Sums
 from . import kernels
-
-# Values in a full tile, and how many programs a reduction should have: a few per multiprocessor.
-TILE = 4096
-PROGRAMS = 1024
+from .tiling import pool_tile, tiling
 
 INTERPRETED = not isinstance(kernels.moments, triton.JITFunction)
 """Whether the kernels run in Triton's interpreter, which takes tensors of any device."""
 
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a batch is cut into the tiles and chunks that the programs of a kernel work on.
-
-    Attributes:
-        grid: The number of programs.
-        arguments: What every kernel takes after its tensors. ``UNIT`` divides the size of the
-            dimension that is dense in memory, and the kernel gets that size in units: so it knows,
-            without being compiled for each size, where it can load 16 bytes at a time.
-        chunks: Into how many chunks the positions of each map are cut.
-        chunk: Positions in a chunk; the last one may have fewer.
-    """
-
-    grid: tuple[int]
-    arguments: dict[str, Any]
-    chunks: int
-    chunk: int
+# Channels of a program around the collective, instances of a step of `grad_logits`.
+_BLOCK = 1024
 
 
-@lru_cache(maxsize=4096)
-def _cut(
-    last: bool, groups: int, maps: int, positions: int, reduction: bool, tile: int, programs: int
-) -> Tiling:
-    """Tiles for ``groups`` of ``maps`` of ``positions``; ``last``: the maps are dense in memory.
-
-    Each program of a reduction gets a chunk of many tiles if there are ``programs`` even so, any
-    other program one tile.
-    """
-    if last:
-        block_maps = min(triton.next_power_of_2(maps), 128, tile)
-        block_positions = min(triton.next_power_of_2(positions), tile // block_maps)
-        # Offsets within a tile are counted in 32 bits.
-        block_positions = min(block_positions, max(1, 2**31 // triton.next_power_of_2(maps)))
-    else:
-        # At least four steps along a row, so that little of the last one is empty.
-        block_positions = tile
-        while block_positions > 64 and 4 * block_positions > positions:
-            block_positions //= 4
-        block_positions = min(block_positions, triton.next_power_of_2(positions))
-        block_maps = min(triton.next_power_of_2(maps), tile // block_positions)
-        if triton.cdiv(maps, block_maps) < programs:
-            block_maps = max(1, block_maps // 4)
-    blocks, steps = triton.cdiv(maps, block_maps), 1
-    if reduction:
-        # A chunk that is hardly more than a tile would not pay for the pooling.
-        worth = min(maps, block_maps) * positions // (2 * tile)
-        chunks = max(1, min(programs // (groups * blocks), worth))
-        steps = triton.cdiv(triton.cdiv(positions, block_positions), chunks)
-    chunk = steps * block_positions
-    chunks = triton.cdiv(positions, chunk)
-    unit = next(unit for unit in (8, 4, 1) if (maps if last else positions) % unit == 0)
-    arguments = {
-        'groups': groups,
-        'maps': maps // unit if last else maps,
-        'positions': positions if last else positions // unit,
-        'blocks': blocks,
-        'chunks': chunks,
-        'steps': steps,
-        'LAST': last,
-        'UNIT': unit,
-        'BLOCK_MAPS': block_maps,
-        'BLOCK_POSITIONS': block_positions,
-        # Values that are loaded one by one take twice the registers.
-        'num_warps': max(1, min(16, block_maps * block_positions // (512 if unit > 1 else 256))),
-    }
-    return Tiling((groups * blocks * chunks,), arguments, chunks, chunk)
-
-
-def _tiling(x: Tensor, reduction: bool) -> Tiling:
-    n, c = x.shape[:2]
-    positions = x.numel() // (n * c)
-    if x.is_contiguous():
-        return _cut(False, 1, n * c, positions, reduction, TILE, PROGRAMS)
-    return _cut(True, n, c, positions, reduction, TILE, PROGRAMS)
-
-
-def moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-    tiling = _tiling(x, reduction=True)
-    found = torch.empty(2, tiling.chunks, *x.shape[:2], dtype=dtype, device=x.device)
-    zero = torch.empty_like(found[0, 0])
+def measure(x: Tensor, settings: Settings, running: Running | None, training: bool) -> Moments:
+    n, c, positions = _sizes(x)
+    has_batch = 'bn' in settings.scopes
+    given = has_batch and running is not None and not training
+    read = not given or settings.scopes != ('bn',)
+    values = n * positions
+    moments = {'in': _empty(x, 2, n, c)}
+    if 'ln' in settings.scopes:
+        moments['ln'] = _empty(x, 2, n, 1)
+    if has_batch:
+        moments['bn'] = _empty(x, 2, 1, c)
     with torch.cuda.device_of(x):
-        kernels.moments[tiling.grid](x, zero, *found.unbind(), **tiling.arguments)
-        if tiling.chunks > 1:
-            parts, found = found, torch.empty_like(found[:, :1])
-            maps = found[0].numel()
-            block_chunks = triton.next_power_of_2(tiling.chunks)
-            block_maps = max(4, 1024 // block_chunks)
-            kernels.pool_chunks[triton.cdiv(maps, block_maps),](
-                zero, *parts.unbind(), *found.unbind(), maps, x.numel() // maps, tiling.chunks,
-                tiling.chunk, BLOCK_MAPS=block_maps, BLOCK_CHUNKS=block_chunks,
-            )  # fmt: skip
-    mean, var = found[:, 0].unbind()
-    return mean, var, None
+        pivot = parts = None
+        chunks = chunk = 1
+        if read:
+            tiles = tiling(x, reduction=True)
+            chunks, chunk = tiles.chunks, tiles.chunk
+            pivot, parts = _empty(x, n, c), _empty(x, 2, chunks, n, c)
+            kernels.moments[tiles.grid](x, pivot, parts, **tiles.arguments)
+        tile = pool_tile(chunks)
+        columns = triton.cdiv(c, tile['BLOCK_CHANNELS']) if has_batch else 0
+        statistics = _running(running if has_batch else None, given)
+        kernels.pool[n + columns,](
+            pivot=pivot,
+            parts=parts,
+            instance=moments['in'],
+            layer=moments.get('ln'),
+            batch=moments.get('bn'),
+            instances=n,
+            channels=c,
+            positions=positions,
+            chunks=chunks,
+            chunk=chunk,
+            correction=_correction(positions, settings),
+            unbiased=1.0 if settings.correction else values / max(values - 1, 1),
+            READ=read,
+            GIVEN=given,
+            LN='ln' in settings.scopes,
+            **statistics,
+            **tile,
+        )
+        if has_batch and not given:
+            _write_back(running, statistics)
+    return moments
 
 
-def apply(x: Tensor, scale: Tensor, shift: Tensor, spare: Tensor | None = None) -> Tensor:
-    tiling = _tiling(x, reduction=False)
-    y = torch.empty_like(x) if spare is None else spare
+def contribute(batch: Tensor, count: int) -> Tensor:
+    channels = batch.shape[2]
+    contribution = batch.new_empty(2 * channels + 1, dtype=torch.float64)
+    with torch.cuda.device_of(batch):
+        kernels.contribute[triton.cdiv(channels, _BLOCK),](
+            batch, contribution, channels, count, BLOCK_CHANNELS=_BLOCK
+        )
+    return contribution
+
+
+def unite(
+    totals: Tensor, dtype: torch.dtype, settings: Settings, running: Running | None
+) -> Tensor:
+    channels = totals.shape[0] // 2
+    batch = totals.new_empty(2, 1, channels, dtype=dtype)
+    with torch.cuda.device_of(totals):
+        statistics = _running(running, totals=totals)
+        kernels.unite[triton.cdiv(channels, _BLOCK),](
+            contribution=totals,
+            batch=batch,
+            channels=channels,
+            BIASED=not settings.correction,
+            BLOCK_CHANNELS=_BLOCK,
+            **statistics,
+        )
+        _write_back(running, statistics)
+    return batch
+
+
+def normalize(x: Tensor, moments: Moments, parameters: Parameters, settings: Settings) -> Tensor:
+    y = torch.empty_like(x)
+    tiles = tiling(x, reduction=False)
     with torch.cuda.device_of(x):
-        kernels.apply[tiling.grid](x, y, scale.contiguous(), shift.contiguous(), **tiling.arguments)
+        kernels.apply[tiles.grid](
+            x=x,
+            y=y,
+            eps=settings.eps,
+            **_moments(moments),
+            **_parameters(parameters),
+            **_scopes(parameters, settings),
+            **tiles.arguments,
+        )
     return y
 
 
-def grad_sums(dy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    tiling = _tiling(x, reduction=True)
-    found = torch.empty(2, tiling.chunks, *x.shape[:2], dtype=mean.dtype, device=x.device)
+def reduce(
+    dy: Tensor,
+    x: Tensor,
+    moments: Moments,
+    parameters: Parameters,
+    settings: Settings,
+    measured: bool,
+) -> tuple[Sums, Parameters]:
+    n, c, _ = _sizes(x)
+    tiles = tiling(x, reduction=True)
+    parts = _empty(x, 2, tiles.chunks, n, c)
+    logit_sums = _empty(x, 2, 3, n)
+    sums = Sums(
+        instance=_empty(x, 2, n, c),
+        layer=_empty(x, 2, n, 1) if 'ln' in settings.scopes else None,
+        batch=_empty(x, 2, 1, c) if measured and 'bn' in settings.scopes else None,
+    )
+    grads = Parameters(
+        torch.empty_like(parameters.mean_weight), torch.empty_like(parameters.var_weight),
+        *(None if p is None else torch.empty_like(p) for p in parameters[2:]),
+    )  # fmt: skip
+    scopes = _scopes(parameters, settings)
+    tensors = _parameters(parameters)
+    del tensors['bias']
+    tile = pool_tile(tiles.chunks)
+    needs_columns = any(t is not None for t in (sums.batch, grads.weight, grads.bias))
+    columns = triton.cdiv(c, tile['BLOCK_CHANNELS']) if needs_columns else 0
     with torch.cuda.device_of(x):
-        kernels.grad_sums[tiling.grid](
-            dy, x, mean.contiguous(), *found.unbind(), **tiling.arguments
+        kernels.grad_sums[tiles.grid](dy, x, moments['in'], parts, **tiles.arguments)
+        kernels.pool_gradients[n + columns,](
+            parts=parts,
+            instance_sums=sums.instance,
+            layer_sums=sums.layer,
+            batch_sums=sums.batch,
+            logit_sums=logit_sums,
+            grad_weight=grads.weight,
+            grad_bias=grads.bias,
+            eps=settings.eps,
+            instances=n,
+            channels=c,
+            chunks=tiles.chunks,
+            **_moments(moments),
+            **tensors,
+            **scopes,
+            **tile,
         )
-    sum_dy, sum_dy_xc = (found[:, 0] if tiling.chunks == 1 else found.sum(1)).unbind()
-    return sum_dy, sum_dy_xc
+        kernels.grad_logits[1,](
+            logit_sums=logit_sums,
+            mean_weight=tensors['mean_weight'],
+            var_weight=tensors['var_weight'],
+            grad_mean_weight=grads.mean_weight,
+            grad_var_weight=grads.var_weight,
+            instances=n,
+            BLOCK_INSTANCES=_BLOCK,
+            **scopes,
+        )
+    return sums, grads
 
 
-def grad_input(dy: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    tiling = _tiling(x, reduction=False)
+def propagate(
+    dy: Tensor,
+    x: Tensor,
+    moments: Moments,
+    sums: Sums,
+    parameters: Parameters,
+    settings: Settings,
+    total: int | Tensor,
+) -> Tensor:
     dx = torch.empty_like(x)
-    arrays = (array.contiguous() for array in (mean, a, b, c))
+    tiles = tiling(x, reduction=False)
+    tensors = _parameters(parameters)
+    del tensors['bias']
     with torch.cuda.device_of(x):
-        kernels.grad_input[tiling.grid](dy, x, dx, *arrays, **tiling.arguments)
+        kernels.grad_input[tiles.grid](
+            dy=dy,
+            x=x,
+            dx=dx,
+            instance_sums=sums.instance,
+            layer_sums=sums.layer,
+            batch_sums=sums.batch,
+            total=total,
+            eps=settings.eps,
+            correction=_correction(_sizes(x)[2], settings),
+            TOTAL_IN_MEMORY=isinstance(total, Tensor),
+            **_moments(moments),
+            **tensors,
+            **_scopes(parameters, settings),
+            **tiles.arguments,
+        )
     return dx
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    n, c = x.shape[:2]
+    return n, c, x.numel() // (n * c)
+
+
+def _empty(x: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+
+def _correction(positions: int, settings: Settings) -> float:
+    """The factor of biased instance variances."""
+    return positions / (positions - settings.correction) if positions > 1 else 1.0
+
+
+def _moments(moments: Moments) -> dict[str, Tensor | None]:
+    return {
+        'instance': moments['in'],
+        'layer': moments.get('ln'),
+        'batch': moments.get('bn'),
+    }
+
+
+def _parameters(parameters: Parameters) -> dict[str, Tensor | None]:
+    tensors = parameters._asdict().items()
+    return {name: None if p is None else p.contiguous() for name, p in tensors}
+
+
+def _scopes(parameters: Parameters, settings: Settings) -> dict[str, int]:
+    """Which scopes are mixed, as numbers that kernels count with."""
+    mixed = {scope.upper(): int(scope in settings.scopes) for scope in ('in', 'ln', 'bn')}
+    return mixed | {'FIRST': parameters.mean_weight.numel() - len(settings.scopes)}
+
+
+def _running(
+    running: Running | None, given: bool = False, totals: Tensor | None = None
+) -> dict[str, Any]:
+    """Running statistics as arguments of a kernel that moves them, or reads them if ``given``.
+
+    Where their momentum is None the batch is counted here: see ``count_batch``.
+    """
+    arguments: dict[str, Any] = {
+        'running_mean': None,
+        'running_var': None,
+        'batches': None,
+        'momentum': 0.0,
+        'CUMULATIVE': False,
+    }
+    if running is None:
+        return arguments
+    arguments |= {
+        'running_mean': running.mean.contiguous(),
+        'running_var': running.var.contiguous(),
+    }
+    if given:
+        return arguments
+    if running.momentum is None:
+        kernels.count_batch[1,](running.batches, totals)
+        return arguments | {'batches': running.batches, 'CUMULATIVE': True}
+    return arguments | {'batches': running.batches, 'momentum': running.momentum}
+
+
+def _write_back(running: Running | None, arguments: dict[str, Any]) -> None:
+    """Moves running statistics that are not contiguous, so that the kernel had copies."""
+    if running is not None:
+        for old, name in ((running.mean, 'running_mean'), (running.var, 'running_var')):
+            if arguments[name] is not old:
+                old.copy_(arguments[name])

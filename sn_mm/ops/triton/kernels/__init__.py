@@ -1,0 +1,48 @@
+r"""What each program of the Triton backend does.
+
+Sizes: ``instances`` N, ``channels`` C, ``positions`` L, ``chunks`` K. A kernel takes some of
+
+    x, dy, y, dx            (N, C, \*S), dense, contiguous or channels_last
+    pivot                   (N, C), the first value of each channel
+    parts                   (2, K, N, C), means about the pivot above variances of each chunk, or
+                            S1 above S2 (:class:`~sn_mm.ops.protocol.Sums`) of each chunk
+    instance, layer, batch  (2, N, C), (2, N), (2, C), moments of the scopes 'in', 'ln', 'bn'
+    instance_sums, layer_sums, batch_sums                as wide, the fields of ``Sums``
+    logit_sums              (2, 3, N), for means above variances, by scope, shares of each instance
+                            in the gradient of the shares
+    mean_weight, var_weight (K',), the logits; weight, bias (C,) or None
+    grad_mean_weight, grad_var_weight, grad_weight, grad_bias                 their gradients
+    running_mean, running_var (C,), batches () int64                          or None
+    contribution            (2 C + 1,) float64, of one rank or the sum of all ranks'
+    eps, momentum, correction (a factor), unbiased (a factor)                 float
+    blocks, chunks, steps, chunk                                see ``triton.tiling.Tiling``
+
+all in float32 but for maps, parameters and running statistics, whose dtypes are free. Constants:
+
+    IN, LN, BN              whether these scopes are mixed
+    FIRST                   the place of the first mixed scope among the logits
+    CHANNELS_LAST, UNIT     memory format; a factor of the size that is dense in memory
+    BLOCK_*                 the shape of a tile, powers of two
+
+Instances, positions and offsets of tiles are counted in 64 bits. Whatever a program reads was
+written by an earlier launch, and it adds in a fixed order: results are the same from run to run.
+"""
+
+from __future__ import annotations
+
+from .backward import grad_input, grad_logits, grad_sums, pool_gradients
+from .forward import apply, count_batch, moments, pool
+from .ranks import contribute, unite
+
+__all__ = [
+    'apply',
+    'contribute',
+    'count_batch',
+    'grad_input',
+    'grad_logits',
+    'grad_sums',
+    'moments',
+    'pool',
+    'pool_gradients',
+    'unite',
+]

@@ -1,0 +1,332 @@
+"""Kernels of the forward pass; arguments as the package says."""
+
+# mypy: allow-untyped-defs
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .mix import mixed, shares
+from .tiles import (
+    SIZES,
+    block_of,
+    chunk_of,
+    lane_shares,
+    merge_moments,
+    pooled,
+    sizes,
+    tile_of,
+    update,
+)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def moments(
+    x,
+    pivot,
+    parts,
+    instances,
+    channels,
+    positions,
+    blocks,
+    chunks,
+    steps,
+    CHANNELS_LAST: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_POSITIONS: tl.constexpr,
+) -> None:
+    """Moments of each chunk of positions."""
+    program = tl.program_id(0)
+    channels, positions = sizes(channels, positions, CHANNELS_LAST, UNIT)
+    (
+        instance,
+        channel,
+        rows,
+    ) = block_of(program, instances, channels, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS)
+    number, first, end = chunk_of(
+        program, positions, blocks, chunks, steps, CHANNELS_LAST, BLOCK_POSITIONS
+    )
+    origin, inside, stride = tile_of(
+        program, channels, positions, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS,
+        BLOCK_POSITIONS,
+    )  # fmt: skip
+    at = instance * channels + channel
+    # Values are taken about their channel's first one, so that little is lost where they are all
+    # far from zero.
+    if CHANNELS_LAST:
+        heads = instance * channels * positions + channel
+    else:
+        heads = at * positions
+    centre = tl.load(x + heads, mask=rows).to(tl.float32)
+    lane = tl.arange(0, BLOCK_POSITIONS)
+    lane_mean = tl.zeros([BLOCK_CHANNELS, BLOCK_POSITIONS], tl.float32)
+    lane_squares = tl.zeros([BLOCK_CHANNELS, BLOCK_POSITIONS], tl.float32)
+    seen = 0.0
+    for begin in range(first, end, BLOCK_POSITIONS):
+        mask = rows[:, None] & (begin + lane < positions)[None, :]
+        start = x + (origin + begin * stride)
+        value = tl.load(start + inside, mask=mask, other=0.0).to(tl.float32) - centre[:, None]
+        seen += 1.0
+        lane_mean, lane_squares = update(value, mask, lane_mean, lane_squares, seen)
+    size = end - first
+    share = lane_shares(lane, BLOCK_POSITIONS, size)[None, :]
+    mean, var = pooled(lane_mean, lane_squares / size.to(tl.float32), share, 1)
+    values = channels * instances
+    tl.store(pivot + at, centre, mask=rows)
+    tl.store(parts + number * values + at, mean, mask=rows)
+    tl.store(parts + (chunks + number) * values + at, var, mask=rows)
+
+
+@triton.jit
+def count_batch(batches, contribution) -> None:
+    """Counts a batch; one of all ranks only if it has positions. One program.
+
+    A launch of its own, for a momentum of None: all programs of the next one read the count.
+    """
+    count = tl.load(batches) + 1
+    if contribution is None:
+        tl.store(batches, count)
+    else:
+        tl.store(batches, count, mask=tl.load(contribution) > 0)
+
+
+@triton.jit
+def move(running, value, share, at, mask):
+    """Moves running statistics, in whatever dtype they are kept."""
+    old = tl.load(running + at, mask=mask, other=0.0).to(tl.float32)
+    new = (1.0 - share) * old + share * value
+    tl.store(running + at, new.to(running.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def share_of_batch(batches, momentum, seen, first, CUMULATIVE: tl.constexpr):
+    """The share of a batch in the running statistics; the ``first`` program counts it, if ``seen``.
+
+    With ``CUMULATIVE``, a momentum of None, :func:`count_batch` has counted it.
+    """
+    if CUMULATIVE:
+        momentum = 1.0 / tl.load(batches).to(tl.float32)
+    elif batches is not None:
+        tl.store(batches, tl.load(batches) + 1, mask=first & seen)
+    return momentum
+
+
+@triton.jit
+def _instance_and_layer(
+    n,
+    pivot,
+    parts,
+    instance,
+    layer,
+    running_mean,
+    running_var,
+    instances,
+    channels,
+    positions,
+    chunks,
+    chunk,
+    correction,
+    READ: tl.constexpr,
+    LN: tl.constexpr,
+    LANES: tl.constexpr,
+    BLOCK_CHUNKS: tl.constexpr,
+):
+    values = instances * channels
+    lane = tl.arange(0, LANES)
+    lane_mean = tl.zeros([1, LANES], tl.float32)
+    lane_squares = tl.zeros([1, LANES], tl.float32)
+    seen = 0.0
+    for first in range(0, channels, LANES):
+        c = (first + lane)[None, :]
+        mask = c < channels
+        at = n * channels + c
+        if READ:
+            mean, var = merge_moments(
+                pivot, parts, at, mask, values, positions, chunks, chunk, 1, BLOCK_CHUNKS, LANES
+            )
+            var *= correction
+        else:
+            mean = tl.load(running_mean + c, mask=mask, other=0.0).to(tl.float32)
+            var = tl.load(running_var + c, mask=mask, other=0.0).to(tl.float32)
+        tl.store(instance + at, mean, mask=mask)
+        tl.store(instance + values + at, var, mask=mask)
+        if LN:
+            seen += 1.0
+            mean -= tl.load(pivot + n * channels)
+            lane_mean, lane_squares = update(mean, mask, lane_mean, lane_squares, seen)
+            lane_squares += tl.where(mask, var, 0.0)
+    if LN:
+        share = lane_shares(lane, LANES, channels)[None, :]
+        mean, var = pooled(lane_mean, lane_squares / channels.to(tl.float32), share, 1)
+        only = n + tl.arange(0, 1)
+        tl.store(layer + only, mean + tl.load(pivot + n * channels))
+        tl.store(layer + instances + only, var)
+
+
+@triton.jit
+def _batch(
+    block,
+    pivot,
+    parts,
+    batch,
+    running_mean,
+    running_var,
+    batches,
+    instances,
+    channels,
+    positions,
+    chunks,
+    chunk,
+    momentum,
+    correction,
+    unbiased,
+    GIVEN: tl.constexpr,
+    CUMULATIVE: tl.constexpr,
+    BLOCK_INSTANCES: tl.constexpr,
+    BLOCK_CHUNKS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    values = instances * channels
+    c = block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    columns = c < channels
+    if GIVEN:
+        mean = tl.load(running_mean + c, mask=columns, other=0.0).to(tl.float32)
+        var = tl.load(running_var + c, mask=columns, other=0.0).to(tl.float32)
+    else:
+        centre = tl.load(pivot + c, mask=columns, other=0.0)
+        lane = tl.arange(0, BLOCK_INSTANCES)
+        lane_mean = tl.zeros([BLOCK_INSTANCES, BLOCK_CHANNELS], tl.float32)
+        lane_squares = tl.zeros([BLOCK_INSTANCES, BLOCK_CHANNELS], tl.float32)
+        seen = 0.0
+        for first in range(0, instances, BLOCK_INSTANCES):
+            n = (first + lane)[:, None]
+            mask = (n < instances) & columns[None, :]
+            at = n * channels + c[None, :]
+            mean, var = merge_moments(
+                pivot, parts, at, mask, values, positions, chunks, chunk, BLOCK_INSTANCES,
+                BLOCK_CHUNKS, BLOCK_CHANNELS,
+            )  # fmt: skip
+            seen += 1.0
+            lane_mean, lane_squares = update(
+                mean - centre[None, :], mask, lane_mean, lane_squares, seen
+            )
+            lane_squares += tl.where(mask, var * correction, 0.0)
+        share = lane_shares(lane, BLOCK_INSTANCES, instances)[:, None]
+        mean, var = pooled(lane_mean, lane_squares / instances.to(tl.float32), share, 0)
+        mean += centre
+        if running_mean is not None:
+            new = share_of_batch(batches, momentum, True, block == 0, CUMULATIVE)
+            move(running_mean, mean, new, c, columns)
+            move(running_var, var * unbiased, new, c, columns)
+    tl.store(batch + c, mean, mask=columns)
+    tl.store(batch + channels + c, var, mask=columns)
+
+
+@triton.jit(do_not_specialize=[*SIZES, 'running_mean', 'running_var', 'batches'])
+def pool(
+    pivot,
+    parts,
+    instance,
+    layer,
+    batch,
+    running_mean,
+    running_var,
+    batches,
+    instances,
+    channels,
+    positions,
+    chunks,
+    chunk,
+    momentum,
+    correction,
+    unbiased,
+    READ: tl.constexpr,
+    GIVEN: tl.constexpr,
+    CUMULATIVE: tl.constexpr,
+    LN: tl.constexpr,
+    BLOCK_INSTANCES: tl.constexpr,
+    BLOCK_CHUNKS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+) -> None:
+    """Moments of the scopes, and the running statistics.
+
+    The first N programs have an instance each, over all of its channels; each one of the others has
+    a block of channels over all instances. These merge the chunks anew rather than wait.
+
+    With ``GIVEN`` the running statistics are 'bn', without ``READ`` they are 'in' as well.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    instances, channels = instances.to(tl.int64), channels.to(tl.int64)
+    positions, chunks = positions.to(tl.int64), chunks.to(tl.int64)
+    if program < instances:
+        # The lanes that blocks of channels have for instances lie along the channels.
+        _instance_and_layer(
+            program, pivot, parts, instance, layer, running_mean, running_var, instances, channels,
+            positions, chunks, chunk, correction, READ, LN, BLOCK_INSTANCES * BLOCK_CHANNELS,
+            BLOCK_CHUNKS,
+        )  # fmt: skip
+    else:
+        _batch(
+            program - instances, pivot, parts, batch, running_mean, running_var, batches, instances,
+            channels, positions, chunks, chunk, momentum, correction, unbiased, GIVEN, CUMULATIVE,
+            BLOCK_INSTANCES, BLOCK_CHUNKS, BLOCK_CHANNELS,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=[*SIZES, 'mean_weight', 'var_weight', 'weight', 'bias'])
+def apply(
+    x,
+    y,
+    instance,
+    layer,
+    batch,
+    mean_weight,
+    var_weight,
+    weight,
+    bias,
+    eps,
+    instances,
+    channels,
+    positions,
+    blocks,
+    chunks,
+    steps,
+    CHANNELS_LAST: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_POSITIONS: tl.constexpr,
+    IN: tl.constexpr,
+    LN: tl.constexpr,
+    BN: tl.constexpr,
+    FIRST: tl.constexpr,
+) -> None:
+    """``y``: one tile a program."""
+    program = tl.program_id(0)
+    channels, positions = sizes(channels, positions, CHANNELS_LAST, UNIT)
+    n, c, rows = block_of(
+        program, instances, channels, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS
+    )
+    number, first, end = chunk_of(
+        program, positions, blocks, chunks, steps, CHANNELS_LAST, BLOCK_POSITIONS
+    )
+    origin, inside, stride = tile_of(
+        program, channels, positions, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS,
+        BLOCK_POSITIONS,
+    )  # fmt: skip
+    p_in, p_ln, p_bn = shares(mean_weight, IN, LN, BN, FIRST)
+    q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN, FIRST)
+    mu, var = mixed(
+        instance, layer, batch, p_in, p_ln, p_bn, q_in, q_ln, q_bn, n, c, instances, channels, rows,
+        IN, LN, BN,
+    )  # fmt: skip
+    scale = 1.0 / tl.sqrt(var + eps)
+    if weight is not None:
+        scale *= tl.load(weight + c, mask=rows).to(tl.float32)
+    mask = rows[:, None] & (first + tl.arange(0, BLOCK_POSITIONS) < positions)[None, :]
+    start = origin + first * stride
+    value = tl.load(x + start + inside, mask=mask).to(tl.float32)
+    result = scale[:, None] * (value - mu[:, None])
+    if bias is not None:
+        result += tl.load(bias + c, mask=rows).to(tl.float32)[:, None]
+    tl.store(y + start + inside, result.to(y.dtype.element_ty), mask=mask)

@@ -1,0 +1,90 @@
+"""Which scopes there are and how they are mixed: the one place of this backend that says so."""
+
+# mypy: allow-untyped-defs
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def shares(logits, IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr, FIRST: tl.constexpr):
+    """Shares of 'in', 'ln' and 'bn' in a mix: the softmax of their logits, 0 for other scopes.
+
+    Whatever map to numbers that sum to 1 stands here, :func:`shares_backward` is the other half.
+    """
+    # In place of a scope that is not mixed another one's logit is read, and then dropped.
+    of_in = tl.load(logits + FIRST).to(tl.float32)
+    of_ln = tl.load(logits + FIRST + IN * LN).to(tl.float32)
+    of_bn = tl.load(logits + FIRST + (IN + LN) * BN).to(tl.float32)
+    top = tl.maximum(of_in, tl.maximum(of_ln, of_bn))
+    of_in = tl.exp(of_in - top) * IN
+    of_ln = tl.exp(of_ln - top) * LN
+    of_bn = tl.exp(of_bn - top) * BN
+    total = of_in + of_ln + of_bn
+    return of_in / total, of_ln / total, of_bn / total
+
+
+@triton.jit
+def shares_backward(p_in, p_ln, p_bn, grad_in, grad_ln, grad_bn):
+    """Gradients of the logits from those of the shares, which may all be off by one number."""
+    centre = p_in * grad_in + p_ln * grad_ln + p_bn * grad_bn
+    return p_in * (grad_in - centre), p_ln * (grad_ln - centre), p_bn * (grad_bn - centre)
+
+
+@triton.jit
+def moments_at(moments, at, size, mask):
+    """Mean and variance of a scope at offsets in arrays of ``size`` elements."""
+    mean = tl.load(moments + at, mask=mask, other=0.0)
+    return mean, tl.load(moments + size + at, mask=mask, other=0.0)
+
+
+@triton.jit
+def mixed(
+    instance,
+    layer,
+    batch,
+    p_in,
+    p_ln,
+    p_bn,
+    q_in,
+    q_ln,
+    q_bn,
+    n,
+    c,
+    instances,
+    channels,
+    mask,
+    IN: tl.constexpr,
+    LN: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Mixed mean and variance of instances ``n`` and channels ``c``, which broadcast to ``mask``.
+
+    Args:
+        p_in, p_ln, p_bn, q_in, q_ln, q_bn: Shares of the scopes' means and of their variances.
+    """
+    mu = tl.where(mask, 0.0, 0.0)
+    var = tl.where(mask, 0.0, 0.0)
+    if IN:
+        scope_mean, scope_var = moments_at(instance, n * channels + c, instances * channels, mask)
+        mu += p_in * scope_mean
+        var += q_in * scope_var
+    if LN:
+        scope_mean, scope_var = moments_at(layer, n + c * 0, instances, mask)
+        mu += p_ln * scope_mean
+        var += q_ln * scope_var
+    if BN:
+        scope_mean, scope_var = moments_at(batch, c + n * 0, channels, mask)
+        mu += p_bn * scope_mean
+        var += q_bn * scope_var
+    return mu, var
+
+
+@triton.jit
+def mix_backward(s1, s2, mean, mu, var, weight, eps):
+    """g1, g2 and the gradient of the weight, from S1, S2: see :class:`sn_mm.ops.protocol.Sums`."""
+    rstd = 1.0 / tl.sqrt(var + eps)
+    grad_weight = rstd * (s2 + (mean - mu) * s1)
+    scale = weight * rstd
+    return scale * s1, scale * rstd * grad_weight, grad_weight
