@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import product
@@ -25,7 +25,8 @@ from reference import switch_norm as reference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sn_mm import SwitchNorm, ops
+import sn_mm.layer
+from sn_mm import SwitchNorm, autograd, ops
 from sn_mm.ops.protocol import Backend, Moments, Parameters, Running, Settings, Sums
 
 triton = pytest.importorskip('triton')
@@ -672,16 +673,16 @@ def test_backend_has_the_functions_of_the_protocol():
 # --- the layer ------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def on_triton(monkeypatch):
+    """Layers take the Triton backend, also where a mode watches their operations."""
+    monkeypatch.setattr(ops, 'backend_for', lambda x: backend)
+    monkeypatch.setattr(autograd, 'backend_for', lambda x: backend)
+
+
 @pytest.mark.parametrize('memory_format', FORMATS)
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
-def test_layer_on_triton(monkeypatch, memory_format, training):
-    taken = []
-
-    def backend_for(x: Tensor):
-        taken.append(x.shape)
-        return backend
-
-    monkeypatch.setattr(ops, 'backend_for', backend_for)
+def test_layer_on_triton(on_triton, memory_format, training):
     layer = SwitchNorm(3).to(DEVICE).train(training)
     with torch.no_grad():
         for p in layer.parameters():
@@ -692,17 +693,57 @@ def test_layer_on_triton(monkeypatch, memory_format, training):
     x64 = x.detach().double().requires_grad_()
     dy = random_map((2, 3, 5, 6), torch.float32, 'contiguous')
 
-    y = layer(x)
-    y.backward(dy)
+    with recorded_launches() as launches:
+        y = layer(x)
+        y.backward(dy)
     expected = reference([x64], training=training, **parameters, **running)
     expected.outputs[0].backward(dy.double())
-    assert taken
+    assert len(launches) == 3 + 4
     tolerance = {'rtol': 1e-4, 'atol': 1e-5, 'check_dtype': False}
     torch.testing.assert_close(y, expected.outputs[0], **tolerance)
     torch.testing.assert_close(x.grad, x64.grad, **tolerance)
     for name, p in layer.named_parameters():
         torch.testing.assert_close(p.grad, parameters[name].grad, **tolerance)
     torch.testing.assert_close(layer.running_var, expected.running_var, **tolerance)
+
+
+class AllReduce:
+    """Two equal ranks, in place of a collective: it counts as one operation."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, numbers: Tensor, group: Any) -> Tensor:
+        self.calls += 1
+        return numbers.mul_(2)
+
+
+def launches_of(function: Callable[[], Any]) -> tuple[list[str], Any]:
+    """Names of the kernels and operations that a call starts, and what it returns."""
+    with recorded_launches() as launches, Operations() as operations:
+        result = function()
+    return [launch.name for launch in launches] + operations.names, result
+
+
+@pytest.mark.parametrize('momentum', [0.1, None])
+@pytest.mark.parametrize('synchronised', [False, True], ids=['local', 'synchronised'])
+def test_bounds_on_the_launches_of_a_layer(monkeypatch, on_triton, synchronised, momentum):
+    """Issue 8: forward 5, backward 6, evaluation 3; synchronised three more each way."""
+    monkeypatch.setattr(autograd, 'sum_over_ranks', AllReduce())
+    if synchronised:
+        monkeypatch.setattr(sn_mm.layer, 'resolve_group', lambda *arguments: 'two ranks')
+    layer = SwitchNorm(3, momentum=momentum).to(DEVICE)
+    x = torch.randn(2, 3, 5, 6, device=DEVICE, requires_grad=True)
+    dy = torch.ones_like(x)
+    more = 3 * synchronised
+    forward, y = launches_of(lambda: layer(x))
+    assert len(forward) <= 5 + more, forward
+    inputs = x, *layer.parameters()
+    backward, _ = launches_of(lambda: torch.autograd.grad(y, inputs, dy))
+    assert len(backward) <= 6 + more, backward
+    evaluation, _ = launches_of(lambda: layer.eval()(x))
+    assert len(evaluation) <= 3, evaluation
+    assert autograd.sum_over_ranks.calls == 2 * synchronised
 
 
 # --- the choice -----------------------------------------------------------------------------------
@@ -712,17 +753,17 @@ def test_layer_on_the_cpu_does_not_import_triton():
     script = (
         "import sys, torch\nsys.modules['triton'] = None\nimport sn_mm\n"
         'sn_mm.SwitchNorm(2)(torch.randn(2, 2, 3, 3)).sum().backward()\n'
-        'print(sn_mm.ops.backend_for(torch.zeros(2, 3)).__name__)'
+        "print('sn_mm.ops.triton' in sys.modules)"
     )
     env = {k: v for k, v in os.environ.items() if k != 'SN_MM_BACKEND'} | {'PYTHONPATH': str(ROOT)}
     done = subprocess.run([sys.executable, '-c', script], env=env, capture_output=True, text=True)
-    assert done.stdout.strip() == 'sn_mm.ops.aten', done.stderr
+    assert done.stdout.strip() == 'False', done.stderr
 
 
-def ops_with(monkeypatch: pytest.MonkeyPatch, forced: str):
-    """``sn_mm.ops`` as it is with the environment variable at import."""
+def native_with(monkeypatch: pytest.MonkeyPatch, forced: str):
+    """``sn_mm.ops.native`` as it is with the environment variable at import."""
     monkeypatch.setenv('SN_MM_BACKEND', forced)
-    spec = spec_from_file_location('sn_mm.ops', ops.__file__, submodule_search_locations=[])
+    spec = spec_from_file_location('sn_mm.ops.native', ops.native.__file__)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -730,29 +771,29 @@ def ops_with(monkeypatch: pytest.MonkeyPatch, forced: str):
 
 def test_environment_forces_a_backend(monkeypatch):
     x = torch.zeros(2, 3, device=DEVICE)
-    assert ops_with(monkeypatch, 'aten').backend_for(x) is ops.aten
-    assert ops_with(monkeypatch, 'triton').backend_for(x) is backend
+    assert native_with(monkeypatch, 'aten').native_backend(x) is ops.native.aten
+    assert native_with(monkeypatch, 'triton').native_backend(x) is backend
 
 
 def test_backend_that_does_not_exist_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="must be 'aten', 'triton' or empty, got 'cuda'"):
-        ops_with(monkeypatch, 'cuda')
+    with pytest.raises(ValueError, match=r"must be one of \(.*'triton'.*\) or empty, got 'cuda'"):
+        native_with(monkeypatch, 'cuda')
 
 
 def test_forced_triton_refuses_what_it_cannot_take(monkeypatch):
-    forced = ops_with(monkeypatch, 'triton')
-    with pytest.raises(ValueError, match='SN_MM_BACKEND=triton.*float64 maps'):
-        forced.backend_for(torch.zeros(2, 3, dtype=torch.float64, device=DEVICE))
+    forced = native_with(monkeypatch, 'triton').native_backend
+    with pytest.raises(ValueError, match='SN_MM_BACKEND=triton.*float64'):
+        forced(torch.zeros(2, 3, dtype=torch.float64, device=DEVICE))
     monkeypatch.setattr(backend, 'INTERPRETED', False)
-    with pytest.raises(ValueError, match='Triton cannot run on meta: it needs a CUDA device'):
-        forced.backend_for(torch.zeros(2, 3, device='meta'))
-    monkeypatch.setitem(sys.modules, 'triton.runtime', None)
+    with pytest.raises(ValueError, match='cannot run on meta: it needs a CUDA device'):
+        forced(torch.zeros(2, 3, device='meta'))
+    monkeypatch.setitem(sys.modules, 'sn_mm.ops.triton', None)
     with pytest.raises(ValueError, match='it is not installed'):
-        ops_with(monkeypatch, 'triton').backend_for(torch.zeros(2, 3, device='meta'))
+        native_with(monkeypatch, 'triton').native_backend(torch.zeros(2, 3, device='meta'))
 
 
 def test_gpu_on_which_triton_fails_takes_aten_and_says_so(monkeypatch):
-    chosen = ops_with(monkeypatch, '')
-    monkeypatch.setattr(chosen, '_no_triton', lambda device: 'no C compiler')
+    chosen = native_with(monkeypatch, '')
+    monkeypatch.setitem(chosen._UNAVAILABLE, 'triton', lambda device: 'no C compiler')
     with pytest.warns(UserWarning, match='on cuda:7: no C compiler; SN_MM_BACKEND=aten'):
-        assert chosen._triton_or_aten(torch.device('cuda:7')) is ops.aten
+        assert chosen._kernels_or_aten('triton', torch.device('cuda:7')) is ops.native.aten
