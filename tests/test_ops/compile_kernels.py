@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for GPUs that need not be there; prints what became of each as JSON.
 
-For sm_90 all kernels, dtypes and formats, for sm_80 and sm_70 float16 maps only.
+For sm_90 all kernels, dtypes, formats and scopes, for sm_80 and sm_70 float16 maps only.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sn_mm.ops.triton import launch as backend
 
 MAPS = ('x', 'y', 'dx', 'dy')
 SHAPES = [(2, 256, 60, 72), (2, 256, 600, 720)]  # one chunk or few, and many chunks
+SUBSETS = [('in',), ('ln',), ('bn',), ('in', 'ln'), ('in', 'bn'), ('ln', 'bn')]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 POINTERS = {
     torch.float16: '*fp16',
@@ -37,23 +38,30 @@ TOOLS = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
 
 
 def launches_of_a_step(
-    shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float16,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    scopes: tuple[str, ...] = ('in', 'ln', 'bn'),
+    affine: bool = True,
 ) -> list[Launch]:
     """Everything that a synchronised layer launches forward and backward, and in evaluation."""
     x = torch.empty(shape, dtype=dtype, device='meta').contiguous(memory_format=memory_format)
     three, channels = x.new_empty(3, dtype=torch.float32), x.new_empty(shape[1]).float()
-    parameters = Parameters(three, three, channels, channels)
+    logits = three[: max(2, len(scopes))]  # for one scope there is a logit of 'in', left out
+    parameters = Parameters(logits, logits, *(channels if affine else None for _ in range(2)))
     running = Running(channels, channels, x.new_empty((), dtype=torch.int64), 0.1)
-    settings = Settings(('in', 'ln', 'bn'), 1e-5, 0)
+    settings = Settings(scopes, 1e-5, 0)
     with recorded_launches(run=False) as launches:
-        for statistics in (running, running._replace(momentum=None)):
+        for statistics in (
+            None, running, running._replace(momentum=None), running._replace(batches=None)
+        ):  # fmt: skip
             moments = backend.measure(x, settings, statistics, training=True)
-            totals = backend.contribute(moments['bn'], 5)
+            totals = backend.contribute(moments.get('bn', channels[None, None]), 5)
             backend.unite(totals, torch.float32, settings, statistics)
         backend.measure(x, settings, running, training=False)
         backend.normalize(x, moments, parameters, settings)
-        sums, _ = backend.reduce(x, x, moments, parameters, settings, True)
-        for total in (5, totals[0]):
+        for measured, total in ((True, 5), (True, totals[0]), (False, 1)):
+            sums, _ = backend.reduce(x, x, moments, parameters, settings, measured)
             backend.propagate(x, x, moments, sums, parameters, settings, total)
     return launches
 
@@ -109,10 +117,13 @@ def cases() -> Iterator[tuple[Launch, int]]:
         (80, (torch.float16,)),
         (70, (torch.float16,)),
     ):
-        variants = {}
-        for shape, dtype, memory_format in product(SHAPES, dtypes, FORMATS):
-            for launch in launches_of_a_step(shape, dtype, memory_format):
-                variants[launch.variant()] = launch
+        launches = []
+        for step in product(SHAPES, dtypes, FORMATS):
+            launches += launches_of_a_step(*step)
+        if architecture == 90:
+            for scopes in SUBSETS:
+                launches += launches_of_a_step(SHAPES[0], scopes=scopes, affine=False)
+        variants = {launch.variant(): launch for launch in launches}
         for launch in variants.values():
             yield launch, architecture
 

@@ -110,7 +110,7 @@ def normalize(x: Tensor, moments: Moments, parameters: Parameters, settings: Set
         kernels.apply[tiles.grid](
             x=x,
             y=y,
-            eps=settings.eps,
+            eps=float(settings.eps),
             **_moments(moments),
             **_parameters(parameters),
             **_scopes(parameters, settings),
@@ -156,7 +156,7 @@ def reduce(
             logit_sums=logit_sums,
             grad_weight=grads.weight,
             grad_bias=grads.bias,
-            eps=settings.eps,
+            eps=float(settings.eps),
             instances=n,
             channels=c,
             chunks=tiles.chunks,
@@ -200,7 +200,7 @@ def propagate(
             layer_sums=sums.layer,
             batch_sums=sums.batch,
             total=total,
-            eps=settings.eps,
+            eps=float(settings.eps),
             correction=_correction(_sizes(x)[2], settings),
             TOTAL_IN_MEMORY=isinstance(total, Tensor),
             **_moments(moments),
@@ -269,7 +269,7 @@ def _running(
     if running.momentum is None:
         kernels.count_batch[1,](running.batches, totals)
         return arguments | {'batches': running.batches, 'CUMULATIVE': True}
-    return arguments | {'batches': running.batches, 'momentum': running.momentum}
+    return arguments | {'batches': running.batches, 'momentum': float(running.momentum)}
 
 
 def _write_back(running: Running | None, arguments: dict[str, Any]) -> None:

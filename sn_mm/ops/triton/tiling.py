@@ -119,5 +119,5 @@ def pool_tile(chunks: int) -> dict[str, int]:
         'BLOCK_INSTANCES': max(1, min(1024, TILE // block_chunks) // CHANNEL_BLOCK),
         'BLOCK_CHUNKS': block_chunks,
         'BLOCK_CHANNELS': CHANNEL_BLOCK,
-        'num_warps': 8,
+        'num_warps': 8 if block_chunks == 1 else 16,
     }

@@ -205,7 +205,7 @@ def _sums_of_batch(
         tl.store(grad_bias + at, total.to(grad_bias.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=[*SIZES, *PARAMETERS])
+@triton.jit(do_not_specialize=['instances', 'channels', 'chunks', *PARAMETERS])
 def pool_gradients(
     parts,
     instance,
@@ -292,7 +292,7 @@ def _grad_logits(
         tl.store(grad_logits + FIRST + IN + LN, grad_bn.to(dtype))
 
 
-@triton.jit(do_not_specialize=[*SIZES, *PARAMETERS, 'grad_mean_weight', 'grad_var_weight'])
+@triton.jit(do_not_specialize=['instances', 'mean_weight', 'var_weight'])
 def grad_logits(
     logit_sums,
     mean_weight,
@@ -365,6 +365,11 @@ def grad_input(
         program, channels, positions, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS,
         BLOCK_POSITIONS,
     )  # fmt: skip
+    # What takes longest is asked for first.
+    mask = rows[:, None] & (first + tl.arange(0, BLOCK_POSITIONS) < positions)[None, :]
+    start = origin + first * stride
+    grad = tl.load(dy + start + inside, mask=mask).to(tl.float32)
+    value = tl.load(x + start + inside, mask=mask).to(tl.float32)
     p_in, p_ln, p_bn = shares(mean_weight, IN, LN, BN, FIRST)
     q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN, FIRST)
     mu, var = mixed(
@@ -401,10 +406,6 @@ def grad_input(
     scale *= factor
     through_var = (-correction / positions.to(tl.float32)) * grad_var
     through_mean = (-1.0 / positions.to(tl.float32)) * grad_mean
-    mask = rows[:, None] & (first + tl.arange(0, BLOCK_POSITIONS) < positions)[None, :]
-    start = origin + first * stride
-    grad = tl.load(dy + start + inside, mask=mask).to(tl.float32)
-    value = tl.load(x + start + inside, mask=mask).to(tl.float32)
     result = through_var[:, None] * (value - mean[:, None]) + through_mean[:, None]
     result += scale[:, None] * grad
     tl.store(dx + start + inside, result.to(dx.dtype.element_ty), mask=mask)

@@ -223,7 +223,12 @@ def _batch(
     tl.store(batch + channels + c, var, mask=columns)
 
 
-@triton.jit(do_not_specialize=[*SIZES, 'running_mean', 'running_var', 'batches'])
+@triton.jit(
+    do_not_specialize=[
+        'instances', 'channels', 'positions', 'chunks', 'chunk', 'running_mean', 'running_var',
+        'batches',
+    ]
+)  # fmt: skip
 def pool(
     pivot,
     parts,
@@ -266,7 +271,7 @@ def pool(
             positions, chunks, chunk, correction, READ, LN, BLOCK_INSTANCES * BLOCK_CHANNELS,
             BLOCK_CHUNKS,
         )  # fmt: skip
-    else:
+    elif batch is not None:
         _batch(
             program - instances, pivot, parts, batch, running_mean, running_var, batches, instances,
             channels, positions, chunks, chunk, momentum, correction, unbiased, GIVEN, CUMULATIVE,
@@ -314,6 +319,10 @@ def apply(
         program, channels, positions, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS,
         BLOCK_POSITIONS,
     )  # fmt: skip
+    # What takes longest is asked for first.
+    mask = rows[:, None] & (first + tl.arange(0, BLOCK_POSITIONS) < positions)[None, :]
+    start = origin + first * stride
+    value = tl.load(x + start + inside, mask=mask).to(tl.float32)
     p_in, p_ln, p_bn = shares(mean_weight, IN, LN, BN, FIRST)
     q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN, FIRST)
     mu, var = mixed(
@@ -323,9 +332,6 @@ def apply(
     scale = 1.0 / tl.sqrt(var + eps)
     if weight is not None:
         scale *= tl.load(weight + c, mask=rows).to(tl.float32)
-    mask = rows[:, None] & (first + tl.arange(0, BLOCK_POSITIONS) < positions)[None, :]
-    start = origin + first * stride
-    value = tl.load(x + start + inside, mask=mask).to(tl.float32)
     result = scale[:, None] * (value - mu[:, None])
     if bias is not None:
         result += tl.load(bias + c, mask=rows).to(tl.float32)[:, None]

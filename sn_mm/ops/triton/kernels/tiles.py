@@ -6,8 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-SIZES = ['instances', 'channels', 'positions', 'blocks', 'chunks', 'steps', 'chunk']
-"""Arguments for whose values no kernel is compiled anew."""
+SIZES = ['instances', 'channels', 'positions', 'blocks', 'chunks', 'steps']
+"""What a kernel takes for a map's sizes and tiles: it is not compiled for each of their values."""
 
 
 @triton.jit
