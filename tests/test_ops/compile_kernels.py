@@ -17,23 +17,16 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 from triton_launches import Launch, recorded_launches
 
 from sn_mm.ops.protocol import Parameters, Running, Settings
+from sn_mm.ops.triton import kernels
 from sn_mm.ops.triton import launch as backend
 
 MAPS = ('x', 'y', 'dx', 'dy')
 SHAPES = [(2, 256, 60, 72), (2, 256, 600, 720)]  # one chunk or few, and many chunks
 SUBSETS = [('in',), ('ln',), ('bn',), ('in', 'ln'), ('in', 'bn'), ('ln', 'bn')]
 FORMATS = [torch.contiguous_format, torch.channels_last]
-POINTERS = {
-    torch.float16: '*fp16',
-    torch.bfloat16: '*bf16',
-    torch.float32: '*fp32',
-    torch.float64: '*fp64',
-    torch.int64: '*i64',
-}
 TOOLS = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
 
 
@@ -66,22 +59,30 @@ def launches_of_a_step(
     return launches
 
 
+class Driver:
+    """Stands in for CUDA's, so that Triton compiles all that a launch needs, and launches nothing.
+
+    A device is named by its architecture: Triton keeps what it has compiled for each device.
+    """
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget('cuda', self.architecture, 32)
+
+    def get_current_device(self) -> int:
+        return self.architecture
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
 def compile_launch(launch: Launch, architecture: int) -> dict[str, Any]:
-    """To machine code; all tensors are aligned to 16 bytes, as those of torch on CUDA are."""
-    arguments = dict(launch.arguments)
-    signature, constants, aligned = {}, {}, {}
-    for i, name in enumerate(launch.kernel.arg_names):
-        value = arguments.pop(name)
-        if name.isupper() or value is None:
-            signature[name], constants[name] = 'constexpr', value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = POINTERS[value.dtype]
-            if name not in launch.kernel.do_not_specialize:
-                aligned[i,] = [['tt.divisibility', 16]]
-        else:
-            signature[name] = 'fp32' if isinstance(value, float) else 'i32'
-    source = ASTSource(launch.kernel, signature, constants, aligned)
-    compiled = triton.compile(source, target=GPUTarget('cuda', architecture, 32), options=arguments)
+    """To machine code; meta tensors are aligned to 16 bytes, as those of torch on CUDA are."""
+    triton.runtime.driver.set_active(Driver(architecture))
+    compiled = launch.kernel.warmup(grid=(1,), **launch.arguments)
+    maps = (launch.arguments[name] for name in MAPS if name in launch.arguments)
 
     ptx = compiled.asm['ptx']
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
@@ -91,7 +92,7 @@ def compile_launch(launch: Launch, architecture: int) -> dict[str, Any]:
     return {
         'kernel': launch.name,
         'architecture': architecture,
-        'map': next((signature[name] for name in MAPS if name in signature), None),
+        'map': next((str(x.dtype) for x in maps), None),
         'channels_last': launch.arguments.get('CHANNELS_LAST'),
         'block': [v for k, v in launch.arguments.items() if k.startswith('BLOCK')],
         'registers': int(re.search(r'REG:(\d+)', usage)[1]),
@@ -128,5 +129,14 @@ def cases() -> Iterator[tuple[Launch, int]]:
             yield launch, architecture
 
 
+def variants_compiled() -> int:
+    """How many variants Triton itself tells apart."""
+    functions = [getattr(kernels, name) for name in kernels.__all__]
+    return sum(len(c[0]) for kernel in functions for c in kernel.device_caches.values())
+
+
 if __name__ == '__main__':
-    print(json.dumps([compile_launch(*case) for case in cases()]))
+    compiled = [compile_launch(*case) for case in cases()]
+    if variants_compiled() != len(compiled):
+        raise AssertionError(f'{variants_compiled()} variants, {len(compiled)} of Launch.variant')
+    print(json.dumps(compiled))

@@ -39,11 +39,9 @@ def moments(
     """Moments of each chunk of positions."""
     program = tl.program_id(0)
     channels, positions = sizes(channels, positions, CHANNELS_LAST, UNIT)
-    (
-        instance,
-        channel,
-        rows,
-    ) = block_of(program, instances, channels, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS)
+    n, c, rows = block_of(
+        program, instances, channels, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS
+    )
     number, first, end = chunk_of(
         program, positions, blocks, chunks, steps, CHANNELS_LAST, BLOCK_POSITIONS
     )
@@ -51,11 +49,11 @@ def moments(
         program, channels, positions, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS,
         BLOCK_POSITIONS,
     )  # fmt: skip
-    at = instance * channels + channel
+    at = n * channels + c
     # Values are taken about their channel's first one, so that little is lost where they are all
     # far from zero.
     if CHANNELS_LAST:
-        heads = instance * channels * positions + channel
+        heads = n * channels * positions + c
     else:
         heads = at * positions
     centre = tl.load(x + heads, mask=rows).to(tl.float32)
