@@ -18,8 +18,9 @@ REASON = 'hypothesis is not installed'
 def stand_in_for_hypothesis() -> None:
     """Puts modules ``hypothesis`` and ``hypothesis.strategies`` where there are none."""
     if find_spec('hypothesis') is None:
-        sys.modules['hypothesis'] = _Package('hypothesis')
-        sys.modules['hypothesis.strategies'] = _Package('hypothesis.strategies')
+        package, strategies = _Package('hypothesis'), _Package('hypothesis.strategies')
+        package.strategies = strategies  # type: ignore[attr-defined]
+        sys.modules.update({'hypothesis': package, 'hypothesis.strategies': strategies})
 
 
 class _Anything:
@@ -63,6 +64,7 @@ def _given(*strategies: Any, **named: Any) -> Callable[[Callable], Any]:
         drawn = {*named, *list(signature.parameters)[len(signature.parameters) - len(strategies) :]}
         kept = [p for name, p in signature.parameters.items() if name not in drawn]
         skipped.__name__, skipped.__doc__ = test.__name__, test.__doc__
+        skipped.__dict__.update(vars(test))  # the marks
         skipped.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
         return pytest.mark.skip(reason=REASON)(skipped)
 
