@@ -176,14 +176,15 @@ def test_a_group_of_one_rank_calls_the_collectives(monkeypatch):
         for name in ('all_gather', 'all_reduce'):
             collective = getattr(torch.distributed, name)
 
-            def counted(*args, collective=collective, name=name, **kwargs):
-                calls.append(name)
-                return collective(*args, **kwargs)
+            def counted(tensor, *args, collective=collective, name=name, **kwargs):
+                calls.append((name, tensor.numel(), tensor.dtype))
+                return collective(tensor, *args, **kwargs)
 
             monkeypatch.setattr(torch.distributed, name, counted)
         x = torch.randn(2, 3, 4, 5, requires_grad=True)
         layer(x).sum().backward()
-    assert len(calls) == 2 and not torch.distributed.is_initialized()
+    assert calls == [('all_reduce', 7, torch.float64), ('all_reduce', 6, torch.float32)]
+    assert not torch.distributed.is_initialized()
 
 
 def test_a_synchronised_layer_that_differs_is_a_failure(monkeypatch):
