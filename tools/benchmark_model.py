@@ -14,9 +14,9 @@ import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from benchmark import machine
 from benchmark.measure import peak_bytes, spread, time_side_by_side
@@ -93,13 +93,13 @@ def main() -> None:
     configs = {'own norms': cfg, 'SN': switched}
     models = {name: build_for_one_process(c).to(args.device) for name, c in configs.items()}
     steps = {name: make_step(model, cfg, args.size) for name, model in models.items()}
-    times = time_side_by_side(steps, args.repeats, warmup=0)
-    own = float(np.median(times['own norms']))
+    times = time_side_by_side(steps, args.device, args.repeats, warmup=0)
+    own = median(times['own norms'])
     records = [
         {
             'model': name,
             'step': spread(times[name]),
-            'ratio': float(np.median(times[name])) / own,
+            'ratio': median(times[name]) / own,
             'peak_mib': peak_bytes(step, args.device) / 2**20,
         }
         for name, step in steps.items()

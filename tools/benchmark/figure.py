@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart.
 _STYLES = {
     'SN': ('#D55E00', 'o'),
+    'SN, synchronised': ('#D55E00', 'd'),
     'SyncBatchNorm': ('#0072B2', 's'),
     'GroupNorm': ('#009E73', '^'),
     'InstanceNorm': ('#CC79A7', 'v'),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from timeit import timeit
+from itertools import accumulate
+from statistics import median, quantiles
+from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.benchmark import timer
 
 # How often SN goes over a map, at the least; a copy goes over it twice.
 SWEEPS = {'forward': 3, 'forward_backward': 8, 'eval': 3}
@@ -66,43 +66,68 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
     assert profiler.profiler is not None
     events = profiler.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == '[memory]')
-    return int(np.cumsum([change for _, change in changes]).max(initial=0))
+    return max(accumulate((change for _, change in changes), initial=0))
+
+
+def time_runs(run: Callable[[], Any], number: int, device: torch.device) -> float:
+    """Seconds of ``number`` runs in a row: on a GPU by its own events, elsewhere by a clock."""
+    if device.type == 'cuda':
+        stream = torch.cuda.current_stream(device)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record(stream)
+        for _ in range(number):
+            run()
+        end.record(stream)
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+    began = perf_counter()
+    for _ in range(number):
+        run()
+    return perf_counter() - began
 
 
 def time_side_by_side(
-    passes: Mapping[Any, Callable[[], Any]], repeats: int, warmup: int = 2
-) -> dict[Any, np.ndarray]:
-    """Seconds of each pass, (repeats,): in each repeat all passes take their turn.
+    passes: Mapping[Any, Callable[[], Any]],
+    device: torch.device,
+    repeats: int,
+    warmup: int = 2,
+    least: float = _SECONDS,
+) -> dict[Any, list[float]]:
+    """Seconds of each pass, one a repeat: in each repeat all passes take their turn.
 
     Args:
         passes: What to time.
+        device: Where they run.
         repeats: Timings of each.
         warmup: Runs before each timing that do not count.
+        least: Seconds that one timing takes at the least, by as many runs in a row.
     """
 
     def seconds(run: Callable[[], Any], number: int) -> float:
         for _ in range(warmup):
             run()
-        return timeit(run, timer=timer, number=number) / number
+        return time_runs(run, number, device) / number
 
     number = {}
     for key, run in passes.items():
         run()  # compiled, memory allocated
-        number[key] = max(1, round(_SECONDS / seconds(run, 1)))
+        number[key] = max(1, round(least / seconds(run, 1)))
     times: dict[Any, list[float]] = {key: [] for key in passes}
     for _ in range(repeats):
         for key, run in passes.items():
             times[key].append(seconds(run, number[key]))
-    return {key: np.array(values) for key, values in times.items()}
+    return times
 
 
-def measure(layers: Mapping[str, nn.Module], x: Tensor, repeats: int) -> list[dict[str, Any]]:
+def measure(
+    layers: Mapping[str, nn.Module], x: Tensor, repeats: int, least: float = _SECONDS
+) -> list[dict[str, Any]]:
     """One record a layer.
 
     Args:
         layers: The layers by name, 'BatchNorm' among them.
         x: (N, C, H, W).
-        repeats: Timings of each pass.
+        repeats, least: As in :func:`time_side_by_side`.
 
     Returns:
         Times as {median, q1, q3} in milliseconds, and the limit: eight sweeps at the speed of a
@@ -117,8 +142,8 @@ def measure(layers: Mapping[str, nn.Module], x: Tensor, repeats: int) -> list[di
         (name, kind): getattr(p, kind) for name, p in passes.items() for kind in SWEEPS
     }
     runs['copy'] = lambda: target.copy_(source)
-    times = time_side_by_side(runs, repeats)
-    medians = {key: float(np.median(seconds)) for key, seconds in times.items()}
+    times = time_side_by_side(runs, x.device, repeats, least=least)
+    medians = {key: median(seconds) for key, seconds in times.items()}
     limit = medians['copy'] * SWEEPS['forward_backward'] / 2
     group_eval = medians.get(('GroupNorm', 'eval'))
     size = x.numel() * x.element_size()
@@ -139,7 +164,9 @@ def measure(layers: Mapping[str, nn.Module], x: Tensor, repeats: int) -> list[di
     ]
 
 
-def spread(seconds: np.ndarray) -> dict[str, float]:
+def spread(seconds: Sequence[float]) -> dict[str, float]:
     """Median and quartiles in milliseconds."""
-    q1, median, q3 = np.percentile(1e3 * seconds, (25, 50, 75))
-    return {'median': float(median), 'q1': float(q1), 'q3': float(q3)}
+    if len(seconds) == 1:
+        seconds = [*seconds, *seconds]
+    q1, middle, q3 = (1e3 * q for q in quantiles(seconds, n=4, method='inclusive'))
+    return {'median': middle, 'q1': q1, 'q3': q3}
