@@ -44,7 +44,7 @@ def main() -> None:
     checkpoint = read_checkpoint(args.src, keys)
     try:
         converted = convert(weights_of(checkpoint, keys), args.to)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f'checkpoint {args.src} cannot be converted: {error}') from error
 
     backbone = converted.backbone

@@ -71,7 +71,7 @@ def read_networks(args: Namespace) -> dict[str, dict[str, importance.Importance]
             network = importance.from_state_dict(
                 checkpoint.get('state_dict', checkpoint), args.normalizers
             )
-        except ValueError as error:
+        except InputError as error:
             raise InputError(f'checkpoint {path}: {error}') from error
         if not network:
             raise InputError(f'checkpoint {path} holds no SN layer (no mean_weight and var_weight)')
@@ -86,7 +86,7 @@ def read_logs(paths: Sequence[Path]) -> dict[int, dict[str, importance.Importanc
     for file in files:
         try:
             logged = importance.from_log(file.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, UnicodeDecodeError, InputError) as error:
             raise InputError(f'log {file} cannot be read: {error}') from error
         course = {step: v for step, v in course.items() if step < min(logged, default=step + 1)}
         course.update(logged)

@@ -39,7 +39,7 @@ def main() -> None:
     checkpoint = read_checkpoint(args.src)
     try:
         published = slim(checkpoint, args.ema)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f'checkpoint {args.src}: {error}') from error
 
     # In memory: to a file, torch.save writes the file's name too, and the hash would depend on it.

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ..errors import InputError
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 
 __all__ = ['convert_switch_norm']
@@ -56,7 +57,7 @@ def convert_switch_norm(
         ``model``, or the new layer where ``model`` itself is a norm.
 
     Raises:
-        ValueError: ``layer_args`` outside what :class:`SwitchNorm` allows, or a lazy norm that has
+        InputError: ``layer_args`` outside what :class:`SwitchNorm` allows, or a lazy norm that has
             not seen its first input. The model is then as it was.
         TypeError: ``layer_args`` that :class:`SwitchNorm` does not have. Likewise.
     """
@@ -70,7 +71,7 @@ def convert_switch_norm(
             continue
         line = f'{name or "model"}: {type(module).__name__}'
         if isinstance(module, nn.modules.lazy.LazyModuleMixin):
-            raise ValueError(f'{line} has no num_features before its first input')
+            raise InputError(f'{line} has no num_features before its first input')
         extras = extras_of(module)
         if extras:
             lines.append(f'{line} left as it is, SN would drop its {extras}')

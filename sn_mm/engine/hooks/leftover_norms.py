@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from ...errors import InputError
 from ...model.convert import extras_of
 from ...switch.leftovers import find_leftovers
 from ...switch.scopes import SCOPES
@@ -21,12 +22,12 @@ class LeftoverNormHook(Hook):
         scope: The scope of the switch. Default: 'existing'.
 
     Raises:
-        ValueError: Another scope than 'existing', 'backbone' or 'all'.
+        InputError: Another scope than 'existing', 'backbone' or 'all'.
     """
 
     def __init__(self, scope: str = 'existing') -> None:
         if scope not in SCOPES:
-            raise ValueError(f'LeftoverNormHook: scope must be one of {SCOPES}, got {scope!r}')
+            raise InputError(f'LeftoverNormHook: scope must be one of {SCOPES}, got {scope!r}')
         self.scope = scope
 
     def before_run(self, runner: Runner) -> None:
