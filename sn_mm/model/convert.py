@@ -14,6 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..errors import InputError
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from .replace import replace_modules
 
 __all__ = ['convert_switch_norm']
 
@@ -79,17 +80,11 @@ def convert_switch_norm(
         new = converted[module] = _convert(module, kinds[kind], fallback, layer_args)
         lines.append(f'{line} -> {type(new).__name__}')
 
-    for parent in list(model.modules()):
-        for child, module in parent._modules.items():
-            if module in converted:
-                setattr(parent, child, converted[module])
-    for old, new in converted.items():
-        # The same dictionaries, so that the handles given out for the hooks still remove them.
-        vars(new).update({k: v for k, v in vars(old).items() if '_hook' in k})
+    model = replace_modules(model, converted)
     for line in lines:
         report(line)
     report(f'Norms converted to Switchable Normalization: {len(converted)}')
-    return converted.get(model, model)
+    return model
 
 
 def layers_by_kind() -> dict[type[nn.Module], type[SwitchNorm]]:

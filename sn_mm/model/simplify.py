@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import InputError
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from .replace import replace_modules
 
 __all__ = ['simplify']
 
@@ -82,11 +83,7 @@ def simplify(
             continue
         new = replaced[layer] = _batch_norm(layer, axes.get(layer))
         lines.append(f'{line} -> {type(new).__name__}')
-    for parent in list(model.modules()):
-        for child, module in parent._modules.items():
-            if module in replaced:
-                setattr(parent, child, replaced[module])
-    model = replaced.get(model, model)
+    model = replace_modules(model, replaced)
 
     for line in lines:
         report(line)
@@ -163,6 +160,4 @@ def _batch_norm(layer: SwitchNorm, axes: int | None) -> nn.Module:
     new.train(layer.training)
     for name in ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'):
         setattr(new, name, getattr(layer, name))
-    # The same dictionaries, so that the handles given out for the hooks still remove them.
-    vars(new).update({k: v for k, v in vars(layer).items() if '_hook' in k})
     return new
