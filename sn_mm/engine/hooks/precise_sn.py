@@ -9,7 +9,7 @@ from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from ...errors import InputError
+from ...errors import InputError, check_positive_int
 from ...model.batch_average import set_statistics, tracking_layers
 from ..training_set import measure_on_training_set
 
@@ -50,10 +50,9 @@ class PreciseSNHook(Hook):
         bn: bool = False,
         seed: int = 0,
     ) -> None:
-        given = {'num_iters': num_iters, 'interval': 1 if interval is None else interval}
-        for name, value in given.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f'PreciseSNHook: {name} must be an int >= 1, got {value!r}')
+        check_positive_int('PreciseSNHook: num_iters', num_iters)
+        if interval is not None:
+            check_positive_int('PreciseSNHook: interval', interval)
         self.num_iters = num_iters
         self.interval = interval
         self.by_epoch = by_epoch

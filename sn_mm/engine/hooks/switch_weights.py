@@ -10,7 +10,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ...analysis.importance import by_component, from_model, to_scalars
-from ...errors import InputError
+from ...errors import InputError, check_positive_int
 
 
 class SwitchWeightsHook(Hook):
@@ -33,8 +33,7 @@ class SwitchWeightsHook(Hook):
     priority = 'BELOW_NORMAL'
 
     def __init__(self, interval: int = 100, by_component: bool = False) -> None:
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise InputError(f'SwitchWeightsHook: interval must be an int >= 1, got {interval!r}')
+        check_positive_int('SwitchWeightsHook: interval', interval)
         self.interval = interval
         self.by_component = by_component
 
