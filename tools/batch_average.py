@@ -26,6 +26,7 @@ from sn_mm.cli.errors import report_input_errors
 from sn_mm.cli.files import atomic_path
 from sn_mm.cli.launch import build_runner, launched
 from sn_mm.engine.training_set import measure_on_training_set
+from sn_mm.engine.unwrap import unwrap
 from sn_mm.errors import InputError
 
 
@@ -81,7 +82,7 @@ def write_average(cfg: Config, args: Namespace, checkpoint: dict[str, Any]) -> N
     for progress in ('epoch', 'iter'):  # some models ask how far training is
         runner.message_hub.update_info(progress, checkpoint.get('meta', {}).get(progress, 0))
     statistics = measure_on_training_set(
-        getattr(runner.model, 'module', runner.model),
+        unwrap(runner.model),
         cfg.train_dataloader,
         args.num_iters,
         args.seed,

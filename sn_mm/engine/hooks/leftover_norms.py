@@ -6,13 +6,13 @@ import logging
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ...errors import InputError
 from ...model.convert import extras_of
 from ...switch.leftovers import find_leftovers
 from ...switch.scopes import SCOPES
+from ..unwrap import unwrap
 
 
 class LeftoverNormHook(Hook):
@@ -31,9 +31,7 @@ class LeftoverNormHook(Hook):
         self.scope = scope
 
     def before_run(self, runner: Runner) -> None:
-        model = runner.model
-        while is_model_wrapper(model):
-            model = model.module
+        model = unwrap(runner.model)
         converted: list[str] = []
         kept: list[str] = []
         for name, kind in find_leftovers(model, self.scope):

@@ -6,12 +6,12 @@ import copy
 from typing import Any
 
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ...errors import InputError, check_positive_int
 from ...model.batch_average import set_statistics, tracking_layers
 from ..training_set import measure_on_training_set
+from ..unwrap import unwrap
 
 
 class PreciseSNHook(Hook):
@@ -94,9 +94,7 @@ class PreciseSNHook(Hook):
     def _measure(self, runner: Runner, iteration: int) -> None:
         if iteration == self._measured_at:
             return
-        model = runner.model
-        while is_model_wrapper(model):
-            model = model.module
+        model = unwrap(runner.model)
         averaged = [h.ema_model.module for h in runner.hooks if isinstance(h, EMAHook)]
         dataset = copy.deepcopy(runner.train_dataloader.dataset)
         statistics = measure_on_training_set(

@@ -6,11 +6,11 @@ from typing import Any
 
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ...analysis.importance import by_component, from_model, to_scalars
 from ...errors import InputError, check_positive_int
+from ..unwrap import unwrap
 
 
 class SwitchWeightsHook(Hook):
@@ -48,10 +48,7 @@ class SwitchWeightsHook(Hook):
 
     @master_only
     def _log(self, runner: Runner, step: int) -> None:
-        model = runner.model
-        while is_model_wrapper(model):
-            model = model.module
-        layers = from_model(model)
+        layers = from_model(unwrap(runner.model))
         if self.by_component:
             scalars = to_scalars(by_component(layers), 'component')
         else:
