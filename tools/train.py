@@ -43,16 +43,23 @@ def parse_args() -> Namespace:
     return parser.parse_args()
 
 
-def check_amp(cfg: Config, enable: bool) -> None:
-    """Turns on mixed precision if asked to, and refuses it where mmengine has none."""
-    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    wrapper = getattr(wrapper, '__name__', wrapper).split('.')[-1]
-    if enable and wrapper == 'OptimWrapper':
-        wrapper = 'AmpOptimWrapper'
-        cfg.optim_wrapper.update(type=wrapper, loss_scale='dynamic')
-    if enable and wrapper != 'AmpOptimWrapper':
-        raise InputError(f'--amp needs optim_wrapper.type OptimWrapper, the config has {wrapper}')
-    if wrapper == 'AmpOptimWrapper' and get_device() == 'cpu':
+def optim_wrapper_name(cfg: Config) -> str:
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    return getattr(kind, '__name__', kind).split('.')[-1]
+
+
+def enable_amp(cfg: Config) -> None:
+    """Turns on automatic mixed precision, for which the config needs a plain OptimWrapper."""
+    name = optim_wrapper_name(cfg)
+    if name == 'OptimWrapper':
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    elif name != 'AmpOptimWrapper':
+        raise InputError(f'--amp needs optim_wrapper.type OptimWrapper, the config has {name}')
+
+
+def check_amp(cfg: Config) -> None:
+    """Refuses a config with mixed precision where there is no GPU: mmengine has it only there."""
+    if optim_wrapper_name(cfg) == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise InputError(
             'mixed precision (--amp, AmpOptimWrapper) needs a GPU, and none is visible'
         )
@@ -81,7 +88,9 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args, 'train')
     switch_norms(cfg, args)
-    check_amp(cfg, args.amp)
+    if args.amp:
+        enable_amp(cfg)
+    check_amp(cfg)
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)
     if args.resume:
