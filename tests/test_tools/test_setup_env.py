@@ -63,7 +63,7 @@ class Checkout:
         self.tools = folder / 'checkout' / 'tools'
         self.tools.mkdir(parents=True)
         shutil.copy(ROOT / 'tools' / 'setup_env.sh', self.tools)
-        for name in ('constraints.txt', 'setup.py'):
+        for name in ('constraints.txt', 'pyproject.toml', 'setup.py'):
             shutil.copy(ROOT / name, self.tools.parent)
         self.cxx = folder / 'c++'
         self.cxx.write_text(FAKE_CXX)
@@ -89,6 +89,7 @@ class Checkout:
             ['bash', self.tools / 'setup_env.sh'],
             env={
                 **os.environ,
+                'PYTHONPATH': '',  # the pretenders, not what is on it
                 'SN_MM_PYTHON': str(python),
                 'XDG_CACHE_HOME': str(self.cache.parent),
                 'CXX': str(self.cxx),
@@ -153,7 +154,9 @@ def test_second_run_does_nothing_and_takes_no_time(checkout, env):
     assert (code, out, err, commands) == (0, f'{env}/bin/python\n', '', [])
 
 
-@pytest.mark.parametrize('name', ['constraints.txt', 'setup.py', 'tools/setup_env.sh'])
+@pytest.mark.parametrize(
+    'name', ['constraints.txt', 'pyproject.toml', 'setup.py', 'tools/setup_env.sh']
+)
 def test_a_change_sets_up_again_and_keeps_the_wheel(checkout, env, name):
     checkout.run(env)
     with open(checkout.tools.parent / name, 'a') as file:
