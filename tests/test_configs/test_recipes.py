@@ -19,18 +19,16 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from check_recipes import parse_args
 from sn_mm import SwitchNorm
 from sn_mm.errors import InputError
+from zoo.configs import mim_folder
 
 for package in ('mmcv', 'mmdet', 'mmseg'):
     pytest.importorskip(package)
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
-sys.path.insert(0, str(ROOT / 'tools'))
-
-from check_recipes import parse_args  # noqa: E402
-from zoo.configs import mim_folder  # noqa: E402
 
 DETECTION = ('mask_rcnn', 'faster_rcnn')
 SEGMENTATION = ('deeplabv3', 'deeplabv3plus', 'fcn')

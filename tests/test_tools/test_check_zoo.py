@@ -15,22 +15,20 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.model import BaseModel
 from torch import nn
 
-for package in ('mmcv', 'mmdet', 'mmseg'):
-    pytest.importorskip(package)
+from check_zoo import parse_args, recorded_seconds
+from zoo.check import check_config
+from zoo.processes import Limits, run_tasks
+from zoo.table import category
+
+pytest.importorskip('mmdet')
+build_norm_layer = pytest.importorskip('mmcv.cnn').build_norm_layer
+MODELS = pytest.importorskip('mmseg.registry').MODELS
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / 'docs/zoo'
-sys.path.insert(0, str(ROOT / 'tools'))
-
-from check_zoo import parse_args, recorded_seconds  # noqa: E402
-from mmcv.cnn import build_norm_layer  # noqa: E402
-from mmengine.model import BaseModel  # noqa: E402
-from mmseg.registry import MODELS  # noqa: E402
-from zoo.check import check_config  # noqa: E402
-from zoo.processes import Limits, run_tasks  # noqa: E402
-from zoo.table import category  # noqa: E402
 
 SMALL = 'mmseg::cgnet/*-512x1024.py'
 

@@ -14,13 +14,12 @@ import cv2
 import numpy as np
 import pytest
 
+import make_scenes
+from scenes import compose, layouts, sources
+
 TOOLS = Path(__file__).parents[2] / 'tools'
-sys.path.insert(0, str(TOOLS))
 pytest.importorskip('mlxtend')
 pytest.importorskip('skimage')
-
-import make_scenes  # noqa: E402
-from scenes import compose, layouts, sources  # noqa: E402
 
 SIZE = (96, 128)
 TRAIN, VAL = 10, 4
