@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from email.parser import Parser
-from importlib.util import find_spec
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -18,7 +17,6 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not all(map(find_spec, ('pip', 'setuptools', 'wheel'))), reason='needs pip')
 def test_the_wheel_holds_every_file_of_the_package(tmp_path):
     source = tmp_path / 'source'
     ignore = shutil.ignore_patterns('__pycache__')
