@@ -222,8 +222,15 @@ def test_coco_categories_are_cocos_own():
     assert known.items() <= ids.items()
 
 
-@pytest.mark.parametrize('categories', layouts.CATEGORY_SETS)
-@pytest.mark.parametrize('as_polygons', [False, True])
+@pytest.mark.parametrize(
+    ('categories', 'as_polygons'),
+    [
+        ('digits', False),
+        pytest.param('digits', True, marks=pytest.mark.slow),
+        pytest.param('coco', False, marks=pytest.mark.slow),
+        ('coco', True),
+    ],
+)
 def test_mmdet_reads_coco_through_ready_made_configs(
     data, coco_data, scenes, categories, as_polygons
 ):

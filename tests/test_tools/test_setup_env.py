@@ -154,6 +154,7 @@ def test_second_run_does_nothing_and_takes_no_time(checkout, env):
     assert (code, out, err, commands) == (0, f'{env}/bin/python\n', '', [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name', ['constraints.txt', 'pyproject.toml', 'setup.py', 'tools/setup_env.sh']
 )
@@ -166,6 +167,7 @@ def test_a_change_sets_up_again_and_keeps_the_wheel(checkout, env, name):
     assert commands and not built(commands)
 
 
+@pytest.mark.slow
 def test_second_environment_takes_the_cached_wheel(checkout, env):
     assert len(built(checkout.run(env)[3])) == 1
     code, _, err, commands = checkout.run(checkout.make_env('other'))
@@ -173,6 +175,7 @@ def test_second_environment_takes_the_cached_wheel(checkout, env):
     assert commands and not built(commands)
 
 
+@pytest.mark.slow
 def test_wheel_is_kept_by_versions_and_compiler(checkout, env):
     checkout.run(env)
     (kept,) = checkout.cache.iterdir()
@@ -239,6 +242,7 @@ def test_opencv_without_libgl_gives_way_to_the_headless_one(checkout, env):
     assert any('opencv-python-headless' in command for command in commands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('package', ['torch', 'mmdet', 'mmcv'])
 def test_failure_is_reported_and_repaired(checkout, env, package):
     code, out, err, _ = checkout.run(env, FAKE_PIP=f'{package}:fail')
@@ -249,6 +253,7 @@ def test_failure_is_reported_and_repaired(checkout, env, package):
     assert code == 0, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('package', ['torch', 'mmcv', '.[det,seg]'])
 def test_killed_run_is_continued(checkout, env, package):
     process, half_installed = checkout.start_and_hang(env, package)
@@ -272,6 +277,7 @@ def test_interrupt_ends_everything_in_one_line(checkout, env, package):
     assert subprocess.run(['flock', '-w', '5', env, 'true']).returncode == 0
 
 
+@pytest.mark.slow
 def test_runs_at_the_same_time_build_once(checkout, env):
     checkout.pip_log.write_text('')
     processes = [checkout.start(env / 'bin' / 'python') for _ in range(3)]
