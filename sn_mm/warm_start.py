@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from numbers import Real
 
+from .errors import InputError
+
 __all__ = ['OFF_SCOPE', 'initial_logits']
 
 OFF_SCOPE = 1e-7
@@ -28,7 +30,7 @@ def initial_logits(
         One logit for each of ``normalizers``, ones for equal shares.
 
     Raises:
-        ValueError: Neither of these, or scopes outside ``normalizers``, or shares that leave
+        InputError: Neither of these, or scopes outside ``normalizers``, or shares that leave
             another scope nothing.
     """
     count = len(normalizers)
@@ -36,7 +38,7 @@ def initial_logits(
     if isinstance(shares, str):
         shares = {shares: 1 - OFF_SCOPE * (count > 1)}
     if not isinstance(shares, Mapping) or not set(shares) <= set(normalizers):
-        raise ValueError(
+        raise InputError(
             f'init_importance must be None, one of the normalizers {normalizers}, or a mapping '
             f'from some of them to shares, got {init_importance!r}'
         )
@@ -44,7 +46,7 @@ def initial_logits(
     rest = 1 - math.fsum(shares.values()) if numbers else -1.0
     others = count - len(shares)
     if rest <= 0 if others else abs(rest) > 1e-6:
-        raise ValueError(
+        raise InputError(
             'shares in init_importance must be positive and sum to less than 1, or to 1 where all '
             f'of {normalizers} are named, got {init_importance!r}'
         )

@@ -1,4 +1,4 @@
-"""What all tests share. Its presence also puts this folder on the import path (``reference``)."""
+"""Fixtures and settings of all tests."""
 
 from __future__ import annotations
 

@@ -120,6 +120,7 @@ for scope in ('mmengine', 'mmdet', 'mmseg'):
     run_fresh(code, tmp_path)
 
 
+@pytest.mark.slow
 def test_scoped_name_needs_no_import_line(tmp_path):
     (tmp_path / 'config.py').write_text("norm_cfg = dict(type='sn_mm.SN', sync=False)\n")
     code = """
@@ -197,6 +198,7 @@ def test_reloading_keeps_the_registration():
             assert MODELS.get(prefix + name) is layer
 
 
+@pytest.mark.slow
 def test_importing_anew_registers_the_new_classes(tmp_path):
     code = """
 import sys
@@ -565,6 +567,7 @@ def count_frozen(model):
     return sum(not p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_ready_made_mask_rcnn():
     from mmdet.testing import demo_mm_inputs
     from mmengine.hub import get_config

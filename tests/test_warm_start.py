@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from sn_mm import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, convert_switch_norm
+from sn_mm.errors import InputError
 
 SHARES = {
     'bn': (5e-8, 5e-8, 1 - 1e-7),
@@ -104,12 +105,12 @@ def test_shares_follow_the_normalizers():
     ],
 )
 def test_what_is_no_mix_is_refused(given, message):
-    with pytest.raises(ValueError, match=f'init_importance .*{message}'):
+    with pytest.raises(InputError, match=f'init_importance .*{message}'):
         SwitchNorm2d(4, init_importance=given)
 
 
 def test_a_scope_that_the_layer_has_not_is_refused():
-    with pytest.raises(ValueError, match=r"normalizers \('in', 'ln'\).* got 'bn'"):
+    with pytest.raises(InputError, match=r"normalizers \('in', 'ln'\).* got 'bn'"):
         SwitchNorm2d(4, normalizers=('in', 'ln'), init_importance='bn')
 
 

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import machine
-from benchmark.figure import draw_ratios
-from benchmark.measure import measure
-from benchmark.plain import PlainSwitchNorm2d
-from benchmark.shapes import Case, cases
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
 
+from benchmark import machine
+from benchmark.figure import draw_ratios
+from benchmark.measure import measure
+from benchmark.plain import PlainSwitchNorm2d
+from benchmark.shapes import Case, cases
 from sn_mm import SwitchNorm2d
 from sn_mm.cli.errors import report_input_errors
 from sn_mm.errors import InputError

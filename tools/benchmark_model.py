@@ -18,20 +18,20 @@ from statistics import median
 from typing import Any
 
 import torch
-from benchmark import machine
-from benchmark.measure import peak_bytes, spread, time_side_by_side
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.table import Table
-from zoo.configs import build_for_one_process, dicts
-from zoo.inputs import BATCH_SIZE, make_batch
 
+from benchmark import machine
+from benchmark.measure import peak_bytes, spread, time_side_by_side
 from sn_mm.cli.config import read_config
 from sn_mm.cli.errors import report_input_errors
 from sn_mm.cli.norm_option import add_switch_arguments, switch_norms
 from sn_mm.errors import InputError
+from zoo.configs import build_for_one_process, dicts
+from zoo.inputs import BATCH_SIZE, make_batch
 
 RESULTS = Path(__file__).parents[1] / 'docs' / 'benchmarks'
 

@@ -29,14 +29,14 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # forked processes have no use fo
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from zoo.check import check_config
-from zoo.configs import mim_folder
-from zoo.processes import Limits, run_tasks
-from zoo.table import category, write_report
 
 import sn_mm
 from sn_mm.cli.errors import report_input_errors
 from sn_mm.errors import InputError
+from zoo.check import check_config
+from zoo.configs import mim_folder
+from zoo.processes import Limits, run_tasks
+from zoo.table import category, write_report
 
 TOOLBOXES = ('mmdet', 'mmseg')
 RECORD = Path(__file__).parents[1] / 'docs' / 'zoo'

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.progress import track
+
 from scenes.compose import RECIPE, SceneOptions, make_scene
 from scenes.layouts import CATEGORY_SETS, LAYOUTS
 from scenes.sources import SPLITS, SourceError, Sources

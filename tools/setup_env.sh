@@ -48,8 +48,8 @@ log=$env/sn_mm-setup.log
 # --- Is there anything to do? ------------------------------------------------------------------
 
 fingerprint() {
-    { echo "$root" && "$python" --version && cat constraints.txt setup.py tools/setup_env.sh; } |
-        sha256sum
+    local files=(constraints.txt pyproject.toml setup.py tools/setup_env.sh)
+    { echo "$root" && "$python" --version && cat "${files[@]}"; } | sha256sum
 }
 is_ready() { [[ -x $python && -f $stamp && $(< "$stamp") == $(fingerprint) ]]; }
 finish_if_ready() {

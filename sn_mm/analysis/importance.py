@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..equations import SCOPES
+from ..errors import InputError
 from ..layer import SwitchNorm
 
 __all__ = [
@@ -72,7 +73,7 @@ def from_state_dict(
         Importance by layer name; empty without SN.
 
     Raises:
-        ValueError: Layers with fewer than three weights of which nothing tells the scopes, or
+        InputError: Layers with fewer than three weights of which nothing tells the scopes, or
             ``normalizers`` that do not fit their number.
     """
     given = None if normalizers is None else tuple(normalizers)
@@ -161,7 +162,7 @@ def from_log(text: str) -> dict[int, dict[str, Importance]]:
         Importance by component, by step; layers are averaged. Empty without any.
 
     Raises:
-        ValueError: A line that is not JSON.
+        InputError: A line that is not JSON.
     """
     course = {}
     lines = text.splitlines(keepends=True)
@@ -169,7 +170,10 @@ def from_log(text: str) -> dict[int, dict[str, Importance]]:
         if '"sn_' not in line or not line.endswith('\n'):
             continue
         logged: dict[str, dict[str, Importance]] = {'layer': {}, 'component': {}}
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise InputError(f'a line is not JSON: {error}') from error
         for tag, weight in entry.items():
             if tag.startswith(('sn_layer/', 'sn_component/')):
                 kind, statistic, name, scope = tag.split('/')
@@ -192,7 +196,7 @@ def _scopes(
     if given is None and count == 2 and not tracks_batch:
         return ('in', 'ln')
     if given is None or len(given) != count:
-        raise ValueError(
+        raise InputError(
             f'{name} mixes {count} of the scopes {SCOPES}, and its names must be given as '
             f'normalizers, got {given}'
         )

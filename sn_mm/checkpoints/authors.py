@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 __all__ = ['TOOLBOXES', 'Converted', 'convert']
 
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
@@ -68,16 +70,16 @@ def convert(weights: Mapping[str, Tensor], to: str) -> Converted:
         See :class:`Converted`.
 
     Raises:
-        ValueError: ``weights`` without SN, of a network that the toolbox does not have, with keys
+        InputError: ``weights`` without SN, of a network that the toolbox does not have, with keys
             unknown or missing, or with a tensor of another shape.
     """
     if to not in TOOLBOXES:
-        raise ValueError(f'to must be one of {", ".join(TOOLBOXES)}, got {to!r}')
+        raise InputError(f'to must be one of {", ".join(TOOLBOXES)}, got {to!r}')
     scopes = next((t.numel() for key, t in weights.items() if key.endswith('.mean_weight')), 0)
     if not scopes:
-        raise ValueError('it holds no SN layer: no key ends in .mean_weight')
+        raise InputError('it holds no SN layer: no key ends in .mean_weight')
     if scopes not in (2, 3):
-        raise ValueError(f'its SN layers mix {scopes} scopes, neither (in, ln, bn) nor (in, ln)')
+        raise InputError(f'its SN layers mix {scopes} scopes, neither (in, ln, bn) nor (in, ln)')
     naming = _naming(weights)
     keys, left_out = _rename(weights, naming, with_classifier=to == 'mmpretrain')
     renamed = {name: weights[key] for name, key in keys.items()}
@@ -87,7 +89,7 @@ def convert(weights: Mapping[str, Tensor], to: str) -> Converted:
     depth = _DEPTHS.get((bottleneck, blocks))
     if depth is None:
         kind = 'bottleneck' if bottleneck else 'basic'
-        raise ValueError(
+        raise InputError(
             f'{blocks} {kind} blocks in its stages make no ResNet of depth '
             f'{", ".join(map(str, _DEPTHS.values()))}'
         )
@@ -103,7 +105,7 @@ def convert(weights: Mapping[str, Tensor], to: str) -> Converted:
         found = '; '.join(
             f'{what}: {summarize(names)}' for what, names in problems.items() if names
         )
-        raise ValueError(f'its keys are not those of a ResNet-{depth} with SN; {found}')
+        raise InputError(f'its keys are not those of a ResNet-{depth} with SN; {found}')
 
     state_dict = {}
     for name, shape in shapes.items():
@@ -154,7 +156,7 @@ def _rename(
             left_out.setdefault('a classifier', []).append(key)
             continue
         if name in renamed:
-            raise ValueError(f'{renamed[name]} and {key} in it are the same weight')
+            raise InputError(f'{renamed[name]} and {key} in it are the same weight')
         renamed[name] = key
     return renamed, left_out
 
@@ -166,7 +168,7 @@ def _refuse_preactivation(weights: Mapping[str, Tensor]) -> None:
         if conv is None or conv is norm:
             continue
         if norm.numel() == conv.shape[1] != conv.shape[0]:
-            raise ValueError(
+            raise InputError(
                 'it is a pre-activation ResNet (v2), and neither mmdet, mmseg nor mmpretrain has '
                 'that network'
             )
@@ -220,7 +222,7 @@ def _reshape(key: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(tensor.shape) in ((1, *shape, 1, 1), (1, *shape, 1)) and len(shape) == 1:
         return tensor.flatten()
     if tuple(tensor.shape) != shape:
-        raise ValueError(f'{key} has shape {tuple(tensor.shape)} where {shape} is needed')
+        raise InputError(f'{key} has shape {tuple(tensor.shape)} where {shape} is needed')
     return tensor
 
 

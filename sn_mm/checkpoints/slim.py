@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import InputError
+
 __all__ = ['slim']
 
 
@@ -23,12 +25,12 @@ def slim(checkpoint: Mapping[str, Any], ema: bool | None = None) -> dict[str, An
         ``{'meta': ..., 'state_dict': ...}``.
 
     Raises:
-        ValueError: ``ema=True``, and the checkpoint keeps no average.
+        InputError: ``ema=True``, and the checkpoint keeps no average.
     """
     state_dict = dict(checkpoint.get('state_dict', checkpoint))
     before_averaging = checkpoint.get('ema_state_dict')
     if ema and before_averaging is None:
-        raise ValueError('it keeps no EMA weights (ema_state_dict): EMAHook did not run')
+        raise InputError('it keeps no EMA weights (ema_state_dict): EMAHook did not run')
     if ema is False and before_averaging is not None:
         for key, tensor in before_averaging.items():
             if key.startswith('module.'):

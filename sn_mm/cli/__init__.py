@@ -1,1 +1,1 @@
-"""What the commands share: one room per concern."""
+"""The commands of tools/, and the parts that they share."""

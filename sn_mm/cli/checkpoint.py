@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from mmengine.dist import broadcast_object_list
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..engine.safe_globals import register_safe_globals
+from ..engine.unwrap import unwrap
 from ..errors import InputError
 from .errors import local_rank
 
@@ -166,9 +166,7 @@ def load_strictly(runner: Runner) -> None:
     if not isinstance(runner, Runner):
         return
     load = runner.load_checkpoint
-    model = runner.model
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+    model = unwrap(runner.model)
 
     def leave_out_foreign(_: torch.nn.Module, incompatible: Any) -> None:
         foreign = [

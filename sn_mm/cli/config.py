@@ -13,6 +13,7 @@ from mmengine.config import Config, DictAction
 from mmengine.config.utils import MODULE2PACKAGE
 
 from ..errors import InputError
+from ..switch.target import check_norms
 from ..switch.toolbox import import_sn_mm, toolbox
 
 
@@ -117,7 +118,8 @@ def load_config(args: Namespace, split: str) -> Config:
 
     Raises:
         InputError: If the config cannot be found or loaded, if an override does not fit it, if the
-            toolbox that it is written for is not installed, or if the config lacks a part.
+            toolbox that it is written for is not installed, if the config lacks a part, or if SN
+            refuses the arguments that a norm_cfg gives it.
     """
     cfg = read_config(args.config)
     try:
@@ -136,6 +138,7 @@ def load_config(args: Namespace, split: str) -> Config:
     ]
     if missing:
         raise InputError(f'config {args.config} has no {", ".join(missing)} to {split} with')
+    check_norms(cfg.model)
     import_sn_mm(cfg)
     cfg.launcher = args.launcher
     if args.launcher == 'pytorch':  # what starts the processes may tell it in either way

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import traceback
 from functools import wraps
 from typing import Callable
 
@@ -21,12 +20,6 @@ def local_rank() -> int:
     return int(next((os.environ[name] for name in names if name in os.environ), 0))
 
 
-def _comes_from_layer(error: Exception) -> bool:
-    """Whether ``sn_mm`` itself refused its arguments, somewhere inside a toolbox's model."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get('__name__', '').split('.')[0] == 'sn_mm'
-
-
 def report_input_errors(main: Callable[[], None]) -> Callable[[], None]:
     """Decorates a script's ``main``: bad input becomes one line on stderr and exit status 2.
 
@@ -34,8 +27,7 @@ def report_input_errors(main: Callable[[], None]) -> Callable[[], None]:
     all have the same to say, local rank 0 says it and the launcher stops the rest.
 
     Args:
-        main: Function that may raise :class:`InputError`, or in which a layer of ``sn_mm`` may
-            refuse its arguments with a ``ValueError`` or a ``TypeError``.
+        main: Function that may raise :class:`InputError`.
 
     Returns:
         The function with the same behaviour otherwise.
@@ -45,9 +37,7 @@ def report_input_errors(main: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         try:
             main()
-        except (ValueError, TypeError) as error:
-            if not (isinstance(error, InputError) or _comes_from_layer(error)):
-                raise
+        except InputError as error:
             if local_rank() != 0:
                 time.sleep(_GRACE)
             script = os.path.basename(sys.argv[0])

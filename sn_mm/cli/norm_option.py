@@ -27,7 +27,8 @@ from ..switch import (
     switch_norm_cfg,
 )
 from ..switch.components import needs_process_group, resolve
-from .config import CfgOptions, toolbox
+from ..switch.toolbox import toolbox
+from .config import CfgOptions
 from .errors import local_rank
 
 _WIDTH = 160  # of the table where it goes to a file

@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ..errors import InputError
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from .replace import replace_modules
 
 __all__ = ['convert_switch_norm']
 
@@ -56,7 +58,7 @@ def convert_switch_norm(
         ``model``, or the new layer where ``model`` itself is a norm.
 
     Raises:
-        ValueError: ``layer_args`` outside what :class:`SwitchNorm` allows, or a lazy norm that has
+        InputError: ``layer_args`` outside what :class:`SwitchNorm` allows, or a lazy norm that has
             not seen its first input. The model is then as it was.
         TypeError: ``layer_args`` that :class:`SwitchNorm` does not have. Likewise.
     """
@@ -70,7 +72,7 @@ def convert_switch_norm(
             continue
         line = f'{name or "model"}: {type(module).__name__}'
         if isinstance(module, nn.modules.lazy.LazyModuleMixin):
-            raise ValueError(f'{line} has no num_features before its first input')
+            raise InputError(f'{line} has no num_features before its first input')
         extras = extras_of(module)
         if extras:
             lines.append(f'{line} left as it is, SN would drop its {extras}')
@@ -78,17 +80,11 @@ def convert_switch_norm(
         new = converted[module] = _convert(module, kinds[kind], fallback, layer_args)
         lines.append(f'{line} -> {type(new).__name__}')
 
-    for parent in list(model.modules()):
-        for child, module in parent._modules.items():
-            if module in converted:
-                setattr(parent, child, converted[module])
-    for old, new in converted.items():
-        # The same dictionaries, so that the handles given out for the hooks still remove them.
-        vars(new).update({k: v for k, v in vars(old).items() if '_hook' in k})
+    model = replace_modules(model, converted)
     for line in lines:
         report(line)
     report(f'Norms converted to Switchable Normalization: {len(converted)}')
-    return converted.get(model, model)
+    return model
 
 
 def layers_by_kind() -> dict[type[nn.Module], type[SwitchNorm]]:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..errors import InputError
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from .replace import replace_modules
 
 __all__ = ['simplify']
 
@@ -60,14 +62,14 @@ def simplify(
         ``model``, or the BatchNorm where ``model`` itself is a layer.
 
     Raises:
-        ValueError: ``threshold`` outside (0, 1), a model without SN, or ``inputs`` that lead to no
+        InputError: ``threshold`` outside (0, 1), a model without SN, or ``inputs`` that lead to no
             floating-point tensor. The model is as it was.
     """
     if not 0 < threshold < 1:
-        raise ValueError(f'threshold must be above 0 and below 1, got {threshold!r}')
+        raise InputError(f'threshold must be above 0 and below 1, got {threshold!r}')
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SwitchNorm)}
     if not layers:
-        raise ValueError('the model has no SN layer to simplify')
+        raise InputError('the model has no SN layer to simplify')
     axes: dict[nn.Module, int] = {}
     before = [] if inputs is None else _outputs(model, inputs, axes)
 
@@ -81,11 +83,7 @@ def simplify(
             continue
         new = replaced[layer] = _batch_norm(layer, axes.get(layer))
         lines.append(f'{line} -> {type(new).__name__}')
-    for parent in list(model.modules()):
-        for child, module in parent._modules.items():
-            if module in replaced:
-                setattr(parent, child, replaced[module])
-    model = replaced.get(model, model)
+    model = replace_modules(model, replaced)
 
     for line in lines:
         report(line)
@@ -121,7 +119,7 @@ def _outputs(
     leaves = (leaf for leaf in tree_leaves(outputs) if torch.is_tensor(leaf) and leaf.numel())
     found = [leaf.clone() for leaf in leaves if leaf.is_floating_point()]
     if not found:
-        raise ValueError(
+        raise InputError(
             f'inputs must lead to floating-point tensors, got output {type(outputs).__name__}'
         )
     return found
@@ -162,6 +160,4 @@ def _batch_norm(layer: SwitchNorm, axes: int | None) -> nn.Module:
     new.train(layer.training)
     for name in ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'):
         setattr(new, name, getattr(layer, name))
-    # The same dictionaries, so that the handles given out for the hooks still remove them.
-    vars(new).update({k: v for k, v in vars(layer).items() if '_hook' in k})
     return new

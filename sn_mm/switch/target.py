@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -58,6 +59,32 @@ def check_target(norm_cfg: dict) -> dict:
     except (TypeError, ValueError) as error:
         raise InputError(f'{kind} refuses {given}: {error}') from error
     return {'type': kind, **given}
+
+
+def check_norms(config: Any, path: str = 'model') -> None:
+    """Checks each norm_cfg of SN in a model's config, before anything is built with it.
+
+    Args:
+        config: The model's config, or a part of it.
+        path: Dotted path of ``config``, for the message.
+
+    Raises:
+        InputError: As :func:`check_target`, with the path of the norm_cfg.
+    """
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(config, dict):
+        children = dict.items(config)  # not ConfigDict's, which import what a lazy config names
+        kind = dict.get(config, 'type')
+        if isinstance(kind, str) and kind.replace('sn_mm.', '') in _TYPES:
+            given = {k: v for k, v in children if k not in _NOT_FOR_CONFIGS}
+            try:
+                check_target(given)
+            except InputError as error:
+                raise InputError(f'{path}: {error}') from error
+    elif isinstance(config, (list, tuple)):
+        children = enumerate(config)
+    for key, child in children:
+        check_norms(child, f'{path}.{key}')
 
 
 def _words(types: tuple[type, ...]) -> str:

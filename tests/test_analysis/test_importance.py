@@ -10,6 +10,7 @@ from torch import nn
 
 from sn_mm import SwitchNorm1d, SwitchNorm2d
 from sn_mm.analysis import importance
+from sn_mm.errors import InputError
 
 
 def network() -> nn.Sequential:
@@ -64,9 +65,9 @@ def test_two_weights_without_running_statistics_are_in_and_ln() -> None:
 def test_two_weights_with_running_statistics_need_names() -> None:
     norm = SwitchNorm2d(4, normalizers=('ln', 'bn'))
     weights = nn.Sequential(norm).state_dict()
-    with pytest.raises(ValueError, match='0 mixes 2 of the scopes'):
+    with pytest.raises(InputError, match='0 mixes 2 of the scopes'):
         importance.from_state_dict(weights)
-    with pytest.raises(ValueError, match='got .*bn'):
+    with pytest.raises(InputError, match='got .*bn'):
         importance.from_state_dict(weights, ('bn',))
     (layer,) = importance.from_state_dict(weights, ('ln', 'bn')).values()
     assert layer == norm.importance()
@@ -133,7 +134,7 @@ def test_log_gives_back_what_was_logged(kind: str) -> None:
         0: importance.by_component(first),
         100: importance.by_component(second),
     }
-    with pytest.raises(ValueError, match='line'):
+    with pytest.raises(InputError, match='line'):
         importance.from_log(killed + '\n')
 
 

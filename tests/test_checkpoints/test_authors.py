@@ -11,6 +11,7 @@ from torch import nn
 
 import sn_mm  # noqa: F401  (registers SN)
 from sn_mm.checkpoints.authors import TOOLBOXES, convert
+from sn_mm.errors import InputError
 
 
 def build(toolbox: str, config: dict, weights: dict[str, torch.Tensor]) -> nn.Module:
@@ -169,7 +170,7 @@ def broken(change) -> dict[str, torch.Tensor]:
     ],
 )
 def test_what_does_not_fit_is_refused_and_named(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         convert(broken(change), 'mmpretrain')
 
 
@@ -180,10 +181,10 @@ def test_a_preactivation_network_is_refused():
                 inner = weights[key.replace('sn1', 'conv1')].shape[1]
                 weights[key] = torch.ones(1, inner, 1, 1)
 
-    with pytest.raises(ValueError, match=r'pre-activation ResNet \(v2\), and neither'):
+    with pytest.raises(InputError, match=r'pre-activation ResNet \(v2\), and neither'):
         convert(broken(normalise_inputs), 'mmpretrain')
 
 
 def test_an_unknown_toolbox_is_refused():
-    with pytest.raises(ValueError, match=f'one of {", ".join(TOOLBOXES)}, got'):
+    with pytest.raises(InputError, match=f'one of {", ".join(TOOLBOXES)}, got'):
         convert({}, 'detectron')

@@ -98,6 +98,28 @@ def test_a_broken_override_is_refused(folder, option, said):
         load('configs/small_net.py', '--cfg-options', option)
 
 
+@pytest.mark.parametrize(
+    ('option', 'said'),
+    [
+        ('foo=1', r'SN takes .*, got foo'),
+        ('init_importance=foo', r"init_importance must be None, .*, got 'foo'"),
+        ('normalizers=5', "'int' object is not iterable"),
+        ('eps=a', "eps must be a number, got 'a'"),
+    ],
+)
+def test_an_argument_that_sn_refuses_is_named_before_anything_is_built(folder, option, said):
+    norm = 'model.blocks.0.norm_cfg.'
+    options = [f'{norm}type=sn_mm.SN', norm + option]
+    with pytest.raises(InputError, match=rf'model\.blocks\.0\.norm_cfg: .*{said}'):
+        load('configs/small_net.py', '--cfg-options', *options)
+
+
+def test_a_layer_in_a_config_keeps_its_own_arguments(folder):
+    options = ['type=SN1d', 'num_features=4', 'normalizers=[in,ln]', 'requires_grad=False']
+    cfg = load('configs/small_net.py', '--cfg-options', *(f'model.norm.{o}' for o in options))
+    assert cfg.model.norm.num_features == 4
+
+
 def test_overrides_launcher_and_work_dir_reach_the_config(folder):
     cfg = load(
         'configs/small_net.py', '--launcher', 'slurm', '--cfg-options', 'model.blocks.1.depth=5'

@@ -37,9 +37,36 @@ def test_the_other_ranks_leave_local_rank_0_the_time_to_speak(name, rank, capsys
 
 
 def test_what_a_layer_refuses_is_one_line(capsys):
-    code, line = _end(lambda: sn_mm.SwitchNorm2d(4, normalizers=('foo',)), capsys)
+    code, line = _end(lambda: sn_mm.SwitchNorm2d(4, init_importance='foo'), capsys)
     assert code == 2
     assert 'foo' in line and line.count('\n') == 1
+
+
+class Child(InputError):
+    pass
+
+
+@pytest.mark.parametrize('kind', [InputError, Child])
+def test_the_class_survives_a_registry_that_raises_it_anew(kind, capsys):
+    """MMEngine's registries did, up to 0.10.4: ``raise type(e)(f'class ... {e}')``."""
+
+    def build():
+        try:
+            raise kind('given 1, allowed 2')
+        except Exception as error:
+            raise type(error)(f'class Net: {error}') from None
+
+    assert _end(build, capsys)[0] == 2
+
+
+@pytest.mark.parametrize('error', [ValueError, TypeError])
+def test_a_bug_inside_the_package_keeps_its_traceback(error, monkeypatch):
+    def fail(*args):
+        raise error('bug')
+
+    monkeypatch.setattr('sn_mm.layer.initial_logits', fail)
+    with pytest.raises(error, match='bug'):
+        report_input_errors(lambda: sn_mm.SwitchNorm2d(4))()
 
 
 def test_a_bug_keeps_its_traceback():

@@ -98,7 +98,13 @@ def test_workers_of_data_loaders_end_with_the_run(cpu):
     assert worker.exitcode == -signal.SIGTERM
 
 
-@pytest.mark.parametrize('wait', ['distributed.barrier()', 'layer(torch.ones(1, 3, 2, 2))'])
+@pytest.mark.parametrize(
+    'wait',
+    [
+        'layer(torch.ones(1, 3, 2, 2))',
+        pytest.param('distributed.barrier()', marks=pytest.mark.slow),
+    ],
+)
 def test_a_rank_does_not_wait_for_ever_for_one_that_hangs(port, wait):
     program = (
         'import time; from mmengine.config import Config; from sn_mm.cli.launch import *\n'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import copy
 import re
 import subprocess
 import sys
@@ -19,18 +19,16 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import check_recipes
 from sn_mm import SwitchNorm
 from sn_mm.errors import InputError
+from zoo.configs import mim_folder
 
 for package in ('mmcv', 'mmdet', 'mmseg'):
     pytest.importorskip(package)
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
-sys.path.insert(0, str(ROOT / 'tools'))
-
-from check_recipes import parse_args  # noqa: E402
-from zoo.configs import mim_folder  # noqa: E402
 
 DETECTION = ('mask_rcnn', 'faster_rcnn')
 SEGMENTATION = ('deeplabv3', 'deeplabv3plus', 'fcn')
@@ -42,9 +40,15 @@ NORMS = {'gn': nn.GroupNorm, 'syncbn': _BatchNorm, 'sn': SwitchNorm}
 
 
 @cache
+def load(file: Path) -> Config:
+    """Loads a recipe, for all tests: take a copy of what changes."""
+    return Config.fromfile(file)
+
+
+@cache
 def build(file: Path) -> nn.Module:
     """Builds a recipe's model without its weights."""
-    cfg = Config.fromfile(file)
+    cfg = copy.deepcopy(load(file))
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
         return MODELS.build(cfg.model)
@@ -61,7 +65,7 @@ def test_every_norm_and_its_weight_decay_are_what_the_name_says(file: Path) -> N
         scopes = ('in', 'ln') if '-in-ln_' in file.stem else ('in', 'ln', 'bn')
         assert {norm.normalizers for norm in norms.values()} == {scopes}
 
-    wrapper = Config.fromfile(file).optim_wrapper
+    wrapper = copy.deepcopy(load(file).optim_wrapper)
     constructor = DefaultOptimWrapperConstructor(wrapper, wrapper.pop('paramwise_cfg'))
     groups = constructor(model).optimizer.param_groups
     decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
@@ -87,7 +91,7 @@ def test_detectors_have_norms_where_the_paper_has_them(file: Path) -> None:
 
 @pytest.mark.parametrize('file', [f for f in RECIPES if f.parent.name in (*DETECTION, 'fcn')])
 def test_learning_rate_belongs_to_the_batch_in_the_name(file: Path) -> None:
-    cfg = Config.fromfile(file)
+    cfg = load(file)
     gpus, images = map(int, re.search(r'_(\d+)xb(\d+)-', file.stem).groups())
     assert cfg.train_dataloader.batch_size == images
     assert cfg.auto_scale_lr.base_batch_size == gpus * images
@@ -97,7 +101,7 @@ def test_learning_rate_belongs_to_the_batch_in_the_name(file: Path) -> None:
 
 @pytest.mark.parametrize('file', [f for f in RECIPES if '-scratch_' in f.stem])
 def test_from_scratch_nothing_is_frozen_and_no_weights_are_loaded(file: Path) -> None:
-    backbone = Config.fromfile(file).model.backbone
+    backbone = load(file).model.backbone
     assert (backbone.frozen_stages, backbone.init_cfg) == (-1, None)
 
 
@@ -152,16 +156,16 @@ def test_recipes_train_with_the_real_script(tmp_path: Path) -> None:
         assert 1 < first < 10 and 1 < last < 10
 
 
-def check_recipes(*options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / 'tools/check_recipes.py', *options]
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
-
-
-def test_recipe_check_refuses_no_iterations(tmp_path: Path) -> None:
-    done = check_recipes('--iters', 0, '--work-dir', tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == 'check_recipes.py: error: --iters must be at least 1, got 0\n'
+def test_recipe_check_refuses_no_iterations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    command = ['check_recipes.py', '--iters', '0', '--work-dir', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', command)
+    with pytest.raises(SystemExit) as stop:
+        check_recipes.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error == 'check_recipes.py: error: --iters must be at least 1, got 0\n'
 
 
 def test_recipe_check_names_a_toolbox_that_is_not_installed() -> None:
@@ -178,6 +182,6 @@ def test_part_of_the_recipes_does_not_replace_the_record(
 ) -> None:
     work_dir = ['check_recipes.py', '--work-dir', str(tmp_path)]
     monkeypatch.setattr(sys, 'argv', [*work_dir, '--script', 'mmdet', 'mmseg'])
-    assert parse_args().out == ROOT / 'docs/recipes.md'
+    assert check_recipes.parse_args().out == ROOT / 'docs/recipes.md'
     monkeypatch.setattr(sys, 'argv', [*work_dir, *part])
-    assert parse_args().out == tmp_path / 'recipes.md'
+    assert check_recipes.parse_args().out == tmp_path / 'recipes.md'

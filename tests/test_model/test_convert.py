@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from sn_mm import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, convert_switch_norm
+from sn_mm.errors import InputError
 
 SHAPES = {1: (3, 6, 10), 2: (3, 6, 5, 4), 3: (2, 6, 3, 4, 2)}
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -376,7 +377,7 @@ def test_lazy_norm_is_refused_by_name_until_its_first_input(lazy):
         warnings.simplefilter('ignore')  # "lazy modules are a new feature"
         model = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(lazy()))
     before = dict(model.named_modules())
-    with pytest.raises(ValueError, match=rf'1\.0: {lazy.__name__}.*first input'):
+    with pytest.raises(InputError, match=rf'1\.0: {lazy.__name__}.*first input'):
         convert_switch_norm(model)
     assert dict(model.named_modules()) == before
 

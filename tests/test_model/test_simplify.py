@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sn_mm import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, simplify
+from sn_mm.errors import InputError
 
 SHAPES = {
     SwitchNorm1d: [(5, 4), (5, 4, 6)],
@@ -217,12 +218,12 @@ def test_several_inputs_and_nested_outputs():
 
 @pytest.mark.parametrize('threshold', [0, 1, -0.1, 2, float('nan')])
 def test_a_threshold_out_of_range_is_refused(threshold):
-    with pytest.raises(ValueError, match=f'threshold must be above 0 and below 1, got {threshold}'):
+    with pytest.raises(InputError, match=f'threshold must be above 0 and below 1, got {threshold}'):
         simplify(conv_network(0), threshold)
 
 
 def test_a_model_without_sn_is_refused():
-    with pytest.raises(ValueError, match='no SN layer'):
+    with pytest.raises(InputError, match='no SN layer'):
         simplify(nn.BatchNorm2d(4), 0.1)
 
 
@@ -261,7 +262,7 @@ def test_inputs_that_lead_to_no_tensor_are_refused():
         def forward(self, x: Tensor) -> str:
             return str(self.norm(x).argmax())
 
-    with pytest.raises(ValueError, match='floating-point tensors, got output str'):
+    with pytest.raises(InputError, match='floating-point tensors, got output str'):
         simplify(Labels(), 0.1, torch.randn(2, 3, 4, 4))
 
 

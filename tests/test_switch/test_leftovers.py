@@ -14,6 +14,7 @@ from toy_training import Model, build_runner
 
 import sn_mm
 from sn_mm import SwitchNorm1d, SwitchNorm2d
+from sn_mm.errors import InputError
 from sn_mm.switch import build_switched_model, convert_leftovers, find_leftovers
 
 
@@ -155,5 +156,5 @@ def test_no_warning_where_nothing_is_left(tmp_path):
 
 def test_the_hook_is_found_by_name_and_refuses_another_scope():
     assert type(HOOKS.build(dict(type='LeftoverNormHook'))).__module__.startswith('sn_mm')
-    with pytest.raises(ValueError, match="scope must be one of .*, got 'heads'"):
+    with pytest.raises(InputError, match="scope must be one of .*, got 'heads'"):
         HOOKS.build(dict(type='sn_mm.LeftoverNormHook', scope='heads'))

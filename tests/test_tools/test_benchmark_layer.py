@@ -15,21 +15,13 @@ from matplotlib.image import imread
 from reference import switch_norm as reference
 from torch import nn
 
+import benchmark_layer
+from benchmark import shapes
+from benchmark.measure import SWEEPS, Passes, measure, peak_bytes, time_side_by_side
+from benchmark.plain import PlainSwitchNorm2d
 from sn_mm import SwitchNorm2d
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
-
-import benchmark_layer  # noqa: E402
-from benchmark import shapes  # noqa: E402
-from benchmark.measure import (  # noqa: E402
-    SWEEPS,
-    Passes,
-    measure,
-    peak_bytes,
-    time_side_by_side,
-)
-from benchmark.plain import PlainSwitchNorm2d  # noqa: E402
 
 
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])

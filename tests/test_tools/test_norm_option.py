@@ -8,7 +8,10 @@ import re
 from importlib.util import find_spec
 
 import pytest
-from test_train import DETECTION, LIMIT, TOOLS, load, succeed, write_split
+from small_runs import DETECTION, LIMIT, TOOLS, load, succeed, write_split
+
+for package in ('mmcv', 'mmdet', 'mmseg'):
+    pytest.importorskip(package)
 
 # Smaller, but the parts of the ready-made config: norms in the backbone, by default in the head,
 # and hard-coded in the DyHead of the neck.

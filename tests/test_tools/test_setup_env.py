@@ -63,7 +63,7 @@ class Checkout:
         self.tools = folder / 'checkout' / 'tools'
         self.tools.mkdir(parents=True)
         shutil.copy(ROOT / 'tools' / 'setup_env.sh', self.tools)
-        for name in ('constraints.txt', 'setup.py'):
+        for name in ('constraints.txt', 'pyproject.toml', 'setup.py'):
             shutil.copy(ROOT / name, self.tools.parent)
         self.cxx = folder / 'c++'
         self.cxx.write_text(FAKE_CXX)
@@ -89,6 +89,7 @@ class Checkout:
             ['bash', self.tools / 'setup_env.sh'],
             env={
                 **os.environ,
+                'PYTHONPATH': '',  # the pretenders, not what is on it
                 'SN_MM_PYTHON': str(python),
                 'XDG_CACHE_HOME': str(self.cache.parent),
                 'CXX': str(self.cxx),
@@ -153,7 +154,10 @@ def test_second_run_does_nothing_and_takes_no_time(checkout, env):
     assert (code, out, err, commands) == (0, f'{env}/bin/python\n', '', [])
 
 
-@pytest.mark.parametrize('name', ['constraints.txt', 'setup.py', 'tools/setup_env.sh'])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'name', ['constraints.txt', 'pyproject.toml', 'setup.py', 'tools/setup_env.sh']
+)
 def test_a_change_sets_up_again_and_keeps_the_wheel(checkout, env, name):
     checkout.run(env)
     with open(checkout.tools.parent / name, 'a') as file:
@@ -163,6 +167,7 @@ def test_a_change_sets_up_again_and_keeps_the_wheel(checkout, env, name):
     assert commands and not built(commands)
 
 
+@pytest.mark.slow
 def test_second_environment_takes_the_cached_wheel(checkout, env):
     assert len(built(checkout.run(env)[3])) == 1
     code, _, err, commands = checkout.run(checkout.make_env('other'))
@@ -170,6 +175,7 @@ def test_second_environment_takes_the_cached_wheel(checkout, env):
     assert commands and not built(commands)
 
 
+@pytest.mark.slow
 def test_wheel_is_kept_by_versions_and_compiler(checkout, env):
     checkout.run(env)
     (kept,) = checkout.cache.iterdir()
@@ -236,6 +242,7 @@ def test_opencv_without_libgl_gives_way_to_the_headless_one(checkout, env):
     assert any('opencv-python-headless' in command for command in commands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('package', ['torch', 'mmdet', 'mmcv'])
 def test_failure_is_reported_and_repaired(checkout, env, package):
     code, out, err, _ = checkout.run(env, FAKE_PIP=f'{package}:fail')
@@ -246,6 +253,7 @@ def test_failure_is_reported_and_repaired(checkout, env, package):
     assert code == 0, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('package', ['torch', 'mmcv', '.[det,seg]'])
 def test_killed_run_is_continued(checkout, env, package):
     process, half_installed = checkout.start_and_hang(env, package)
@@ -269,6 +277,7 @@ def test_interrupt_ends_everything_in_one_line(checkout, env, package):
     assert subprocess.run(['flock', '-w', '5', env, 'true']).returncode == 0
 
 
+@pytest.mark.slow
 def test_runs_at_the_same_time_build_once(checkout, env):
     checkout.pip_log.write_text('')
     processes = [checkout.start(env / 'bin' / 'python') for _ in range(3)]

@@ -2,102 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
 import re
 import signal
-import socket
-import subprocess
 import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
-
-from sn_mm.engine.safe_globals import register_safe_globals
+from small_runs import (
+    DETECTION,
+    LIMIT,
+    ROOT,
+    SEGMENTATION,
+    TOOLS,
+    kill_everything_that_names,
+    load,
+    run,
+    start,
+    succeed,
+    write_split,
+)
 
 for package in ('mmcv', 'mmdet', 'mmseg'):
     pytest.importorskip(package)
-
-ROOT = Path(__file__).parents[2]
-TOOLS = ROOT / 'tools'
-LIMIT = 600  # seconds for one command; on two idle cores each takes 10 to 20
-
-DETECTION = """
-_base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
-    'mmdet::_base_/datasets/coco_instance.py',
-    'mmdet::_base_/default_runtime.py',
-]
-model = dict(
-    backbone=dict(
-        depth=18, base_channels=8, frozen_stages=-1, norm_cfg=dict(type='SN'), init_cfg=None),
-    neck=dict(in_channels=[8, 16, 32, 64], out_channels=8),
-    rpn_head=dict(in_channels=8, feat_channels=8),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=8),
-        bbox_head=dict(in_channels=8, fc_out_channels=16, num_classes=2),
-        mask_roi_extractor=dict(out_channels=8),
-        mask_head=dict(in_channels=8, conv_out_channels=8, num_convs=1, num_classes=2)),
-    test_cfg=dict(rcnn=dict(score_thr=0.0, max_per_img=5)))
-load = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='Resize', scale=(64, 64), keep_ratio=True),
-]
-keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-pipeline = [*load, dict(type='PackDetInputs', meta_keys=keys)]
-small = dict(
-    data_root='data/coco/', metainfo=dict(classes=('person', 'bicycle')), pipeline=pipeline)
-train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=small)
-val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=small)
-test_dataloader = val_dataloader
-val_evaluator = dict(ann_file='data/coco/annotations/instances_val2017.json')
-test_evaluator = val_evaluator
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9))
-auto_scale_lr = dict(base_batch_size=16)
-default_scope = 'mmdet'
-"""
-
-SEGMENTATION = """
-_base_ = [
-    'mmseg::_base_/models/fcn_r50-d8.py',
-    'mmseg::_base_/datasets/cityscapes.py',
-    'mmseg::_base_/default_runtime.py',
-]
-norm_cfg = dict(type='SN')
-model = dict(
-    pretrained=None,
-    data_preprocessor=dict(size=(64, 64)),
-    backbone=dict(depth=18, base_channels=8, stem_channels=8, norm_cfg=norm_cfg),
-    decode_head=dict(
-        in_channels=64, channels=8, num_convs=1, dropout_ratio=0, norm_cfg=norm_cfg),
-    auxiliary_head=dict(in_channels=32, channels=8, dropout_ratio=0, norm_cfg=norm_cfg))
-load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
-small = dict(data_root='data/cityscapes/', pipeline=load)
-train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=small)
-val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=small)
-test_dataloader = val_dataloader
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=24, val_interval=24)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9))
-param_scheduler = [dict(type='PolyLR', power=0.9, end=24, by_epoch=False)]
-default_hooks = dict(
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4),
-    visualization=dict(type='SegVisualizationHook', interval=1))
-randomness = dict(seed=0)
-default_scope = 'mmseg'
-"""
 
 # The last words of every rank: a thread of gloo that outlives the run may abort it.
 AT_EXIT = """
@@ -107,49 +39,12 @@ from pathlib import Path
 
 def say():
     threads = [file.read_text() for file in Path('/proc/self/task').glob('*/comm')]
-    print('gloo threads at exit:', sum('gloo' in name for name in threads))
+    count = sum('gloo' in name for name in threads)
+    os.write(1, f'gloo threads at exit: {count}\\n'.encode())  # whole: both ranks speak at once
 
 if 'RANK' in os.environ:
     atexit.register(say)
 """
-
-
-def write_split(root: Path, split: str, count: int) -> None:
-    """Writes images of two squares, and the squares in the layouts of COCO and of Cityscapes."""
-    rng = np.random.default_rng(len(split))
-    cityscapes = (root / f'cityscapes/{kind}/{split}/a' for kind in ('leftImg8bit', 'gtFine'))
-    images, labels = cityscapes
-    for folder in (root / f'coco/{split}2017', root / 'coco/annotations', images, labels):
-        folder.mkdir(parents=True, exist_ok=True)
-    names = ('person', 'bicycle')
-    coco = {
-        'images': [],
-        'annotations': [],
-        'categories': [{'id': i, 'name': name} for i, name in enumerate(names)],
-    }
-    for number in range(count):
-        image = rng.integers(0, 60, (64, 64, 3), dtype=np.uint8)
-        label = np.zeros((64, 64), np.uint8)
-        for kind, (x, y) in enumerate([rng.integers(0, 9, 2).tolist(), [32, 32]]):
-            image[y : y + 32, x : x + 32, kind] = 200
-            label[y : y + 32, x : x + 32] = kind + 1
-            coco['annotations'].append(
-                {
-                    'id': 2 * number + kind,
-                    'image_id': number,
-                    'category_id': kind,
-                    'iscrowd': 0,
-                    'area': 1024,
-                    'bbox': [x, y, 32, 32],
-                    'segmentation': [[x, y, x + 32, y, x + 32, y + 32, x, y + 32]],
-                }
-            )
-        file = {'id': number, 'file_name': f'{number}.png', 'width': 64, 'height': 64}
-        coco['images'].append(file)
-        cv2.imwrite(str(root / f'coco/{split}2017/{number}.png'), image)
-        cv2.imwrite(str(images / f'{number}_leftImg8bit.png'), image)
-        cv2.imwrite(str(labels / f'{number}_gtFine_labelTrainIds.png'), label)
-    (root / f'coco/annotations/instances_{split}2017.json').write_text(json.dumps(coco))
 
 
 @pytest.fixture(scope='module')
@@ -161,48 +56,6 @@ def folder(tmp_path_factory) -> Path:
     (folder / 'seg.py').write_text(SEGMENTATION)
     (folder / 'sitecustomize.py').write_text(AT_EXIT)
     return folder
-
-
-def start(folder: Path, *command: object, **variables: str) -> subprocess.Popen:
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    env = {**os.environ, 'PYTHON': sys.executable, 'PORT': port, 'OMP_NUM_THREADS': '1'}
-    env.update(CUDA_VISIBLE_DEVICES='-1', **variables)
-    words = [str(word) for word in command]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(words, cwd=folder, env=env, text=True, stdout=pipe, stderr=pipe)
-
-
-def kill_everything_that_names(path: Path) -> None:
-    """Kills a launcher and its ranks alike: the ranks are sessions of their own."""
-    for file in Path('/proc').glob('[0-9]*/cmdline'):
-        with contextlib.suppress(OSError):
-            if str(path).encode() in file.read_bytes():
-                os.kill(int(file.parent.name), signal.SIGKILL)
-
-
-def run(folder: Path, *command: object, **variables: str) -> tuple[int, str, str]:
-    process = start(folder, *command, **variables)
-    try:
-        out, error = process.communicate(timeout=LIMIT)
-    finally:
-        process.terminate()  # torchrun passes it on to its ranks
-    return process.returncode, out, error
-
-
-def succeed(folder: Path, *command: object, **variables: str) -> str:
-    """Runs a shell script, or a Python script as from an installed package; returns its log."""
-    python = [sys.executable] if str(command[0]).endswith('.py') else []
-    variables.setdefault('PYTHONPATH', str(ROOT) if python else '')
-    code, out, error = run(folder, *python, *command, **variables)
-    assert code == 0, (out + error)[-3000:]
-    return out + error
-
-
-def load(path: Path) -> dict:
-    register_safe_globals()
-    return torch.load(path, weights_only=True)
 
 
 def assert_same(one: object, other: object) -> None:

@@ -6,12 +6,13 @@ import logging
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from ...errors import InputError
 from ...model.convert import extras_of
 from ...switch.leftovers import find_leftovers
 from ...switch.scopes import SCOPES
+from ..unwrap import unwrap
 
 
 class LeftoverNormHook(Hook):
@@ -21,18 +22,16 @@ class LeftoverNormHook(Hook):
         scope: The scope of the switch. Default: 'existing'.
 
     Raises:
-        ValueError: Another scope than 'existing', 'backbone' or 'all'.
+        InputError: Another scope than 'existing', 'backbone' or 'all'.
     """
 
     def __init__(self, scope: str = 'existing') -> None:
         if scope not in SCOPES:
-            raise ValueError(f'LeftoverNormHook: scope must be one of {SCOPES}, got {scope!r}')
+            raise InputError(f'LeftoverNormHook: scope must be one of {SCOPES}, got {scope!r}')
         self.scope = scope
 
     def before_run(self, runner: Runner) -> None:
-        model = runner.model
-        while is_model_wrapper(model):
-            model = model.module
+        model = unwrap(runner.model)
         converted: list[str] = []
         kept: list[str] = []
         for name, kind in find_leftovers(model, self.scope):

@@ -6,11 +6,12 @@ import copy
 from typing import Any
 
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from ...errors import InputError, check_positive_int
 from ...model.batch_average import set_statistics, tracking_layers
 from ..training_set import measure_on_training_set
+from ..unwrap import unwrap
 
 
 class PreciseSNHook(Hook):
@@ -35,7 +36,7 @@ class PreciseSNHook(Hook):
         seed: Chooses the mini-batches and their augmentation, the same each time. Default: 0.
 
     Raises:
-        ValueError: ``num_iters`` or ``interval`` is not a positive int; before training, a training
+        InputError: ``num_iters`` or ``interval`` is not a positive int; before training, a training
             data loader that is not given as a config, or a model without SN.
     """
 
@@ -49,10 +50,9 @@ class PreciseSNHook(Hook):
         bn: bool = False,
         seed: int = 0,
     ) -> None:
-        given = {'num_iters': num_iters, 'interval': 1 if interval is None else interval}
-        for name, value in given.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f'PreciseSNHook: {name} must be an int >= 1, got {value!r}')
+        check_positive_int('PreciseSNHook: num_iters', num_iters)
+        if interval is not None:
+            check_positive_int('PreciseSNHook: interval', interval)
         self.num_iters = num_iters
         self.interval = interval
         self.by_epoch = by_epoch
@@ -63,12 +63,12 @@ class PreciseSNHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         if not isinstance(runner._train_dataloader, dict):
-            raise ValueError(
+            raise InputError(
                 'PreciseSNHook: train_dataloader must be a config, so that a second loader leaves '
                 f'the order of the training data alone, got {type(runner._train_dataloader)}'
             )
         if not tracking_layers(runner.model, self.bn):
-            raise ValueError('PreciseSNHook: the model has no SN layer with running statistics')
+            raise InputError('PreciseSNHook: the model has no SN layer with running statistics')
         if self.interval is None:
             self.interval = 0
             for hook in runner.hooks:
@@ -94,9 +94,7 @@ class PreciseSNHook(Hook):
     def _measure(self, runner: Runner, iteration: int) -> None:
         if iteration == self._measured_at:
             return
-        model = runner.model
-        while is_model_wrapper(model):
-            model = model.module
+        model = unwrap(runner.model)
         averaged = [h.ema_model.module for h in runner.hooks if isinstance(h, EMAHook)]
         dataset = copy.deepcopy(runner.train_dataloader.dataset)
         statistics = measure_on_training_set(

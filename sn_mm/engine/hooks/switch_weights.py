@@ -6,10 +6,11 @@ from typing import Any
 
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ...analysis.importance import by_component, from_model, to_scalars
+from ...errors import InputError, check_positive_int
+from ..unwrap import unwrap
 
 
 class SwitchWeightsHook(Hook):
@@ -26,20 +27,19 @@ class SwitchWeightsHook(Hook):
             place of each layer: ``sn_component/mean/layer1/in`` and so on. Default: False.
 
     Raises:
-        ValueError: ``interval`` is not a positive int; before training, a model without SN.
+        InputError: ``interval`` is not a positive int; before training, a model without SN.
     """
 
     priority = 'BELOW_NORMAL'
 
     def __init__(self, interval: int = 100, by_component: bool = False) -> None:
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise ValueError(f'SwitchWeightsHook: interval must be an int >= 1, got {interval!r}')
+        check_positive_int('SwitchWeightsHook: interval', interval)
         self.interval = interval
         self.by_component = by_component
 
     def before_train(self, runner: Runner) -> None:
         if not from_model(runner.model):
-            raise ValueError('SwitchWeightsHook: the model has no SN layer')
+            raise InputError('SwitchWeightsHook: the model has no SN layer')
         self._log(runner, runner.iter)
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
@@ -48,10 +48,7 @@ class SwitchWeightsHook(Hook):
 
     @master_only
     def _log(self, runner: Runner, step: int) -> None:
-        model = runner.model
-        while is_model_wrapper(model):
-            model = model.module
-        layers = from_model(model)
+        layers = from_model(unwrap(runner.model))
         if self.by_component:
             scalars = to_scalars(by_component(layers), 'component')
         else:

@@ -17,6 +17,7 @@ from toy_training import Model, build_runner, by_iteration, loader
 from sn_mm.engine.hooks import PreciseSNHook
 from sn_mm.engine.hooks import precise_sn as module
 from sn_mm.engine.training_set import measure_on_training_set
+from sn_mm.errors import InputError
 
 STATISTICS = ('norm.running_mean', 'norm.running_var')
 ITERS = 4
@@ -139,16 +140,16 @@ def test_validation_alone_uses_the_checkpoints_statistics(
 @pytest.mark.parametrize('name', ['num_iters', 'interval'])
 @pytest.mark.parametrize('value', [0, -3, 2.5, True])
 def test_numbers_must_be_positive(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f'{name} must be an int >= 1, got {value}'):
+    with pytest.raises(InputError, match=f'{name} must be an int >= 1, got {value}'):
         PreciseSNHook(**{name: value})
 
 
 def test_bad_trainings_are_refused_before_they_start(tmp_path: Path) -> None:
     model = Model()
     model.norm = nn.InstanceNorm2d(4)
-    with pytest.raises(ValueError, match='no SN layer with running statistics'):
+    with pytest.raises(InputError, match='no SN layer with running statistics'):
         build_runner(tmp_path / 'a', PreciseSNHook(), model=model).train()
     built = Runner.build_dataloader(loader())
     runner = build_runner(tmp_path / 'b', PreciseSNHook(), train_dataloader=built)
-    with pytest.raises(ValueError, match='train_dataloader must be a config'):
+    with pytest.raises(InputError, match='train_dataloader must be a config'):
         runner.train()

@@ -14,6 +14,7 @@ from toy_training import Model, build_runner
 
 from sn_mm.analysis import importance
 from sn_mm.engine.hooks import SwitchWeightsHook
+from sn_mm.errors import InputError
 
 
 def logged(work_dir: Path) -> dict[int, dict[str, float]]:
@@ -78,7 +79,7 @@ def test_reach_tensorboard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('interval', [0, -1, 1.5, True, None])
 def test_interval_must_be_positive(interval: object) -> None:
-    with pytest.raises(ValueError, match=f'interval must be an int >= 1, got {interval}'):
+    with pytest.raises(InputError, match=f'interval must be an int >= 1, got {interval}'):
         SwitchWeightsHook(interval=interval)
 
 
@@ -86,6 +87,6 @@ def test_a_model_without_sn_is_refused_before_training(tmp_path: Path) -> None:
     model = Model()
     model.norm = nn.BatchNorm2d(4)
     runner = build_runner(tmp_path, SwitchWeightsHook(), model=model)
-    with pytest.raises(ValueError, match='SwitchWeightsHook: the model has no SN layer'):
+    with pytest.raises(InputError, match='SwitchWeightsHook: the model has no SN layer'):
         runner.train()
     assert runner.iter == 0

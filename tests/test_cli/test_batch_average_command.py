@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from sn_mm.cli import batch_average
 from sn_mm.cli.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -112,9 +113,6 @@ def test_bad_input_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import batch_average
-
     monkeypatch.chdir(tmp_path)
     Path('folder').mkdir()
     out, *options = args if args and not args[0].startswith('-') else ['out.pth', *args]

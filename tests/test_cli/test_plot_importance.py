@@ -14,10 +14,7 @@ from torch import nn
 
 from sn_mm import SwitchNorm2d
 from sn_mm.analysis import importance
-
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
-
-import plot_importance  # noqa: E402
+from sn_mm.cli import plot_importance
 
 
 def network() -> nn.Module:

@@ -14,12 +14,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from sn_mm import SwitchNorm2d
+from sn_mm.cli import export_onnx
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
-
-import export_onnx  # noqa: E402
-
 pytestmark = [
     pytest.mark.skipif(
         not all(map(find_spec, ('mmcv', 'mmdet', 'mmseg', 'onnx', 'onnxruntime'))),

@@ -15,10 +15,7 @@ from torch import nn
 
 from sn_mm import SwitchNorm2d
 from sn_mm.checkpoints.authors import TOOLBOXES
-
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
-
-import convert_checkpoint  # noqa: E402
+from sn_mm.cli import convert_checkpoint
 
 
 @pytest.fixture

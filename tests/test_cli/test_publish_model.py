@@ -11,10 +11,7 @@ import torch
 from torch import nn
 
 from sn_mm import SwitchNorm2d
-
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
-
-import publish_model  # noqa: E402
+from sn_mm.cli import publish_model
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,110 @@
+"""Replaces a checkpoint's moving average by the batch average, with which the paper evaluates SN.
+
+The frozen network gets mini-batches of its training set, and each layer's statistics are averaged.
+All else in the checkpoint stays as it is.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_world_size, is_main_process
+from torch import Tensor
+
+from ..engine.training_set import measure_on_training_set
+from ..engine.unwrap import unwrap
+from ..errors import InputError
+from .checkpoint import load_strictly, read_checkpoint
+from .config import add_config_arguments, load_config
+from .data import check_data
+from .errors import report_input_errors
+from .files import atomic_path
+from .launch import build_runner, launched
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description="Replace a checkpoint's moving average by a batch average.")
+    add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file to start from')
+    parser.add_argument('out', type=Path, help='checkpoint file to write')
+    parser.add_argument(
+        '--num-iters', type=int, default=200, help='mini-batches for each process (%(default)s)'
+    )
+    parser.add_argument('--bn', action='store_true', help='average BatchNorm statistics as well')
+    parser.add_argument(
+        '--seed', type=int, default=0, help='chooses the mini-batches (%(default)s)'
+    )
+    return parser.parse_args()
+
+
+def check_args(args: Namespace) -> None:
+    """Refuses before the work what would fail after it."""
+    if args.num_iters < 1:
+        raise InputError(f'--num-iters must be at least 1, got {args.num_iters}')
+    if not 0 <= args.seed < 2**31:
+        raise InputError(f'--seed must be from 0 to 2^31 - 1, got {args.seed}')
+    if args.out.is_dir():
+        raise InputError(f'OUT must be a file, {args.out} is a folder')
+
+
+def replace(weights: dict[str, Tensor], statistics: dict[str, Tensor]) -> str:
+    """Puts statistics into a state dict, and says in a line what that changed."""
+    shifts: list[Tensor] = []
+    factors: list[Tensor] = []
+    for key, value in statistics.items():
+        stored = key if key in weights else f'module.{key}'
+        new, old = value.cpu(), weights[stored]
+        if key.endswith('running_var'):
+            factors.append((new / old).log().abs())
+            shifts[-1] = shifts[-1] / old.sqrt()
+        else:
+            shifts.append((new - old).abs())
+        weights[stored] = new
+    shift, factor = torch.cat(shifts).median(), torch.cat(factors).median().exp()
+    return (
+        f'{len(shifts)} layers; the median channel moved by {shift:.3f} standard deviations, its '
+        f'variance by a factor of {factor:.3f}'
+    )
+
+
+def write_average(cfg: Config, args: Namespace, checkpoint: dict[str, Any]) -> None:
+    runner = build_runner(cfg)
+    load_strictly(runner)
+    runner.load_checkpoint(args.checkpoint)
+    for progress in ('epoch', 'iter'):  # some models ask how far training is
+        runner.message_hub.update_info(progress, checkpoint.get('meta', {}).get(progress, 0))
+    statistics = measure_on_training_set(
+        unwrap(runner.model),
+        cfg.train_dataloader,
+        args.num_iters,
+        args.seed,
+        args.bn,
+    )
+    if is_main_process():
+        if 'state_dict' not in checkpoint:
+            checkpoint = {'state_dict': checkpoint}
+        change = replace(checkpoint['state_dict'], statistics)
+        checkpoint.setdefault('meta', {})['batch_average'] = {
+            'num_iters': args.num_iters,
+            'processes': get_world_size(),
+            'batch_size': cfg.train_dataloader.batch_size,
+            'seed': args.seed,
+        }
+        with atomic_path(args.out) as path:
+            torch.save(checkpoint, path)
+        print(f'{args.out}: {change}')
+
+
+@report_input_errors
+def main() -> None:
+    args = parse_args()
+    check_args(args)
+    checkpoint = read_checkpoint(args.checkpoint)
+    cfg = load_config(args, 'train')
+    check_data(cfg, ['train'])
+    with launched(cfg):
+        write_average(cfg, args, checkpoint)

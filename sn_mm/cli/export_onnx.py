@@ -1,0 +1,185 @@
+"""Writes a trained model as ONNX, open to any batch and image size, and checks it in onnxruntime.
+
+A segmentor becomes `image` -> `logits`, at the image's size. Of a detector, backbone and neck are
+written: `image` -> `level0`, `level1` ... Images are (N, 3, H, W), float32, after the normalisation
+that the config's data_preprocessor names.
+"""
+
+from __future__ import annotations
+
+import warnings
+from argparse import ArgumentParser, Namespace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import InputError
+from ..switch.toolbox import toolbox
+from .checkpoint import read_checkpoint, weights_of
+from .config import CfgOptions, load_config
+from .errors import report_input_errors
+from .files import atomic_path
+
+OPSETS = range(17, 21)
+TOLERANCE = 1e-3
+"""Of the largest output: rounding stays below it, a size that is baked in does not."""
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description='Write a trained model as ONNX.')
+    parser.add_argument('config', help='a path, or PACKAGE::PATH such as mmseg::deeplabv3/NAME.py')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('out', type=Path, help='ONNX file to write')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        default=(256, 320),
+        metavar=('H', 'W'),
+        help='image size to record and check with; the file takes any (256 320)',
+    )
+    parser.add_argument('--opset', type=int, default=17, choices=OPSETS, help='(%(default)s)')
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE')
+    parser.set_defaults(launcher='none', work_dir=None)
+    return parser.parse_args()
+
+
+class Exported(nn.Module):
+    """From an image to what a segmentor's head or a detector's neck gives, without Python around.
+
+    Args:
+        model: A toolbox's model, in evaluation mode.
+    """
+
+    model: Any  # a toolbox's class
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.segments = hasattr(model, 'decode_head')
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if not self.segments:
+            return tuple(self.model.extract_feat(image))
+        logits = self.model(image, mode='tensor')
+        align_corners = self.model.align_corners
+        return F.interpolate(logits, image.shape[2:], mode='bilinear', align_corners=align_corners)
+
+
+def export(network: nn.Module, image: Tensor, path: Path, opset: int = 17) -> None:
+    """Writes ``network`` with batch, height and width of input and outputs left open.
+
+    Args:
+        network: From (N, 3, H, W) to one map or several, in evaluation mode.
+        image: An input to record with.
+        path: The file to write.
+        opset: Version of ONNX's operators.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
+        # That it is the older exporter, and that sizes may be baked in, which check() would show.
+        # The newer one takes minutes for a network of 60 SN layers.
+        warnings.simplefilter('ignore')
+        outputs = network(image)
+        names = (
+            ['logits'] if torch.is_tensor(outputs) else [f'level{i}' for i in range(len(outputs))]
+        )
+        torch.onnx.export(
+            network,
+            (image,),
+            str(path),
+            dynamo=False,
+            opset_version=opset,
+            input_names=['image'],
+            output_names=names,
+            dynamic_axes={
+                'image': {0: 'n', 2: 'h', 3: 'w'},
+                **{name: {0: 'n', 2: f'{name}_h', 3: f'{name}_w'} for name in names},
+            },
+            # Its folding loses one of two equal constants, such as the importance weights of
+            # frozen layers (torch 2.13). Runtimes fold when they load.
+            do_constant_folding=False,
+        )
+
+
+@torch.no_grad()
+def check(network: nn.Module, path: Path, images: list[Tensor]) -> float:
+    """Compares a file in onnxruntime with the network that it was written from.
+
+    Returns:
+        The largest difference, relative to the largest output where that is above 1.
+
+    Raises:
+        InputError: Another shape, or a difference above :data:`TOLERANCE`.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    largest = 0.0
+    for image in images:
+        outputs = network(image)
+        wanted = [outputs] if torch.is_tensor(outputs) else outputs
+        for info, got, want in zip(
+            session.get_outputs(), session.run(None, {'image': image.numpy()}), wanted
+        ):
+            found = torch.from_numpy(got)
+            same = found.shape == want.shape
+            error = (
+                ((found - want).abs().max() / want.abs().max().clamp(min=1)).item() if same else 0
+            )
+            if not same or not error <= TOLERANCE:
+                raise InputError(
+                    f'the file would not be the model at all sizes: at {tuple(image.shape)}, '
+                    f'onnxruntime gives {info.name} as {tuple(found.shape)}, {error:.1e} from the '
+                    f"model's {tuple(want.shape)}"
+                )
+            largest = max(largest, error)
+    return largest
+
+
+def load(args: Namespace) -> nn.Module:
+    """Builds the config's model with the checkpoint's weights, all of them or none."""
+    weights = weights_of(read_checkpoint(args.checkpoint))
+    cfg = load_config(args, 'test')
+    init_default_scope(toolbox(cfg))
+    model = MODELS.build(cfg.model)
+    if not hasattr(model, 'extract_feat'):
+        raise InputError(f'config {args.config}: {type(model).__name__} has no backbone to export')
+    weights = {key.removeprefix('module.'): tensor for key, tensor in weights.items()}
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # other shapes
+        raise InputError(f'checkpoint {args.checkpoint} does not fit the model: {error}') from error
+    if missing or unexpected:
+        raise InputError(
+            f'checkpoint {args.checkpoint} does not fit the model: {len(missing)} weights missing '
+            f'({", ".join(missing[:3])}), {len(unexpected)} unexpected '
+            f'({", ".join(unexpected[:3])})'
+        )
+    return model.eval()
+
+
+@report_input_errors
+def main() -> None:
+    args = parse_args()
+    if find_spec('onnx') is None:
+        raise InputError('writing ONNX needs the package onnx (pip install sn_mm[export])')
+    if min(args.shape) < 1:
+        raise InputError(f'--shape must be positive, got {args.shape}')
+    network = Exported(load(args)).eval()
+    height, width = args.shape
+    images = [torch.randn(1, 3, height, width), torch.randn(2, 3, width + 32, height + 64)]
+    with atomic_path(args.out) as path:
+        export(network, images[0], path, args.opset)
+        line = f'{args.out}: {path.stat().st_size / 1e6:.1f} MB, opset {args.opset}, '
+        if find_spec('onnxruntime') is None:
+            line += 'not compared with the model: onnxruntime is not installed'
+        else:
+            error = check(network, path, images)
+            sizes = ' and '.join('x'.join(map(str, image.shape)) for image in images)
+            line += f'differs from the model by {error:.1e} in onnxruntime at {sizes}'
+    print(line)

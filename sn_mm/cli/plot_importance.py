@@ -1,0 +1,119 @@
+"""Draws the learned importance weights: of each layer, and averaged over each component.
+
+Checkpoints give the figures `layers` and `components`, several of them side by side; the logs of a
+training with `SwitchWeightsHook` give `course`. Each figure is written as .png and .svg.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ..analysis import figures, importance
+from ..equations import SCOPES
+from ..errors import InputError
+from .checkpoint import read_checkpoint
+from .errors import report_input_errors
+from .files import atomic_path
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description='Draw the importance weights that SN has learned.')
+    parser.add_argument('checkpoints', nargs='*', metavar='CHECKPOINT', help='checkpoint files')
+    parser.add_argument('--out', type=Path, default=Path('importance'), help='folder (%(default)s)')
+    parser.add_argument('--labels', nargs='+', help='names of the checkpoints (their file names)')
+    parser.add_argument(
+        '--logs',
+        nargs='+',
+        type=Path,
+        default=[],
+        metavar='LOG',
+        help='logs of one training in the order in which it ran: a work dir or scalars.json files',
+    )
+    parser.add_argument(
+        '--normalizers',
+        nargs='+',
+        choices=SCOPES,
+        help='scopes of layers with fewer than three weights, if a checkpoint leaves them open',
+    )
+    return parser.parse_args()
+
+
+def label_checkpoints(paths: Sequence[str], labels: Sequence[str] | None) -> list[str]:
+    """The labels given, or what tells the paths apart."""
+    if labels is None:
+        parts = [Path(path).absolute().with_suffix('').parts for path in paths]
+        shared = len(os.path.commonprefix(parts)) if len(parts) > 1 else len(parts[0])
+        labels = ['/'.join(p[min(shared, len(p) - 1) :]) for p in parts]
+    if len(labels) != len(paths) or len(set(labels)) < len(labels):
+        raise InputError(
+            f'--labels must name each of the {len(paths)} checkpoints differently, got '
+            f'{", ".join(labels)}'
+        )
+    return list(labels)
+
+
+def read_networks(args: Namespace) -> dict[str, dict[str, importance.Importance]]:
+    """Importance by layer, by the label of the checkpoint."""
+    networks = {}
+    for label, path in zip(label_checkpoints(args.checkpoints, args.labels), args.checkpoints):
+        checkpoint = read_checkpoint(path)
+        try:
+            network = importance.from_state_dict(
+                checkpoint.get('state_dict', checkpoint), args.normalizers
+            )
+        except InputError as error:
+            raise InputError(f'checkpoint {path}: {error}') from error
+        if not network:
+            raise InputError(f'checkpoint {path} holds no SN layer (no mean_weight and var_weight)')
+        networks[label] = network
+    return networks
+
+
+def read_logs(paths: Sequence[Path]) -> dict[int, dict[str, importance.Importance]]:
+    """Importance by component, by iteration. What a resumed training repeats, it overrides."""
+    course: dict[int, dict[str, importance.Importance]] = {}
+    files = [f for path in paths for f in (sorted(path.rglob('scalars.json')) or [path])]
+    for file in files:
+        try:
+            logged = importance.from_log(file.read_text())
+        except (OSError, UnicodeDecodeError, InputError) as error:
+            raise InputError(f'log {file} cannot be read: {error}') from error
+        course = {step: v for step, v in course.items() if step < min(logged, default=step + 1)}
+        course.update(logged)
+    if len(course) < 2:
+        raise InputError(
+            f'{len(course)} entries of SwitchWeightsHook in {", ".join(map(str, files))}; a course '
+            'needs two: add dict(type="SwitchWeightsHook") to custom_hooks before training'
+        )
+    return course
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Writes stem.png and stem.svg, the same bytes for the same figure."""
+    for suffix, metadata in (('.png', {}), ('.svg', {'Date': None})):
+        file = stem.with_suffix(suffix)
+        with atomic_path(file) as path, rc_context({'svg.hashsalt': stem.name}):
+            figure.savefig(path, dpi=150, metadata=metadata)
+        print(file)
+
+
+@report_input_errors
+def main() -> None:
+    args = parse_args()
+    drawn = {}
+    if args.checkpoints:
+        networks = read_networks(args)
+        drawn['layers'] = figures.draw_layers(networks)
+        drawn['components'] = figures.draw_components(networks)
+    if args.logs:
+        drawn['course'] = figures.draw_course(read_logs(args.logs))
+    if not drawn:
+        raise InputError('nothing to draw: name a checkpoint, or --logs of a training')
+    for name, figure in drawn.items():
+        save(figure, args.out / name)

@@ -1,0 +1,56 @@
+"""Writes a checkpoint to give away: weights and meta, with the start of its SHA-256 in the name.
+
+The same weights and meta always give the same file.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from hashlib import sha256
+from io import BytesIO
+
+import torch
+
+from ..checkpoints.slim import slim
+from ..errors import InputError
+from .checkpoint import read_checkpoint
+from .errors import report_input_errors
+from .files import atomic_path
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description='Write a slim checkpoint.')
+    parser.add_argument('src', metavar='IN', help='checkpoint of a training')
+    parser.add_argument('dst', metavar='OUT', help='name to write, to which -SHA is added')
+    parser.add_argument(
+        '--ema',
+        action=BooleanOptionalAction,
+        help="publish EMAHook's averaged weights, or with --no-ema those before averaging "
+        '(default: the averaged ones where the checkpoint has them)',
+    )
+    return parser.parse_args()
+
+
+@report_input_errors
+def main() -> None:
+    args = parse_args()
+    checkpoint = read_checkpoint(args.src)
+    try:
+        published = slim(checkpoint, args.ema)
+    except InputError as error:
+        raise InputError(f'checkpoint {args.src}: {error}') from error
+
+    # In memory: to a file, torch.save writes the file's name too, and the hash would depend on it.
+    buffer = BytesIO()
+    torch.save(published, buffer)
+    digest = sha256(buffer.getbuffer()).hexdigest()[:8]
+    name = f'{args.dst.removesuffix(".pth")}-{digest}.pth'
+    with atomic_path(name) as path:
+        path.write_bytes(buffer.getbuffer())
+
+    averaged = 'ema_state_dict' in checkpoint and args.ema is not False
+    layers = sum(key.split('.')[-1] == 'mean_weight' for key in published['state_dict'])
+    print(
+        f'{name}: {buffer.tell() / 1e6:.1f} MB, {"EMA" if averaged else "last"} weights, '
+        f'{layers or "no"} SN layers'
+    )
