@@ -26,7 +26,7 @@ setup(
     ],
     keywords='switchable normalization, pytorch, mmdetection, mmsegmentation',
     packages=find_packages(include=['sn_mm', 'sn_mm.*']),
-    package_data={'sn_mm': ['py.typed']},
+    package_data={'sn_mm': ['py.typed', 'ops/cpu/kernels.c']},
     python_requires='>=3.9',
     install_requires=['torch>=2.1'],
     extras_require={

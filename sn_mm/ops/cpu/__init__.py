@@ -1,0 +1,206 @@
+"""The backend for the CPU: ``kernels.c``, compiled at first use and called through ctypes.
+
+It takes float32, bfloat16 and float16; :mod:`sn_mm.ops.protocol` says what the functions do. Call
+:func:`unavailable` before the first of them: it compiles and loads the kernels.
+"""
+
+from __future__ import annotations
+
+import struct
+from ctypes import c_char_p, c_int
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..protocol import Moments, Parameters, Running, Settings, Sums
+from . import build
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_PASS = struct.Struct('19P9q3d')  # struct pass of kernels.c
+_GRAIN = 2**15  # values that are worth another thread, as in torch
+
+
+_kernels: Any = None  # the library, once unavailable() has loaded it
+
+
+@cache
+def unavailable() -> str | None:
+    """Why this backend cannot be used here, in one line; None if it can.
+
+    The first call compiles the kernels, which takes a second or two, or loads them from the cache.
+    """
+    global _kernels
+    try:
+        library = build.load()
+    except build.BuildError as error:
+        return str(error)
+    for function in (library.sn_measure, library.sn_apply, library.sn_reduce):
+        function.argtypes, function.restype = [c_char_p], c_int
+    _kernels = library
+    return None
+
+
+def measure(x: Tensor, settings: Settings, running: Running | None, training: bool) -> Moments:
+    n, c = x.shape[:2]
+    moments: Moments = {}
+    given = None
+    if running is not None and not training and 'bn' in settings.scopes:
+        given = torch.stack((running.mean.float(), running.var.float())).unsqueeze(1)
+        if len(settings.scopes) == 1:
+            return {'in': given.expand(2, n, c).contiguous(), 'bn': given}
+    moments['in'] = torch.empty((2, n, c), dtype=torch.float32)
+    if 'ln' in settings.scopes:
+        moments['ln'] = torch.empty((2, n, 1), dtype=torch.float32)
+    if given is None and 'bn' in settings.scopes:
+        moments['bn'] = torch.empty((2, 1, c), dtype=torch.float32)
+    moved, share = None, 0.0
+    if running is not None and training and 'bn' in settings.scopes:
+        share = _share(running)
+        if _plain(running.mean) and _plain(running.var):
+            moved = running
+    _call(
+        _kernels.sn_measure,
+        x,
+        settings,
+        moments,
+        running=(None, None) if moved is None else (moved.mean, moved.var),
+        momentum=share,
+    )
+    if running is not None and training and moved is None and 'bn' in moments:
+        _move(running, moments['bn'], share, x.numel() // c, settings)
+    if given is not None:
+        moments['bn'] = given
+    return moments
+
+
+def contribute(batch: Tensor, count: int) -> Tensor:
+    mean, var = batch.double().unbind()
+    one = mean.new_ones(1)
+    return torch.cat((one, mean.flatten(), (var + mean.square()).flatten())).mul_(count)
+
+
+def unite(
+    totals: Tensor, dtype: torch.dtype, settings: Settings, running: Running | None
+) -> Tensor:
+    count = int(totals[0])
+    if not count:
+        return totals.new_zeros(2, 1, totals.numel() // 2, dtype=dtype)
+    batch = (totals[1:] / count).view(2, 1, -1)
+    batch[1] -= batch[0].square()
+    batch[1].clamp_(min=0)
+    if running is not None:
+        _move(running, batch, _share(running), count, settings)
+    return batch.to(dtype)
+
+
+def normalize(x: Tensor, moments: Moments, parameters: Parameters, settings: Settings) -> Tensor:
+    y = torch.empty_like(x)
+    _call(_kernels.sn_apply, x, settings, moments, parameters, out=y)
+    return y
+
+
+def reduce(
+    dy: Tensor,
+    x: Tensor,
+    moments: Moments,
+    parameters: Parameters,
+    settings: Settings,
+    measured: bool,
+) -> tuple[Sums, Parameters]:
+    sums = Sums(
+        torch.empty_like(moments['in']),
+        torch.empty_like(moments['ln']) if 'ln' in moments else None,
+        torch.empty_like(moments['bn']) if measured and 'bn' in moments else None,
+    )
+    gradients = Parameters._make(None if p is None else torch.zeros(p.shape) for p in parameters)
+    _call(_kernels.sn_reduce, x, settings, moments, parameters, dy, sums, gradients)
+    if any(p is not None and p.dtype != torch.float32 for p in parameters):
+        pairs = zip(gradients, parameters)
+        gradients = Parameters._make(g if p is None else g.to(p.dtype) for g, p in pairs)
+    return sums, gradients
+
+
+def propagate(
+    dy: Tensor,
+    x: Tensor,
+    moments: Moments,
+    sums: Sums,
+    parameters: Parameters,
+    settings: Settings,
+    total: int | Tensor,
+) -> Tensor:
+    dx = torch.empty_like(x)
+    _call(_kernels.sn_apply, x, settings, moments, parameters, dy, sums, out=dx, total=float(total))
+    return dx
+
+
+def _call(
+    function: Any,
+    x: Tensor,
+    settings: Settings,
+    moments: Moments,
+    parameters: Parameters | tuple[None, ...] = (None,) * 4,
+    dy: Tensor | None = None,
+    sums: Sums | tuple[None, ...] = (None,) * 3,
+    gradients: Parameters | tuple[None, ...] = (None,) * 4,
+    out: Tensor | None = None,
+    running: tuple[Tensor | None, Tensor | None] = (None, None),
+    momentum: float = 0.0,
+    total: float = 0.0,
+) -> None:
+    """Packs ``struct pass`` and calls ``function`` with it: one argument is soonest converted."""
+    n, c = x.shape[:2]
+    values = x.numel()
+    positions = values // (n * c)
+    scopes = settings.scopes
+    # Holds what was converted until the function is through.
+    tensors = [
+        x, dy, out, moments['in'], moments.get('ln'), moments.get('bn'),
+        *sums, *map(_float, parameters), *gradients, *running,
+    ]  # fmt: skip
+    logits = parameters[0]
+    failed = function(
+        _PASS.pack(
+            *[0 if t is None else t.data_ptr() for t in tensors],
+            n, c, positions, _TYPES[x.dtype],
+            positions == 1 or not x.is_contiguous(),  # one position: N rows of C
+            min(torch.get_num_threads(), 1 + values // _GRAIN),
+            'in' in scopes,
+            0 if logits is None else logits.numel() - len(scopes),
+            settings.correction,
+            settings.eps, momentum, total,
+        )
+    )  # fmt: skip
+    if failed:
+        raise MemoryError('the CPU kernels of sn_mm got no memory for their sums')
+
+
+def _plain(t: Tensor) -> bool:
+    """Whether the kernels take ``t`` as it is."""
+    return t.dtype == torch.float32 and t.is_contiguous()
+
+
+def _float(t: Tensor | None) -> Tensor | None:
+    return t if t is None or _plain(t) else t.to(torch.float32).contiguous()
+
+
+def _share(running: Running) -> float:
+    """The share of a new batch, which is counted."""
+    if running.batches is not None:
+        running.batches.add_(1)
+    if running.momentum is not None:
+        return running.momentum
+    assert running.batches is not None
+    return 1 / int(running.batches)
+
+
+def _move(running: Running, batch: Tensor, share: float, count: int, settings: Settings) -> None:
+    """Moves ``running`` towards ``batch`` (2, 1, C), of ``count`` positions."""
+    mean, var = batch.flatten(1)
+    if not settings.correction:
+        var = var * (count / max(count - 1, 1))
+    for old, new in ((running.mean, mean), (running.var, var)):
+        wide = old.to(torch.promote_types(old.dtype, torch.float32))
+        old.copy_((1 - share) * wide + share * new)

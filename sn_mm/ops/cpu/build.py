@@ -1,0 +1,136 @@
+"""Compiles the kernels at first use, into a folder that nobody else may write to.
+
+The library's name is a hash of all that it depends on: source, flags, compiler and kind of CPU. So
+a home that machines of several kinds share holds one library for each, and an old one is never
+taken for a new one. Only a complete library gets its name: a compile that was killed leaves a
+temporary file, which nothing loads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name('kernels.c')
+FLAGS = (
+    '-std=gnu11', '-O3', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared'
+)  # fmt: skip
+SECONDS = 120
+"""After which a compiler is given up."""
+
+
+class BuildError(Exception):
+    """Why the kernels cannot be had on this machine, in one line."""
+
+
+def load() -> ctypes.CDLL:
+    """The kernels, compiled where they are not in the cache yet.
+
+    Raises:
+        BuildError: No compiler, it fails, or the cache cannot be written to or is not private.
+    """
+    try:
+        compiler = _compiler()
+        version = _run([*compiler, '--version']).split('\n')[0]
+        key = '\n'.join((SOURCE.read_text('utf-8'), *FLAGS, *compiler, version, _cpu()))
+        path = _private_folder() / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.so'
+        if not os.path.lexists(path):
+            _compile(compiler, path)
+        try:
+            return _load(path)
+        except OSError:  # cut short by a crash of the machine, say
+            _compile(compiler, path)
+            return _load(path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: pathlib has no home
+        raise BuildError(' '.join(str(error).split())) from error
+
+
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get('CC', '')) or ['cc']
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors='replace',
+            timeout=SECONDS,
+            env={**os.environ, 'LC_ALL': 'C'},
+        )
+    except FileNotFoundError as error:
+        raise BuildError(f'there is no C compiler {command[0]!r}') from error
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f'{command[0]} took longer than {SECONDS} seconds') from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        said = next((line for line in lines if 'error' in line), lines[0] if lines else '')
+        raise BuildError(f'{command[0]} failed with status {done.returncode}: {said.strip()}')
+    return done.stdout
+
+
+def _cpu() -> str:
+    """The CPU's instruction sets: ``-march=native`` compiles for all of them."""
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as file:
+            for line in file:
+                if line.startswith(('flags', 'Features')):
+                    return f'{platform.machine()} {line.partition(":")[2].strip()}'
+    except OSError:
+        pass
+    return f'{platform.machine()} {platform.processor()}'
+
+
+def _private_folder() -> Path:
+    cache = os.environ.get('XDG_CACHE_HOME', '')
+    root = Path(cache) if os.path.isabs(cache) else Path.home() / '.cache'
+    folder = root / 'sn_mm' / 'cpu'
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _check_private(folder, stat.S_ISDIR)
+    for parent in folder.parents:
+        mode = parent.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise BuildError(f'all users may write to {parent}, above the cache of the kernels')
+    return folder
+
+
+def _check_private(path: Path, is_kind: object) -> None:
+    """Raises BuildError unless ``path``, no link, is this user's and nobody else's to write to."""
+    status = path.lstat()
+    if not callable(is_kind) or not is_kind(status.st_mode):
+        raise BuildError(f'{path}, in the cache of the kernels, is a link or of the wrong kind')
+    if status.st_uid != os.geteuid():
+        raise BuildError(f'{path}, in the cache of the kernels, belongs to another user')
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BuildError(f'{path}, in the cache of the kernels, may be written to by other users')
+
+
+def _compile(compiler: list[str], path: Path) -> None:
+    handle, temporary = tempfile.mkstemp('.so.part', path.stem, path.parent)
+    os.close(handle)
+    command = [*compiler, *FLAGS, '-o', temporary, str(SOURCE), '-lm']
+    try:
+        try:
+            _run([*command, '-march=native'])
+        except BuildError:  # some compilers for other CPUs than x86 have no such flag
+            _run(command)
+        os.chmod(temporary, 0o700)  # whatever the umask
+        os.replace(temporary, path)
+    finally:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    _check_private(path, stat.S_ISREG)
+    return ctypes.CDLL(str(path))

@@ -1,0 +1,994 @@
+/* Both passes of Switchable Normalization on the CPU; ../protocol.py says what each function does.
+ *
+ * x (N, C, L) lies in memory as N * C channels of L values (contiguous), or as N * L rows of C
+ * values (channels_last). It is float32, bfloat16 or float16 and becomes float32 as it is loaded.
+ * Sums run in float32 over a block that stays in the L1 cache, and in double over blocks; the
+ * (N, C) algebra runs in double and is stored in float32.
+ *
+ * Threads come from the OpenMP runtime that torch has loaded: GOMP_parallel, the entry that a
+ * compiled "#pragma omp parallel" calls, is called by its name. So any C compiler will do, with
+ * OpenMP or without, and there is never a second pool of threads. Without the runtime one thread
+ * does everything.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+#if defined __AVX512F__
+#define LANES 16
+#elif defined __AVX__
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define BLOCK 2048 /* values of a channel in one float32 sum */
+#define WIDTH 4    /* vectors of a row that are worked on at once */
+#define ROWS 32    /* rows in one float32 sum */
+#define CHUNK 256  /* channels whose coefficients are at hand at once */
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t half_vec __attribute__((vector_size(2 * LANES)));
+
+enum type { FLOAT32, BFLOAT16, FLOAT16 };
+
+/* What a pass works on; __init__.py packs it. Pointers that a pass does not use are NULL. */
+struct pass {
+    const void *x, *dy;
+    void *out;                                            /* y or dx */
+    float *instance, *layer, *batch;                      /* moments (2, N, C), (2, N), (2, C) */
+    float *instance_sums, *layer_sums, *batch_sums;       /* of backward, the same shapes */
+    const float *mean_logits, *var_logits, *weight, *bias;
+    float *grad_mean_logits, *grad_var_logits, *grad_weight, *grad_bias;
+    float *running_mean, *running_var;
+    int64_t n, c, l;
+    int64_t type, channels_last, threads;
+    int64_t instance_mixed; /* layer and batch are mixed where they are not NULL */
+    int64_t skipped; /* logits of scopes that are left out, the first */
+    int64_t correction;
+    double eps;
+    double momentum;
+    double total; /* positions behind the batch scope; 0 where it is held fixed */
+};
+
+/* ---- threads ---- */
+
+extern void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned) __attribute__((weak));
+extern int omp_get_thread_num(void) __attribute__((weak));
+extern int omp_get_num_threads(void) __attribute__((weak));
+
+/* Works on [from, to); `thread` counts from 0. */
+typedef void task(const struct pass *, void *scratch, int64_t from, int64_t to, int64_t thread);
+
+struct job {
+    task *task;
+    const struct pass *pass;
+    void *scratch;
+    int64_t size;
+};
+
+static void share_of_thread(void *data)
+{
+    const struct job *job = data;
+    int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    int64_t from = job->size * thread / threads, to = job->size * (thread + 1) / threads;
+    if (from < to)
+        job->task(job->pass, job->scratch, from, to, thread);
+}
+
+/* A forked child may not enter a parallel region: with one thread none is entered. */
+static void run(task *task, const struct pass *pass, void *scratch, int64_t size, int64_t threads)
+{
+    threads = MIN(threads, size);
+    if (threads > 1 && GOMP_parallel) {
+        struct job job = {task, pass, scratch, size};
+        GOMP_parallel(share_of_thread, &job, (unsigned)threads, 0);
+    } else {
+        task(pass, scratch, 0, size, 0);
+    }
+}
+
+/* Threads for the (N, C) algebra: tens of microseconds' work each. */
+static int64_t algebra_threads(const struct pass *p)
+{
+    return MIN(p->threads, 1 + p->n * p->c / 4096);
+}
+
+/* ---- loading and storing ---- */
+
+INLINE size_t size_of(int type)
+{
+    return type == FLOAT32 ? 4 : 2;
+}
+
+INLINE vec pick(ivec mask, vec yes, vec no)
+{
+    return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
+}
+
+INLINE vec from_float16(half_vec h)
+{
+#if defined __F16C__ && LANES == 16
+    return (vec)_mm512_cvtph_ps((__m256i)h);
+#elif defined __F16C__ && LANES == 8
+    return (vec)_mm256_cvtph_ps((__m128i)h);
+#else
+    const uint32_t infinite = 0x7c00u << 13;
+    uvec wide = __builtin_convertvector(h, uvec), sign = (wide & 0x8000u) << 16;
+    uvec bits = (wide & 0x7fffu) << 13, exponent = bits & infinite;
+    bits += (127u - 15u) << 23;
+    bits += (uvec)(exponent == infinite) & ((128u - 16u) << 23);
+    ivec subnormal = exponent == 0;
+    const uvec smallest = (uvec){} + (113u << 23); /* 2^-14 */
+    vec small = (vec)(bits + (1u << 23)) - (vec)smallest;
+    return (vec)((uvec)pick(subnormal, small, (vec)bits) | sign);
+#endif
+}
+
+INLINE half_vec to_float16(vec v)
+{
+#if defined __F16C__ && LANES == 16
+    return (half_vec)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined __F16C__ && LANES == 8
+    return (half_vec)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#else
+    uvec bits = (uvec)v & 0x7fffffffu, sign = ((uvec)v >> 16) & 0x8000u;
+    /* Adding 0.5 leaves a subnormal's 10 bits, rounded, in the lowest places. */
+    uvec small = (uvec)((vec)bits + 0.5f) - (126u << 23);
+    uvec normal = (bits - (112u << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13;
+    uvec half = (uvec)pick((ivec)(bits < (113u << 23)), (vec)small, (vec)normal);
+    uvec special = (uvec)pick((ivec)(bits > (255u << 23)), (vec)((uvec){} + 0x7e00u),
+                              (vec)((uvec){} + 0x7c00u));
+    half = (uvec)pick((ivec)(bits >= (143u << 23)), (vec)special, (vec)half);
+    return __builtin_convertvector(half | sign, half_vec);
+#endif
+}
+
+INLINE half_vec to_bfloat16(vec v)
+{
+    uvec bits = (uvec)v;
+    uvec rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+    uvec nan = bits | (1u << 22);
+    rounded = (uvec)pick((ivec)(v != v), (vec)nan, (vec)rounded);
+    return __builtin_convertvector(rounded >> 16, half_vec);
+}
+
+INLINE vec load(const void *p, int64_t i, int type)
+{
+    const char *at = (const char *)p + i * size_of(type);
+    if (type == FLOAT32) {
+        vec v;
+        memcpy(&v, at, sizeof v);
+        return v;
+    }
+    half_vec h;
+    memcpy(&h, at, sizeof h);
+    if (type == FLOAT16)
+        return from_float16(h);
+    return (vec)(__builtin_convertvector(h, uvec) << 16);
+}
+
+INLINE void store(void *p, int64_t i, int type, vec v)
+{
+    char *at = (char *)p + i * size_of(type);
+    if (type == FLOAT32) {
+        memcpy(at, &v, sizeof v);
+    } else {
+        half_vec h = type == FLOAT16 ? to_float16(v) : to_bfloat16(v);
+        memcpy(at, &h, sizeof h);
+    }
+}
+
+/* `count` < LANES values in the first lanes, 0 in the others. */
+INLINE vec load_few(const void *p, int64_t i, int type, int64_t count)
+{
+    char buffer[4 * LANES] = {0};
+    memcpy(buffer, (const char *)p + i * size_of(type), count * size_of(type));
+    return load(buffer, 0, type);
+}
+
+INLINE void store_few(void *p, int64_t i, int type, int64_t count, vec v)
+{
+    char buffer[4 * LANES];
+    store(buffer, 0, type, v);
+    memcpy((char *)p + i * size_of(type), buffer, count * size_of(type));
+}
+
+INLINE float load_one(const void *p, int64_t i, int type)
+{
+    half_vec h = {0};
+    if (type == FLOAT32)
+        return ((const float *)p)[i];
+    h[0] = ((const uint16_t *)p)[i];
+    return load(&h, 0, type)[0];
+}
+
+/* `v` with 0 in all lanes but the last `count`. */
+INLINE vec last(vec v, int64_t count)
+{
+    ivec lane;
+    for (int k = 0; k < LANES; k++)
+        lane[k] = k;
+    return (vec)((ivec)v & (lane >= LANES - (int32_t)count));
+}
+
+/* `count` < LANES values from i on in the last lanes; the others are values before, or 0. */
+INLINE vec load_last(const void *p, int64_t i, int type, int64_t count)
+{
+    if (i + count >= LANES)
+        return load(p, i + count - LANES, type);
+    char buffer[4 * LANES] = {0};
+    memcpy(buffer + (LANES - count) * size_of(type), (const char *)p + i * size_of(type),
+           count * size_of(type));
+    return load(buffer, 0, type);
+}
+
+/* The pivot that a sum runs about: a value, or 0 where inf - inf would be the NaN of an inf mean. */
+INLINE float pivot_of(float value)
+{
+    return value - value == 0 ? value : 0;
+}
+
+INLINE vec pivots_of(vec v)
+{
+    return (vec)((ivec)v & (v - v == 0));
+}
+
+INLINE double sum_lanes(vec v)
+{
+    float lanes[LANES];
+    memcpy(lanes, &v, sizeof v);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int k = 0; k < half; k++)
+            lanes[k] += lanes[k + half];
+    return lanes[0];
+}
+
+/* One instance of `call` for each dtype, in which `type` is a constant. */
+#define FOR_TYPE(p, call)                                     \
+    do {                                                      \
+        if ((p)->type == FLOAT32) {                           \
+            enum { type = FLOAT32 };                          \
+            call;                                             \
+        } else if ((p)->type == BFLOAT16) {                   \
+            enum { type = BFLOAT16 };                         \
+            call;                                             \
+        } else {                                              \
+            enum { type = FLOAT16 };                          \
+            call;                                             \
+        }                                                     \
+    } while (0)
+
+/* ---- moments of instances ----
+ *
+ * A block's mean is taken about its first value and its squares about that mean. Blocks are pooled
+ * about the channel's first value: sums of d and of d^2, d the block's mean less that value, in
+ * double. As that value is one of the L, var >= d^2 / L, and the difference below loses no more
+ * than a factor of L of double's 16 digits.
+ */
+
+static void store_moments(const struct pass *p, int64_t at, float pivot, double sum, double squares)
+{
+    double mean = sum / p->l, var = squares / p->l - mean * mean;
+    if (var < 0)
+        var = 0;
+    if (p->correction && p->l > 1)
+        var *= (double)p->l / (p->l - 1);
+    p->instance[at] = (float)(pivot + mean);
+    p->instance[p->n * p->c + at] = (float)var;
+}
+
+/* Sum of (x - pivot - mean)^power over x from i to `end`. */
+INLINE double power_sum(const void *x, int64_t i, int64_t end, int type, float pivot, float mean,
+                        int power)
+{
+#define TERM(v) (power == 1 ? (v) - pivot : ((v) - pivot - mean) * ((v) - pivot - mean))
+    vec sum[4] = {{0}};
+    for (; i + 4 * LANES <= end; i += 4 * LANES)
+        for (int k = 0; k < 4; k++) {
+            vec v = load(x, i + k * LANES, type);
+            sum[k] += TERM(v);
+        }
+    for (; i + LANES <= end; i += LANES) {
+        vec v = load(x, i, type);
+        sum[0] += TERM(v);
+    }
+    if (i < end) {
+        vec v = load_last(x, i, type, end - i);
+        sum[1] += last(TERM(v), end - i);
+    }
+#undef TERM
+    return sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+INLINE void channel_moments(const struct pass *p, int64_t from, int64_t to, int type)
+{
+    for (int64_t at = from; at < to; at++) {
+        int64_t start = at * p->l, end = start + p->l;
+        float first_value = pivot_of(load_one(p->x, start, type));
+        double sum = 0, squares = 0;
+        for (int64_t i = start; i < end; i += BLOCK) {
+            int64_t stop = MIN(i + BLOCK, end);
+            float pivot = pivot_of(load_one(p->x, i, type));
+            double count = stop - i, mean = power_sum(p->x, i, stop, type, pivot, 0, 1) / count;
+            double d = (double)pivot - first_value + mean;
+            sum += count * d;
+            squares += power_sum(p->x, i, stop, type, pivot, (float)mean, 2) + count * d * d;
+        }
+        store_moments(p, at, first_value, sum, squares);
+    }
+}
+
+static void contiguous_moments(const struct pass *p, void *scratch, int64_t from, int64_t to,
+                               int64_t thread)
+{
+    FOR_TYPE(p, channel_moments(p, from, to, type));
+}
+
+/* ---- sums of instances ---- */
+
+INLINE void channel_sums(const struct pass *p, int64_t from, int64_t to, int type)
+{
+    for (int64_t at = from; at < to; at++) {
+        int64_t end = (at + 1) * p->l;
+        float mean = p->instance[at];
+        double sum = 0, sum_x = 0;
+        for (int64_t start = at * p->l; start < end; start += BLOCK) {
+            int64_t i = start, stop = MIN(start + BLOCK, end);
+            vec s[4] = {{0}}, sx[4] = {{0}};
+            for (; i + 4 * LANES <= stop; i += 4 * LANES)
+                for (int k = 0; k < 4; k++) {
+                    vec g = load(p->dy, i + k * LANES, type);
+                    s[k] += g;
+                    sx[k] += g * (load(p->x, i + k * LANES, type) - mean);
+                }
+            for (; i + LANES <= stop; i += LANES) {
+                vec g = load(p->dy, i, type);
+                s[0] += g;
+                sx[0] += g * (load(p->x, i, type) - mean);
+            }
+            if (i < stop) {
+                vec g = load_last(p->dy, i, type, stop - i);
+                s[1] += last(g, stop - i);
+                sx[1] += last(g * (load_last(p->x, i, type, stop - i) - mean), stop - i);
+            }
+            sum += sum_lanes((s[0] + s[1]) + (s[2] + s[3]));
+            sum_x += sum_lanes((sx[0] + sx[1]) + (sx[2] + sx[3]));
+        }
+        p->instance_sums[at] = (float)sum;
+        p->instance_sums[p->n * p->c + at] = (float)sum_x;
+    }
+}
+
+static void contiguous_sums(const struct pass *p, void *scratch, int64_t from, int64_t to,
+                            int64_t thread)
+{
+    FOR_TYPE(p, channel_sums(p, from, to, type));
+}
+
+/* ---- both, of rows ----
+ *
+ * A unit is a piece of the rows of one image. Its sums stand in double in (2, C), about the
+ * image's first row where they are moments. Units of the same image are added in their order.
+ */
+
+/* The moments' sums of `rows` rows and `width` vectors; `lanes` of a vector are in use. */
+INLINE void tile_moments(const struct pass *p, int64_t first_row, int64_t row, int64_t rows,
+                         int64_t channel, int width, int64_t lanes, int type, double *sums)
+{
+#define AT(r, k) (r) * p->c + channel + (k) * LANES
+#define LOAD(r, k) \
+    (lanes == LANES ? load(p->x, AT(r, k), type) : load_few(p->x, AT(r, k), type, lanes))
+    vec tile[ROWS][WIDTH], pivot[WIDTH], sum[WIDTH], squares[WIDTH];
+    for (int k = 0; k < width; k++) {
+        pivot[k] = pivots_of(LOAD(row, k));
+        sum[k] = squares[k] = (vec){0};
+    }
+    for (int64_t r = 0; r < rows; r++)
+        for (int k = 0; k < width; k++) {
+            tile[r][k] = LOAD(row + r, k) - pivot[k];
+            sum[k] += tile[r][k];
+        }
+    for (int k = 0; k < width; k++)
+        sum[k] /= (float)rows;
+    for (int64_t r = 0; r < rows; r++)
+        for (int k = 0; k < width; k++) {
+            vec d = tile[r][k] - sum[k];
+            squares[k] += d * d;
+        }
+    for (int k = 0; k < width; k++) {
+        vec first_value = pivots_of(LOAD(first_row, k));
+        for (int j = 0; j < lanes; j++) {
+            int64_t c = channel + k * LANES + j;
+            double d = (double)pivot[k][j] - first_value[j] + sum[k][j];
+            sums[c] += rows * d;
+            sums[p->c + c] += squares[k][j] + rows * d * d;
+        }
+    }
+#undef LOAD
+}
+
+INLINE void tile_sums(const struct pass *p, int64_t image, int64_t row, int64_t rows,
+                      int64_t channel, int width, int64_t lanes, int type, double *sums)
+{
+#define LOAD(map, r, k) \
+    (lanes == LANES ? load(map, AT(r, k), type) : load_few(map, AT(r, k), type, lanes))
+    vec mean[WIDTH], sum[WIDTH], sum_x[WIDTH];
+    for (int k = 0; k < width; k++) {
+        int64_t at = image * p->c + channel + k * LANES;
+        mean[k] = lanes == LANES ? load(p->instance, at, FLOAT32)
+                                 : load_few(p->instance, at, FLOAT32, lanes);
+        sum[k] = sum_x[k] = (vec){0};
+    }
+    for (int64_t r = row; r < row + rows; r++)
+        for (int k = 0; k < width; k++) {
+            vec g = LOAD(p->dy, r, k);
+            sum[k] += g;
+            sum_x[k] += g * (LOAD(p->x, r, k) - mean[k]);
+        }
+    for (int k = 0; k < width; k++)
+        for (int j = 0; j < lanes; j++) {
+            int64_t c = channel + k * LANES + j;
+            sums[c] += sum[k][j];
+            sums[p->c + c] += sum_x[k][j];
+        }
+#undef LOAD
+#undef AT
+}
+
+INLINE void tile_collect(const struct pass *p, int64_t image, int64_t row, int64_t rows,
+                         int64_t channel, int width, int64_t lanes, int type, double *sums)
+{
+    if (p->dy)
+        tile_sums(p, image, row, rows, channel, width, lanes, type, sums);
+    else
+        tile_moments(p, image * p->l, row, rows, channel, width, lanes, type, sums);
+}
+
+INLINE void unit_collect(const struct pass *p, int64_t image, int64_t from, int64_t to, int type,
+                         double *sums)
+{
+    for (int64_t row = image * p->l + from; row < image * p->l + to; row += ROWS) {
+        int64_t rows = MIN(ROWS, image * p->l + to - row), c = 0;
+        for (; c + WIDTH * LANES <= p->c; c += WIDTH * LANES)
+            tile_collect(p, image, row, rows, c, WIDTH, LANES, type, sums);
+        for (; c + LANES <= p->c; c += LANES)
+            tile_collect(p, image, row, rows, c, 1, LANES, type, sums);
+        if (c < p->c)
+            tile_collect(p, image, row, rows, c, 1, p->c - c, type, sums);
+    }
+}
+
+struct units {
+    int64_t pieces; /* of an image */
+    double *sums;   /* (thread, 2, C) with one piece, else (N, pieces, 2, C) */
+};
+
+static void store_unit(const struct pass *p, int64_t image, const double *sums)
+{
+    for (int64_t c = 0; c < p->c; c++) {
+        int64_t at = image * p->c + c;
+        if (p->dy) {
+            p->instance_sums[at] = (float)sums[c];
+            p->instance_sums[p->n * p->c + at] = (float)sums[p->c + c];
+        } else {
+            float pivot = pivot_of(load_one(p->x, image * p->l * p->c + c, (int)p->type));
+            store_moments(p, at, pivot, sums[c], sums[p->c + c]);
+        }
+    }
+}
+
+static void collect_units(const struct pass *p, void *scratch, int64_t from, int64_t to,
+                          int64_t thread)
+{
+    const struct units *units = scratch;
+    for (int64_t unit = from; unit < to; unit++) {
+        int64_t image = unit / units->pieces, piece = unit % units->pieces;
+        int64_t start = p->l * piece / units->pieces, end = p->l * (piece + 1) / units->pieces;
+        double *sums = units->sums + (units->pieces == 1 ? thread : unit) * 2 * p->c;
+        memset(sums, 0, 2 * p->c * sizeof *sums);
+        FOR_TYPE(p, unit_collect(p, image, start, end, type, sums));
+        if (units->pieces == 1)
+            store_unit(p, image, sums);
+    }
+}
+
+static void add_pieces(const struct pass *p, void *scratch, int64_t from, int64_t to,
+                       int64_t thread)
+{
+    const struct units *units = scratch;
+    for (int64_t image = from; image < to; image++) {
+        double *sums = units->sums + image * units->pieces * 2 * p->c;
+        for (int64_t piece = 1; piece < units->pieces; piece++)
+            for (int64_t k = 0; k < 2 * p->c; k++)
+                sums[k] += sums[piece * 2 * p->c + k];
+        store_unit(p, image, sums);
+    }
+}
+
+/* Pieces of an image: so many that the threads get equal shares, of 64 rows or more. */
+static int64_t pieces_of_image(const struct pass *p)
+{
+    int64_t a = p->n, b = p->threads;
+    if (a >= 8 * b)
+        return 1;
+    while (b) { /* a becomes the greatest common divisor */
+        int64_t rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return MIN(p->threads / a, MAX(1, p->l / 64));
+}
+
+/* Moments of the instances, or with dy their sums. Returns 1 without memory. */
+static int collect(const struct pass *p)
+{
+    if (!p->channels_last) {
+        run(p->dy ? contiguous_sums : contiguous_moments, p, NULL, p->n * p->c, p->threads);
+        return 0;
+    }
+    struct units units = {pieces_of_image(p), NULL};
+    int64_t stored = units.pieces == 1 ? p->threads : p->n * units.pieces;
+    units.sums = malloc(stored * 2 * p->c * sizeof *units.sums);
+    if (!units.sums)
+        return 1;
+    run(collect_units, p, &units, p->n * units.pieces, p->threads);
+    if (units.pieces > 1)
+        run(add_pieces, p, &units, p->n, p->threads);
+    free(units.sums);
+    return 0;
+}
+
+/* ---- the wider scopes: mean = E[m], var = E[v] + Var[m] ---- */
+
+/* Sum of (a - mean)^power. */
+INLINE double row_sum(const float *a, int64_t count, double mean, int power)
+{
+    double lanes[8] = {0}, sum = 0;
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        for (int k = 0; k < 8; k++) {
+            double d = a[i + k] - mean;
+            lanes[k] += power == 1 ? d : d * d;
+        }
+    for (; i < count; i++) {
+        double d = a[i] - mean;
+        sum += power == 1 ? d : d * d;
+    }
+    for (int k = 0; k < 8; k++)
+        sum += lanes[k];
+    return sum;
+}
+
+static void pool_layer(const struct pass *p, void *scratch, int64_t from, int64_t to,
+                       int64_t thread)
+{
+    for (int64_t n = from; n < to; n++) {
+        const float *means = p->instance + n * p->c, *vars = means + p->n * p->c;
+        double mean = row_sum(means, p->c, 0, 1) / p->c;
+        p->layer[n] = (float)mean;
+        p->layer[p->n + n] =
+            (float)((row_sum(vars, p->c, 0, 1) + row_sum(means, p->c, mean, 2)) / p->c);
+    }
+}
+
+static void pool_batch(const struct pass *p, void *scratch, int64_t from, int64_t to,
+                       int64_t thread)
+{
+    double count = (double)p->n * p->l;
+    double unbiased = p->correction || count == 1 ? 1 : count / (count - 1);
+    for (int64_t start = from; start < to; start += CHUNK) {
+        int64_t size = MIN(CHUNK, to - start);
+        double mean[CHUNK] = {0}, var[CHUNK] = {0};
+        for (int64_t n = 0; n < p->n; n++) {
+            const float *means = p->instance + n * p->c + start;
+            for (int64_t k = 0; k < size; k++)
+                mean[k] += means[k];
+        }
+        for (int64_t k = 0; k < size; k++)
+            mean[k] /= p->n;
+        for (int64_t n = 0; n < p->n; n++) {
+            const float *means = p->instance + n * p->c + start, *vars = means + p->n * p->c;
+            for (int64_t k = 0; k < size; k++) {
+                double d = means[k] - mean[k];
+                var[k] += vars[k] + d * d;
+            }
+        }
+        for (int64_t k = 0; k < size; k++) {
+            int64_t c = start + k;
+            var[k] /= p->n;
+            p->batch[c] = (float)mean[k];
+            p->batch[p->c + c] = (float)var[k];
+            if (p->running_mean) {
+                double keep = 1 - p->momentum;
+                p->running_mean[c] = (float)(keep * p->running_mean[c] + p->momentum * mean[k]);
+                p->running_var[c] =
+                    (float)(keep * p->running_var[c] + p->momentum * unbiased * var[k]);
+            }
+        }
+    }
+}
+
+/* ---- the mixes ---- */
+
+/* Shares of the scopes in, ln, bn, of means and of variances; 0 where a scope is not mixed. */
+struct shares {
+    double mean[3], var[3];
+};
+
+static void softmax(const struct pass *p, const float *logits, double *shares)
+{
+    const int mixed[3] = {(int)p->instance_mixed, !!p->layer, !!p->batch};
+    double largest = -INFINITY, sum = 0;
+    logits += p->skipped;
+    for (int k = 0, i = 0; k < 3; k++)
+        if (mixed[k])
+            largest = MAX(largest, logits[i]), i++;
+    for (int k = 0, i = 0; k < 3; k++)
+        sum += shares[k] = mixed[k] ? exp(logits[i++] - largest) : 0;
+    for (int k = 0; k < 3; k++)
+        shares[k] /= sum;
+}
+
+static struct shares shares_of(const struct pass *p)
+{
+    struct shares shares;
+    softmax(p, p->mean_logits, shares.mean);
+    softmax(p, p->var_logits, shares.var);
+    return shares;
+}
+
+/* mu and 1 / sqrt(var + eps) of `size` channels of image n. */
+static void mix(const struct pass *p, const struct shares *shares, int64_t n, int64_t c,
+                int64_t size, double *mu, float *rstd)
+{
+    double var[CHUNK];
+    const float *means = p->instance + n * p->c + c, *vars = means + p->n * p->c;
+    double mean_all = p->layer ? shares->mean[1] * p->layer[n] : 0;
+    double var_all = p->eps + (p->layer ? shares->var[1] * p->layer[p->n + n] : 0);
+    for (int64_t k = 0; k < size; k++) {
+        mu[k] = mean_all;
+        var[k] = var_all;
+    }
+    if (p->instance_mixed)
+        for (int64_t k = 0; k < size; k++) {
+            mu[k] += shares->mean[0] * means[k];
+            var[k] += shares->var[0] * vars[k];
+        }
+    if (p->batch)
+        for (int64_t k = 0; k < size; k++) {
+            mu[k] += shares->mean[2] * p->batch[c + k];
+            var[k] += shares->var[2] * p->batch[p->c + c + k];
+        }
+    for (int64_t k = 0; k < size; k++)
+        rstd[k] = 1 / sqrtf((float)var[k]);
+}
+
+/* ---- from map to map: out = a dy + b (x - m) + c, without dy in the forward pass ---- */
+
+struct coefficients {
+    float a[CHUNK], b[CHUNK], c[CHUNK], m[CHUNK];
+};
+
+static void forward_coefficients(const struct pass *p, const struct shares *shares, int64_t n,
+                                 int64_t c, int64_t size, struct coefficients *out)
+{
+    double mu[CHUNK];
+    float rstd[CHUNK];
+    mix(p, shares, n, c, size, mu, rstd);
+    for (int64_t k = 0; k < size; k++) {
+        out->m[k] = (float)mu[k];
+        out->b[k] = p->weight ? p->weight[c + k] * rstd[k] : rstd[k];
+        /* The part of mu that float32 cannot hold; inf has none. */
+        double rest = out->m[k] - out->m[k] == 0 ? mu[k] - out->m[k] : 0;
+        out->c[k] = (float)((p->bias ? p->bias[c + k] : 0) - rest * out->b[k]);
+    }
+}
+
+/* The scope's mean is sum share m, its variance sum share (v + (m - mean)^2). */
+static void backward_coefficients(const struct pass *p, const struct shares *shares, int64_t n,
+                                  int64_t c, int64_t size, struct coefficients *out)
+{
+    double mu[CHUNK], grad_mean[CHUNK], grad_var[CHUNK];
+    float rstd[CHUNK];
+    int64_t nc = p->n * p->c, at = n * p->c + c;
+    const float *mean = p->instance + at, *s1 = p->instance_sums + at, *s2 = s1 + nc;
+    mix(p, shares, n, c, size, mu, rstd);
+    for (int64_t k = 0; k < size; k++) {
+        double r = rstd[k], scale = p->weight ? p->weight[c + k] * r : r;
+        out->m[k] = mean[k];
+        out->a[k] = (float)scale;
+        grad_mean[k] = shares->mean[0] * scale * s1[k];
+        grad_var[k] = shares->var[0] * scale * r * r * (s2[k] + (mean[k] - mu[k]) * s1[k]);
+    }
+    if (p->layer_sums) {
+        double share = 1. / p->c, centre = p->layer[n];
+        double of_mean = share * p->layer_sums[n], of_var = share * p->layer_sums[p->n + n];
+        for (int64_t k = 0; k < size; k++) {
+            grad_mean[k] += of_mean + (mean[k] - centre) * of_var;
+            grad_var[k] += of_var;
+        }
+    }
+    if (p->batch_sums) {
+        double share = p->l / p->total;
+        for (int64_t k = 0; k < size; k++) {
+            double of_var = share * p->batch_sums[p->c + c + k];
+            grad_mean[k] += share * p->batch_sums[c + k] +
+                            ((double)mean[k] - p->batch[c + k]) * of_var;
+            grad_var[k] += of_var;
+        }
+    }
+    double per_position = -1. / p->l;
+    double unbiased = p->correction && p->l > 1 ? -1. / (p->l - 1) : per_position;
+    for (int64_t k = 0; k < size; k++) {
+        out->c[k] = (float)(per_position * grad_mean[k]);
+        out->b[k] = (float)(unbiased * grad_var[k]);
+    }
+}
+
+static void coefficients_of(const struct pass *p, const struct shares *shares, int64_t n, int64_t c,
+                            int64_t size, struct coefficients *out)
+{
+    (p->dy ? backward_coefficients : forward_coefficients)(p, shares, n, c, size, out);
+}
+
+INLINE void channel_apply(const struct pass *p, int64_t at, float a, float b, float c, float m,
+                          int type, int backward)
+{
+    const char *x = (const char *)p->x + at * p->l * size_of(type);
+    const char *dy = backward ? (const char *)p->dy + at * p->l * size_of(type) : NULL;
+    char *out = (char *)p->out + at * p->l * size_of(type);
+#define RESULT(load, ...)                                                     \
+    (backward ? a * load(dy, __VA_ARGS__) + (b * (load(x, __VA_ARGS__) - m) + c) \
+              : b * (load(x, __VA_ARGS__) - m) + c)
+    int64_t i = 0;
+    for (; i + 2 * LANES <= p->l; i += 2 * LANES) {
+        vec v = RESULT(load, i, type), w = RESULT(load, i + LANES, type);
+        store(out, i, type, v);
+        store(out, i + LANES, type, w);
+    }
+    if (i + LANES <= p->l) {
+        store(out, i, type, RESULT(load, i, type));
+        i += LANES;
+    }
+    if (i < p->l && p->l >= LANES) {
+        i = p->l - LANES; /* some values once more */
+        store(out, i, type, RESULT(load, i, type));
+    } else if (i < p->l) {
+        store_few(out, i, type, p->l - i, RESULT(load_few, i, type, p->l - i));
+    }
+#undef RESULT
+}
+
+INLINE void tile_apply(const struct pass *p, int64_t row, int64_t rows, int64_t channel, int width,
+                       int64_t lanes, int type, int backward, const struct coefficients *all,
+                       int64_t offset)
+{
+    vec a[WIDTH], b[WIDTH], c[WIDTH], m[WIDTH];
+    for (int k = 0; k < width; k++) {
+        a[k] = load(all->a, offset + k * LANES, FLOAT32);
+        b[k] = load(all->b, offset + k * LANES, FLOAT32);
+        c[k] = load(all->c, offset + k * LANES, FLOAT32);
+        m[k] = load(all->m, offset + k * LANES, FLOAT32);
+    }
+    for (int64_t r = row; r < row + rows; r++)
+        for (int k = 0; k < width; k++) {
+            int64_t at = r * p->c + channel + k * LANES;
+            if (lanes == LANES) {
+                vec v = b[k] * (load(p->x, at, type) - m[k]) + c[k];
+                if (backward)
+                    v += a[k] * load(p->dy, at, type);
+                store(p->out, at, type, v);
+            } else {
+                vec v = b[k] * (load_few(p->x, at, type, lanes) - m[k]) + c[k];
+                if (backward)
+                    v += a[k] * load_few(p->dy, at, type, lanes);
+                store_few(p->out, at, type, lanes, v);
+            }
+        }
+}
+
+INLINE void rows_apply(const struct pass *p, int64_t from, int64_t to, int64_t channel,
+                       int64_t size, int type, int backward, const struct coefficients *all)
+{
+    for (int64_t row = from; row < to; row += ROWS) {
+        int64_t rows = MIN(ROWS, to - row), k = 0;
+        for (; k + WIDTH * LANES <= size; k += WIDTH * LANES)
+            tile_apply(p, row, rows, channel + k, WIDTH, LANES, type, backward, all, k);
+        for (; k + LANES <= size; k += LANES)
+            tile_apply(p, row, rows, channel + k, 1, LANES, type, backward, all, k);
+        if (k < size)
+            tile_apply(p, row, rows, channel + k, 1, size - k, type, backward, all, k);
+    }
+}
+
+static void contiguous_apply(const struct pass *p, void *scratch, int64_t from, int64_t to,
+                             int64_t thread)
+{
+    struct coefficients all;
+    for (int64_t at = from, next; at < to; at = next) {
+        int64_t n = at / p->c, c = at % p->c, size = MIN(CHUNK, MIN(p->c - c, to - at));
+        next = at + size;
+        coefficients_of(p, scratch, n, c, size, &all);
+        for (int64_t k = 0; k < size; k++) {
+            float a = all.a[k], b = all.b[k], c = all.c[k], m = all.m[k];
+            if (p->dy)
+                FOR_TYPE(p, channel_apply(p, at + k, a, b, c, m, type, 1));
+            else
+                FOR_TYPE(p, channel_apply(p, at + k, a, b, c, m, type, 0));
+        }
+    }
+}
+
+static void channels_last_apply(const struct pass *p, void *scratch, int64_t from, int64_t to,
+                                int64_t thread)
+{
+    struct coefficients all;
+    for (int64_t row = from, next; row < to; row = next) {
+        int64_t n = row / p->l;
+        next = MIN(to, (n + 1) * p->l);
+        for (int64_t c = 0; c < p->c; c += CHUNK) {
+            int64_t size = MIN(CHUNK, p->c - c);
+            coefficients_of(p, scratch, n, c, size, &all);
+            if (p->dy)
+                FOR_TYPE(p, rows_apply(p, row, next, c, size, type, 1, &all));
+            else
+                FOR_TYPE(p, rows_apply(p, row, next, c, size, type, 0, &all));
+        }
+    }
+}
+
+static void apply(const struct pass *p)
+{
+    struct shares shares = shares_of(p);
+    if (p->channels_last)
+        run(channels_last_apply, p, &shares, p->n * p->l, p->threads);
+    else
+        run(contiguous_apply, p, &shares, p->n * p->c, p->threads);
+}
+
+/* ---- sums of scopes, gradients of the parameters ---- */
+
+struct gradients {
+    struct shares shares;
+    double *of_shares; /* (thread, 2, 2): minus those of in's and bn's, of variances twice */
+    double *rows;      /* (thread, N, 2): sums of g1 and of g2 over the thread's channels */
+};
+
+static double dot(const double *a, const float *b, int64_t size)
+{
+    double lanes[8] = {0}, sum = 0;
+    int64_t i = 0;
+    for (; i + 8 <= size; i += 8)
+        for (int k = 0; k < 8; k++)
+            lanes[k] += a[i + k] * (b ? b[i + k] : 1);
+    for (; i < size; i++)
+        sum += a[i] * (b ? b[i] : 1);
+    for (int k = 0; k < 8; k++)
+        sum += lanes[k];
+    return sum;
+}
+
+static void channel_gradients(const struct pass *p, void *scratch, int64_t from, int64_t to,
+                              int64_t thread)
+{
+    struct gradients *all = scratch;
+    double(*of_shares)[2] = (void *)(all->of_shares + thread * 4);
+    double(*rows)[2] = (void *)(all->rows + thread * p->n * 2);
+    int64_t nc = p->n * p->c;
+    for (int64_t start = from; start < to; start += CHUNK) {
+        int64_t size = MIN(CHUNK, to - start);
+        double mu[CHUNK], g1[CHUNK], g2[CHUNK];
+        double bias[CHUNK] = {0}, weight[CHUNK] = {0}, sum1[CHUNK] = {0}, sum2[CHUNK] = {0};
+        float rstd[CHUNK];
+        for (int64_t n = 0; n < p->n; n++) {
+            int64_t at = n * p->c + start;
+            const float *mean = p->instance + at, *s1 = p->instance_sums + at, *s2 = s1 + nc;
+            mix(p, &all->shares, n, start, size, mu, rstd);
+            for (int64_t k = 0; k < size; k++) {
+                double r = rstd[k], scale = p->weight ? p->weight[start + k] * r : r;
+                double sum_xhat = r * (s2[k] + (mean[k] - mu[k]) * s1[k]);
+                g1[k] = scale * s1[k];
+                g2[k] = scale * r * sum_xhat;
+                bias[k] += s1[k];
+                weight[k] += sum_xhat;
+                sum1[k] += g1[k];
+                sum2[k] += g2[k];
+            }
+            rows[n][0] += dot(g1, NULL, size);
+            rows[n][1] += dot(g2, NULL, size);
+            if (p->instance_mixed) {
+                of_shares[0][0] += dot(g1, mean, size);
+                of_shares[1][0] += dot(g2, mean + nc, size);
+            }
+        }
+        if (p->batch) {
+            of_shares[0][1] += dot(sum1, p->batch + start, size);
+            of_shares[1][1] += dot(sum2, p->batch + p->c + start, size);
+        }
+        for (int64_t k = 0; k < size; k++) {
+            int64_t c = start + k;
+            if (p->grad_weight)
+                p->grad_weight[c] = (float)weight[k];
+            if (p->grad_bias)
+                p->grad_bias[c] = (float)bias[k];
+            if (p->batch_sums) {
+                p->batch_sums[c] = (float)(all->shares.mean[2] * sum1[k]);
+                p->batch_sums[p->c + c] = (float)(all->shares.var[2] * sum2[k]);
+            }
+        }
+    }
+}
+
+/* Through the softmax; `of_shares` is -1 / `factor` times the gradient of the shares. */
+static void grad_logits(const struct pass *p, const double *shares, const double *of_shares,
+                        double factor, float *out)
+{
+    const int mixed[3] = {(int)p->instance_mixed, !!p->layer, !!p->batch};
+    double mean = 0;
+    for (int k = 0; k < 3; k++)
+        mean += shares[k] * of_shares[k];
+    out += p->skipped;
+    for (int k = 0; k < 3; k++)
+        if (mixed[k])
+            *out++ = (float)(-factor * shares[k] * (of_shares[k] - mean));
+}
+
+/* ---- what Python calls; each returns 1 where memory is not to be had, else 0 ---- */
+
+int sn_measure(const struct pass *p)
+{
+    if (collect(p))
+        return 1;
+    if (p->layer)
+        run(pool_layer, p, NULL, p->n, algebra_threads(p));
+    if (p->batch)
+        run(pool_batch, p, NULL, p->c, algebra_threads(p));
+    return 0;
+}
+
+int sn_apply(const struct pass *p)
+{
+    apply(p);
+    return 0;
+}
+
+int sn_reduce(const struct pass *p)
+{
+    int64_t threads = algebra_threads(p);
+    if (collect(p))
+        return 1;
+    struct gradients all = {shares_of(p), calloc(threads * (4 + 2 * p->n), sizeof(double)), NULL};
+    if (!all.of_shares)
+        return 1;
+    all.rows = all.of_shares + threads * 4;
+    run(channel_gradients, p, &all, p->c, threads);
+
+    double of_shares[2][3] = {{0}};
+    for (int64_t t = 0; t < threads; t++)
+        for (int i = 0; i < 2; i++) {
+            of_shares[i][0] += all.of_shares[t * 4 + i * 2];
+            of_shares[i][2] += all.of_shares[t * 4 + i * 2 + 1];
+        }
+    for (int64_t n = 0; p->layer && n < p->n; n++)
+        for (int i = 0; i < 2; i++) {
+            double sum = 0;
+            for (int64_t t = 0; t < threads; t++)
+                sum += all.rows[(t * p->n + n) * 2 + i];
+            p->layer_sums[i * p->n + n] = (float)((i ? all.shares.var : all.shares.mean)[1] * sum);
+            of_shares[i][1] += sum * p->layer[i * p->n + n];
+        }
+    free(all.of_shares);
+    grad_logits(p, all.shares.mean, of_shares[0], 1, p->grad_mean_logits);
+    grad_logits(p, all.shares.var, of_shares[1], 0.5, p->grad_var_logits);
+    return 0;
+}
