@@ -117,8 +117,8 @@ def reduce(
     gradients = Parameters._make(None if p is None else torch.zeros(p.shape) for p in parameters)
     _call(_kernels.sn_reduce, x, settings, moments, parameters, dy, sums, gradients)
     if any(p is not None and p.dtype != torch.float32 for p in parameters):
-        pairs = zip(gradients, parameters)
-        gradients = Parameters._make(g if p is None else g.to(p.dtype) for g, p in pairs)
+        pairs: Any = zip(gradients, parameters)
+        gradients = Parameters._make(p if p is None else g.to(p.dtype) for g, p in pairs)
     return sums, gradients
 
 

@@ -245,12 +245,15 @@ INLINE vec pivots_of(vec v)
 
 INLINE double sum_lanes(vec v)
 {
-    float lanes[LANES];
-    memcpy(lanes, &v, sizeof v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int k = 0; k < half; k++)
-            lanes[k] += lanes[k + half];
-    return lanes[0];
+    typedef float four __attribute__((vector_size(16)));
+    union {
+        vec all;
+        four fours[LANES / 4];
+    } parts = {v};
+    four sum = parts.fours[0];
+    for (int k = 1; k < LANES / 4; k++)
+        sum += parts.fours[k];
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
 /* One instance of `call` for each dtype, in which `type` is a constant. */
@@ -276,15 +279,17 @@ INLINE double sum_lanes(vec v)
  * than a factor of L of double's 16 digits.
  */
 
-static void store_moments(const struct pass *p, int64_t at, float pivot, double sum, double squares)
+/* Of `size` channels, from `at` of (N, C) on. */
+static void store_moments(const struct pass *p, int64_t at, int64_t size, const float *pivot,
+                          const double *restrict sum, const double *restrict squares)
 {
-    double mean = sum / p->l, var = squares / p->l - mean * mean;
-    if (var < 0)
-        var = 0;
-    if (p->correction && p->l > 1)
-        var *= (double)p->l / (p->l - 1);
-    p->instance[at] = (float)(pivot + mean);
-    p->instance[p->n * p->c + at] = (float)var;
+    float *restrict means = p->instance + at, *restrict vars = means + p->n * p->c;
+    double unbiased = p->correction && p->l > 1 ? (double)p->l / (p->l - 1) : 1;
+    for (int64_t k = 0; k < size; k++) {
+        double mean = sum[k] / p->l, var = squares[k] / p->l - mean * mean;
+        means[k] = (float)(pivot[k] + mean);
+        vars[k] = (float)(unbiased * (var < 0 ? 0 : var));
+    }
 }
 
 /* Sum of (x - pivot - mean)^power over x from i to `end`. */
@@ -312,19 +317,25 @@ INLINE double power_sum(const void *x, int64_t i, int64_t end, int type, float p
 
 INLINE void channel_moments(const struct pass *p, int64_t from, int64_t to, int type)
 {
-    for (int64_t at = from; at < to; at++) {
-        int64_t start = at * p->l, end = start + p->l;
-        float first_value = pivot_of(load_one(p->x, start, type));
-        double sum = 0, squares = 0;
-        for (int64_t i = start; i < end; i += BLOCK) {
-            int64_t stop = MIN(i + BLOCK, end);
-            float pivot = pivot_of(load_one(p->x, i, type));
-            double count = stop - i, mean = power_sum(p->x, i, stop, type, pivot, 0, 1) / count;
-            double d = (double)pivot - first_value + mean;
-            sum += count * d;
-            squares += power_sum(p->x, i, stop, type, pivot, (float)mean, 2) + count * d * d;
+    float first_value[CHUNK];
+    double sum[CHUNK], squares[CHUNK];
+    for (; from < to; from += CHUNK) {
+        int64_t size = MIN(CHUNK, to - from);
+        for (int64_t k = 0; k < size; k++) {
+            int64_t start = (from + k) * p->l, end = start + p->l;
+            first_value[k] = pivot_of(load_one(p->x, start, type));
+            sum[k] = squares[k] = 0;
+            for (int64_t i = start; i < end; i += BLOCK) {
+                int64_t stop = MIN(i + BLOCK, end);
+                float pivot = pivot_of(load_one(p->x, i, type));
+                double count = stop - i, mean = power_sum(p->x, i, stop, type, pivot, 0, 1) / count;
+                double d = (double)pivot - first_value[k] + mean;
+                double about_mean = power_sum(p->x, i, stop, type, pivot, (float)mean, 2);
+                sum[k] += count * d;
+                squares[k] += about_mean + count * d * d;
+            }
         }
-        store_moments(p, at, first_value, sum, squares);
+        store_moments(p, from, size, first_value, sum, squares);
     }
 }
 
@@ -383,7 +394,7 @@ static void contiguous_sums(const struct pass *p, void *scratch, int64_t from, i
 
 /* The moments' sums of `rows` rows and `width` vectors; `lanes` of a vector are in use. */
 INLINE void tile_moments(const struct pass *p, int64_t first_row, int64_t row, int64_t rows,
-                         int64_t channel, int width, int64_t lanes, int type, double *sums)
+                         int64_t channel, int width, int64_t lanes, int type, double *restrict sums)
 {
 #define AT(r, k) (r) * p->c + channel + (k) * LANES
 #define LOAD(r, k) \
@@ -405,20 +416,24 @@ INLINE void tile_moments(const struct pass *p, int64_t first_row, int64_t row, i
             vec d = tile[r][k] - sum[k];
             squares[k] += d * d;
         }
+    float pivots[WIDTH * LANES], first_values[WIDTH * LANES];
+    float means[WIDTH * LANES], about_mean[WIDTH * LANES];
     for (int k = 0; k < width; k++) {
-        vec first_value = pivots_of(LOAD(first_row, k));
-        for (int j = 0; j < lanes; j++) {
-            int64_t c = channel + k * LANES + j;
-            double d = (double)pivot[k][j] - first_value[j] + sum[k][j];
-            sums[c] += rows * d;
-            sums[p->c + c] += squares[k][j] + rows * d * d;
-        }
+        store(pivots, k * LANES, FLOAT32, pivot[k]);
+        store(first_values, k * LANES, FLOAT32, pivots_of(LOAD(first_row, k)));
+        store(means, k * LANES, FLOAT32, sum[k]);
+        store(about_mean, k * LANES, FLOAT32, squares[k]);
+    }
+    for (int64_t k = 0; k < (width - 1) * LANES + lanes; k++) {
+        double d = (double)pivots[k] - first_values[k] + means[k];
+        sums[channel + k] += rows * d;
+        sums[p->c + channel + k] += about_mean[k] + rows * d * d;
     }
 #undef LOAD
 }
 
 INLINE void tile_sums(const struct pass *p, int64_t image, int64_t row, int64_t rows,
-                      int64_t channel, int width, int64_t lanes, int type, double *sums)
+                      int64_t channel, int width, int64_t lanes, int type, double *restrict sums)
 {
 #define LOAD(map, r, k) \
     (lanes == LANES ? load(map, AT(r, k), type) : load_few(map, AT(r, k), type, lanes))
@@ -435,23 +450,33 @@ INLINE void tile_sums(const struct pass *p, int64_t image, int64_t row, int64_t 
             sum[k] += g;
             sum_x[k] += g * (LOAD(p->x, r, k) - mean[k]);
         }
-    for (int k = 0; k < width; k++)
-        for (int j = 0; j < lanes; j++) {
-            int64_t c = channel + k * LANES + j;
-            sums[c] += sum[k][j];
-            sums[p->c + c] += sum_x[k][j];
-        }
+    float all[WIDTH * LANES], all_x[WIDTH * LANES];
+    for (int k = 0; k < width; k++) {
+        store(all, k * LANES, FLOAT32, sum[k]);
+        store(all_x, k * LANES, FLOAT32, sum_x[k]);
+    }
+    for (int64_t k = 0; k < (width - 1) * LANES + lanes; k++) {
+        sums[channel + k] += all[k];
+        sums[p->c + channel + k] += all_x[k];
+    }
 #undef LOAD
 #undef AT
 }
 
 INLINE void tile_collect(const struct pass *p, int64_t image, int64_t row, int64_t rows,
-                         int64_t channel, int width, int64_t lanes, int type, double *sums)
+                         int64_t channel, int width, int64_t lanes, int type, double *restrict sums)
 {
     if (p->dy)
         tile_sums(p, image, row, rows, channel, width, lanes, type, sums);
     else
         tile_moments(p, image * p->l, row, rows, channel, width, lanes, type, sums);
+}
+
+/* Of fewer channels than a vector has: seldom, so for all dtypes in one. */
+static void edge_collect(const struct pass *p, int64_t image, int64_t row, int64_t rows,
+                         int64_t channel, double *restrict sums)
+{
+    tile_collect(p, image, row, rows, channel, 1, p->c - channel, (int)p->type, sums);
 }
 
 INLINE void unit_collect(const struct pass *p, int64_t image, int64_t from, int64_t to, int type,
@@ -464,7 +489,7 @@ INLINE void unit_collect(const struct pass *p, int64_t image, int64_t from, int6
         for (; c + LANES <= p->c; c += LANES)
             tile_collect(p, image, row, rows, c, 1, LANES, type, sums);
         if (c < p->c)
-            tile_collect(p, image, row, rows, c, 1, p->c - c, type, sums);
+            edge_collect(p, image, row, rows, c, sums);
     }
 }
 
@@ -475,15 +500,19 @@ struct units {
 
 static void store_unit(const struct pass *p, int64_t image, const double *sums)
 {
-    for (int64_t c = 0; c < p->c; c++) {
-        int64_t at = image * p->c + c;
-        if (p->dy) {
-            p->instance_sums[at] = (float)sums[c];
-            p->instance_sums[p->n * p->c + at] = (float)sums[p->c + c];
-        } else {
-            float pivot = pivot_of(load_one(p->x, image * p->l * p->c + c, (int)p->type));
-            store_moments(p, at, pivot, sums[c], sums[p->c + c]);
+    if (p->dy) {
+        for (int64_t c = 0; c < p->c; c++) {
+            p->instance_sums[image * p->c + c] = (float)sums[c];
+            p->instance_sums[(p->n + image) * p->c + c] = (float)sums[p->c + c];
         }
+        return;
+    }
+    float first_row[CHUNK];
+    for (int64_t c = 0; c < p->c; c += CHUNK) {
+        int64_t size = MIN(CHUNK, p->c - c);
+        for (int64_t k = 0; k < size; k++)
+            first_row[k] = pivot_of(load_one(p->x, image * p->l * p->c + c + k, (int)p->type));
+        store_moments(p, image * p->c + c, size, first_row, sums + c, sums + p->c + c);
     }
 }
 
@@ -797,6 +826,12 @@ INLINE void tile_apply(const struct pass *p, int64_t row, int64_t rows, int64_t 
         }
 }
 
+static void edge_apply(const struct pass *p, int64_t row, int64_t rows, int64_t channel,
+                       int64_t lanes, const struct coefficients *all, int64_t offset)
+{
+    tile_apply(p, row, rows, channel, 1, lanes, (int)p->type, !!p->dy, all, offset);
+}
+
 INLINE void rows_apply(const struct pass *p, int64_t from, int64_t to, int64_t channel,
                        int64_t size, int type, int backward, const struct coefficients *all)
 {
@@ -807,7 +842,7 @@ INLINE void rows_apply(const struct pass *p, int64_t from, int64_t to, int64_t c
         for (; k + LANES <= size; k += LANES)
             tile_apply(p, row, rows, channel + k, 1, LANES, type, backward, all, k);
         if (k < size)
-            tile_apply(p, row, rows, channel + k, 1, size - k, type, backward, all, k);
+            edge_apply(p, row, rows, channel + k, size - k, all, k);
     }
 }
 
