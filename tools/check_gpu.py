@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
 from gpu_steps.bounds import mark_bounds
 from gpu_steps.processes import Result, run_step, step_command
 from gpu_steps.report import draw, make_json, make_report
-
 from sn_mm.cli.errors import report_input_errors
 from sn_mm.errors import InputError
 

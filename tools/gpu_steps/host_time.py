@@ -11,9 +11,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from benchmark.measure import Passes
 from torch import nn
 
+from benchmark.measure import Passes
 from sn_mm import SwitchNorm2d
 
 SHAPE = (2, 64, 16, 16)

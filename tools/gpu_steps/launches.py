@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from benchmark.measure import Passes
-from benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from benchmark.measure import Passes
+from benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
 from sn_mm import SwitchNorm2d
 
 from .layers import FORMATS

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from benchmark.measure import measure
-from benchmark.one_rank import SynchronisedBatchNorm2d, SynchronisedSwitchNorm2d, group_of_one
 from torch import nn
 
+from benchmark.measure import measure
+from benchmark.one_rank import SynchronisedBatchNorm2d, SynchronisedSwitchNorm2d, group_of_one
 from sn_mm import SwitchNorm2d
 
 FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}

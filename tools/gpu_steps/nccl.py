@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
 from torch import Tensor, nn
 
+from benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
 from sn_mm import SwitchNorm2d
 
 from .layers import DTYPES, FORMATS

@@ -11,11 +11,11 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
+
 from benchmark.measure import peak_bytes, spread, time_side_by_side
 from benchmark.one_rank import SynchronisedBatchNorm2d, SynchronisedSwitchNorm2d, group_of_one
 from benchmark.resnet import Norm, ResNet
-from torch import nn
-
 from sn_mm import SwitchNorm2d
 
 from .step import Failed, one_line
