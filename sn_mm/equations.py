@@ -350,10 +350,10 @@ def switch_norm(
 
     scale = (mixed_var + eps).rsqrt()
     if weight is not None:
-        scale = scale * _as(weight, dtype)
+        scale = scale * _as(weight, dtype).unsqueeze(0)
     shift = -mu * scale
     if bias is not None:
-        shift = shift + _as(bias, dtype)
+        shift = shift + _as(bias, dtype).unsqueeze(0)
     scale, shift = scale.expand_as(instance[0]), shift.expand_as(instance[0])
     y = torch.addcmul(shift.reshape(per_channel), wide, scale.reshape(per_channel))
     y = _as(y, x.dtype)

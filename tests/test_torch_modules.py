@@ -10,6 +10,7 @@ import io
 import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 import sn_mm
 
 pytest.importorskip('expecttest', reason='torch needs expecttest for its own module inputs')
-common_modules = pytest.importorskip('torch.testing._internal.common_modules')
+# Its import would forbid the whole process to set the flags of torch.backends, as other tests do.
+with mock.patch('torch.backends.disable_global_flags'):
+    common_modules = pytest.importorskip('torch.testing._internal.common_modules')
 
 KINDS = {
     'nn.BatchNorm1d': (sn_mm.SwitchNorm1d, nn.BatchNorm1d),
