@@ -7,10 +7,10 @@ Sizes: ``instances`` N, ``channels`` C, ``positions`` L, ``chunks`` K. A kernel 
     parts                   (2, K, N, C), means about the pivot above variances of each chunk, or
                             S1 above S2 (:class:`~sn_mm.ops.protocol.Sums`) of each chunk
     instance, layer, batch  (2, N, C), (2, N), (2, C), moments of the scopes 'in', 'ln', 'bn'
-    instance_sums, layer_sums, batch_sums                as wide, the fields of ``Sums``
-    logit_sums              (2, 3, N), for means above variances, by scope, shares of each instance
-                            in the gradient of the shares
-    mean_weight, var_weight (K',), the logits; weight, bias (C,) or None
+    instance_sums, layer_sums, batch_sums                alike, the fields of ``Sums``
+    logit_sums              (2, 3, N), of means above variances, by scope: each instance's part of
+                            the gradients of the shares
+    mean_weight, var_weight (scopes,), the logits; weight, bias (C,) or None
     grad_mean_weight, grad_var_weight, grad_weight, grad_bias                 their gradients
     running_mean, running_var (C,), batches () int64                          or None
     contribution            (2 C + 1,) float64, of one rank or the sum of all ranks'
@@ -30,8 +30,10 @@ written by an earlier launch, and it adds in a fixed order: results are the same
 
 from __future__ import annotations
 
-from .backward import grad_input, grad_logits, grad_sums, pool_gradients
-from .forward import apply, count_batch, moments, pool
+from .backward import grad_input, grad_sums
+from .forward import apply, moments
+from .pooling import count_batch, pool
+from .pooling_backward import grad_logits, pool_gradients
 from .ranks import contribute, unite
 
 __all__ = [

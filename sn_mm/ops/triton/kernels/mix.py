@@ -6,6 +6,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+PARAMETERS = ['mean_weight', 'var_weight', 'weight']
+"""No kernel is compiled for the alignment of these, which are not ours."""
+
 
 @triton.jit
 def shares(logits, IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr, FIRST: tl.constexpr):

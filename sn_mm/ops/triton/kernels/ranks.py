@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward import move, share_of_batch
+from .pooling import move, share_of_batch
 
 
 @triton.jit(do_not_specialize=['channels', 'count'])
