@@ -17,7 +17,7 @@ from torch import nn
 from ..errors import InputError
 from ..layer import SwitchNorm
 from ..switch import (
-    SCOPES,
+    EXTENTS,
     Left,
     NothingToSwitch,
     Switched,
@@ -46,7 +46,7 @@ def add_switch_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         '--norm-scope',
-        choices=SCOPES,
+        choices=EXTENTS,
         help='existing: every norm (the default); backbone: those of the backbone; all: every '
         'norm, and neck, box head and mask head get SN where they have none',
     )
@@ -71,40 +71,40 @@ def switch_norms(cfg: Config, args: Namespace) -> None:
             raise InputError('--norm-arg and --norm-scope need --norm SN')
         return
     norm_cfg = {'type': args.norm, **(args.norm_arg or {})}
-    scope = args.norm_scope or 'existing'
+    extent = args.norm_scope or 'existing'
     nothing = None
     try:
-        report = switch_norm_cfg(cfg, norm_cfg, scope)
+        report = switch_norm_cfg(cfg, norm_cfg, extent)
     except NothingToSwitch as error:
         nothing, report = error, SwitchReport()
     with DefaultScope.overwrite_default_scope(toolbox(cfg)):
         settings = copy.deepcopy(cfg.model)  # which the build changes in place
         _need_no_process_group(settings, toolbox(cfg))
         model = MODELS.build(settings)
-    leftovers = find_leftovers(model, scope)
+    leftovers = find_leftovers(model, extent)
     if nothing and not leftovers:
         raise nothing
     if leftovers:
-        convert_leftovers(model, norm_cfg, scope)
+        convert_leftovers(model, norm_cfg, extent)
         _report_leftovers(report, leftovers, dict(model.named_modules()))
-        _convert_when_built(cfg, {'norm_cfg': norm_cfg, 'scope': scope})
+        _convert_when_built(cfg, {'norm_cfg': norm_cfg, 'scope': extent})
     if local_rank() == 0:
         Console(width=None if sys.stdout.isatty() else _WIDTH).print(report.table())
 
 
-def _need_no_process_group(config: Any, scope: str) -> None:
+def _need_no_process_group(config: Any, registry_scope: str) -> None:
     """Makes SyncBN of each MMSyncBN, which asks for a process group as soon as it is built."""
     children: Iterable[Any] = ()
     if isinstance(config, (list, tuple)):
         children = config
     elif isinstance(config, dict):
         children = dict.values(config)  # not ConfigDict's, which import what a lazy config names
-        if 'type' in config and needs_process_group(resolve(config['type'], scope)):
+        if 'type' in config and needs_process_group(resolve(config['type'], registry_scope)):
             config['type'] = 'SyncBN'
             config.pop('group', None)
             config.pop('stats_mode', None)
     for child in children:
-        _need_no_process_group(child, scope)
+        _need_no_process_group(child, registry_scope)
 
 
 def _convert_when_built(cfg: Config, switch: dict) -> None:

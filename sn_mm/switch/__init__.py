@@ -1,12 +1,12 @@
 """Ready-made configs: every norm of the batch norm family becomes SN, by name."""
 
+from .extent import EXTENTS
 from .leftovers import build_switched_model, convert_leftovers, find_leftovers
 from .report import Left, Switched, SwitchReport
 from .rewrite import NothingToSwitch, switch_norm_cfg
-from .scopes import SCOPES
 
 __all__ = [
-    'SCOPES',
+    'EXTENTS',
     'Left',
     'NothingToSwitch',
     'SwitchReport',

@@ -31,12 +31,12 @@ _SEPARATE = {
 }
 
 
-def resolve(kind: Any, scope: str | None) -> Any:
+def resolve(kind: Any, registry_scope: str | None) -> Any:
     """Finds the class that a config's ``type`` names.
 
     Args:
         kind: A name in the registry, a class, or one that a lazy config imports.
-        scope: The config's default scope.
+        registry_scope: The config's default scope.
 
     Returns:
         The class or function; None if it is not a model's part.
@@ -45,7 +45,7 @@ def resolve(kind: Any, scope: str | None) -> Any:
         return kind.build()
     if not isinstance(kind, str):
         return kind
-    with MODELS.switch_scope_and_registry(scope) as registry:
+    with MODELS.switch_scope_and_registry(registry_scope) as registry:
         try:
             return registry.get(kind)
         except RuntimeError:  # mmengine's word for a name that is not registered

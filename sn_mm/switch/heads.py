@@ -1,12 +1,12 @@
-"""The scope 'all': SN where the paper has it and ready-made configs have no norm."""
+"""The extent 'all': SN where the paper has it and ready-made configs have no norm."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .components import ancestors, constructor_arguments, shares_levels
+from .extent import reason_to_leave
 from .report import Left, Switched, SwitchReport
-from .scopes import reason_to_leave
 from .target import replace
 
 _ROLES = ('neck', 'bbox_head', 'mask_head')

@@ -9,17 +9,19 @@ from torch import nn
 
 from ..model.convert import convert_switch_norm
 from .components import norm_layer, shares_levels
-from .scopes import reason_to_leave
+from .extent import reason_to_leave
 from .target import layer_arguments, leave_out_batch
 
 
-def find_leftovers(model: nn.Module, scope: str | None = None) -> list[tuple[str, type[nn.Module]]]:
+def find_leftovers(
+    model: nn.Module, extent: str | None = None
+) -> list[tuple[str, type[nn.Module]]]:
     """Finds the BatchNorm, SyncBatchNorm, GroupNorm and InstanceNorm layers in a model.
 
     Args:
         model: Any torch model.
-        scope: 'existing', 'backbone' or 'all': only what a switch of this scope is for.
-            Default: everything.
+        extent: 'existing', 'backbone' or 'all': only norms that a switch of this extent replaces.
+            Default: all norms.
 
     Returns:
         Name and class of each, in the order of the model's modules.
@@ -27,11 +29,11 @@ def find_leftovers(model: nn.Module, scope: str | None = None) -> list[tuple[str
     return [
         (name, type(module))
         for name, module in model.named_modules()
-        if norm_layer(type(module)) and not (scope and reason_to_leave(name, scope))
+        if norm_layer(type(module)) and not (extent and reason_to_leave(name, extent))
     ]
 
 
-def convert_leftovers(model: nn.Module, norm_cfg: dict, scope: str = 'existing') -> nn.Module:
+def convert_leftovers(model: nn.Module, norm_cfg: dict, extent: str = 'existing') -> nn.Module:
     """Converts the norms that a config's switch did not reach, in place.
 
     Those that serve several levels of a feature pyramid get ``normalizers=['in', 'ln']``, as
@@ -40,12 +42,12 @@ def convert_leftovers(model: nn.Module, norm_cfg: dict, scope: str = 'existing')
     Args:
         model: A model that is not wrapped yet.
         norm_cfg: As for :func:`switch_norm_cfg`.
-        scope: Likewise.
+        extent: As its ``scope``.
 
     Returns:
         ``model``.
     """
-    names = {name for name, _ in find_leftovers(model, scope)}
+    names = {name for name, _ in find_leftovers(model, extent)}
     # By module: a norm may have another name outside of the head.
     levels = {inner for m in model.modules() if shares_levels(type(m)) for inner in m.modules()}
     shared = {name for name in names if model.get_submodule(name) in levels}

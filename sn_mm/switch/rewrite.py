@@ -16,10 +16,10 @@ from .components import (
     resolve,
     shares_levels,
 )
+from .extent import EXTENTS, reason_to_leave
 from .heads import add_norms
 from .notes import take_notes
 from .report import Left, Switched, SwitchReport
-from .scopes import SCOPES, reason_to_leave
 from .target import check_target, replace
 from .toolbox import import_sn_mm, toolbox
 
@@ -31,7 +31,7 @@ _HOOK = 'sn_mm.LeftoverNormHook'
 
 
 class NothingToSwitch(InputError):
-    """A config that reaches no norm of the batch norm family, in the scope of the switch."""
+    """A config that reaches no norm of the batch norm family, within the extent of the switch."""
 
 
 def switch_norm_cfg(
@@ -52,9 +52,9 @@ def switch_norm_cfg(
         cfg: Config of any MMEngine toolbox that is installed, changed in place.
         norm_cfg: ``type``: SN, SN1d, SN2d or SN3d; further keys: the layer's arguments. 1d and 3d
             norms become SN1d and SN3d. Default: ``dict(type='SN')``.
-        scope: 'existing': every norm; 'backbone': those of backbones; 'all': every norm, and the
-            neck, the box head (the four convolutions of the paper) and the mask head get SN where
-            they have no norm. Default: 'existing'.
+        scope: The extent of the switch. 'existing': every norm; 'backbone': those of backbones;
+            'all': every norm, and the neck, the box head (the four convolutions of the paper) and
+            the mask head get SN where they have no norm. Default: 'existing'.
 
     Returns:
         What was switched and left, with paths and reasons.
@@ -69,8 +69,10 @@ def switch_norm_cfg(
         >>> rich.print(switch_norm_cfg(cfg, dict(type='SN'), scope='all').table())
     """
     target = check_target(norm_cfg or {'type': 'SN'})
-    if scope not in SCOPES:
-        raise InputError(f'the scope of the switch must be one of {", ".join(SCOPES)}, got {scope}')
+    if scope not in EXTENTS:
+        raise InputError(
+            f'the scope of the switch must be one of {", ".join(EXTENTS)}, got {scope}'
+        )
     if not isinstance(cfg.get('model'), dict):
         raise InputError('the config has no model to switch the norms of')
     rewriter = _Rewriter(target, scope, toolbox(cfg))
@@ -93,10 +95,10 @@ def switch_norm_cfg(
 class _Rewriter:
     """Copies a model's config with its norms switched, and keeps the record."""
 
-    def __init__(self, target: dict, scope: str, toolbox: str) -> None:
+    def __init__(self, target: dict, extent: str, registry_scope: str) -> None:
         self.target = target
-        self.scope = scope
-        self.toolbox = toolbox
+        self.extent = extent
+        self.registry_scope = registry_scope
         self.report = SwitchReport()
 
     def rewrite(self, value: Any, path: str, owner: Any = None, reason: str = '') -> Any:
@@ -112,7 +114,7 @@ class _Rewriter:
             return value
         # Not ConfigDict's own items(), which import what a lazy config names.
         config = dict(dict.items(value))
-        cls: Any = resolve(config['type'], self.toolbox) if 'type' in config else None
+        cls: Any = resolve(config['type'], self.registry_scope) if 'type' in config else None
         if norm_layer(cls) is not None:
             return self._switch(config, cls, path, owner, reason)
         if is_other_norm(cls):
@@ -121,7 +123,7 @@ class _Rewriter:
         copy = {key: self.rewrite(v, f'{path}.{key}', cls, reason) for key, v in config.items()}
         if cls is not None and path.rpartition('.')[2] not in _BLOCKS:
             self._write_defaults(copy, cls, path)
-            if self.scope == 'all':
+            if self.extent == 'all':
                 add_norms(copy, cls, path, self.target, self.report)
         return copy
 
@@ -138,7 +140,7 @@ class _Rewriter:
         self, norm_cfg: dict, norm: type[nn.Module], path: str, owner: Any, reason: str
     ) -> dict:
         old = {**norm_cfg, 'type': _name(norm_cfg['type'], norm)}
-        left = reason_to_leave(path, self.scope)
+        left = reason_to_leave(path, self.extent)
         if left:
             self.report.left.append(Left(path, old['type'], left))
             return norm_cfg

@@ -127,8 +127,8 @@ def replace(old: dict, norm: type[nn.Module] | None, target: dict, shared: bool)
     kind = target['type']
     layer = norm_layer(norm)
     if layer is SwitchNorm1d or layer is SwitchNorm3d:
-        scope = kind.rpartition('SN')[0]
-        kind = scope + layer.__name__.replace('SwitchNorm', 'SN')
+        registry_scope = kind.rpartition('SN')[0]
+        kind = registry_scope + layer.__name__.replace('SwitchNorm', 'SN')
     kept = {key: value for key, value in old.items() if key in ARGUMENTS}
     new = {'type': kind, **kept, **{k: v for k, v in target.items() if k != 'type'}}
     return leave_out_batch(new) if shared else new

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
+import check_gpu
+from gpu_steps.bounds import mark_bounds
+from gpu_steps.processes import Result
+from gpu_steps.report import make_report, table
 
-import check_gpu  # noqa: E402
-from gpu_steps.bounds import mark_bounds  # noqa: E402
-from gpu_steps.processes import Result  # noqa: E402
-from gpu_steps.report import make_report, table  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow

@@ -15,16 +15,14 @@ import pytest
 import torch
 from torch import nn
 
+from benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
+from benchmark.resnet import ResNet
+from gpu_steps import nccl, no_hypothesis, training
+from gpu_steps.processes import Result, run_step, step_command
+from gpu_steps.step import Failed, NotMeasured
+from gpu_steps.tests import Selection, missing_packages
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
-
-from benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one  # noqa: E402
-from benchmark.resnet import ResNet  # noqa: E402
-from gpu_steps import nccl, no_hypothesis, training  # noqa: E402
-from gpu_steps.processes import Result, run_step, step_command  # noqa: E402
-from gpu_steps.step import Failed, NotMeasured  # noqa: E402
-from gpu_steps.tests import Selection, missing_packages  # noqa: E402
-
 CPU = torch.device('cpu')
 
 

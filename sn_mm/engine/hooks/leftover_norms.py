@@ -10,8 +10,8 @@ from mmengine.runner import Runner
 
 from ...errors import InputError
 from ...model.convert import extras_of
+from ...switch.extent import EXTENTS
 from ...switch.leftovers import find_leftovers
-from ...switch.scopes import SCOPES
 from ..unwrap import unwrap
 
 
@@ -19,15 +19,15 @@ class LeftoverNormHook(Hook):
     """Names the norms that :func:`sn_mm.switch_norm_cfg` could not reach, in one warning.
 
     Args:
-        scope: The scope of the switch. Default: 'existing'.
+        scope: The extent of the switch. Default: 'existing'.
 
     Raises:
         InputError: Another scope than 'existing', 'backbone' or 'all'.
     """
 
     def __init__(self, scope: str = 'existing') -> None:
-        if scope not in SCOPES:
-            raise InputError(f'LeftoverNormHook: scope must be one of {SCOPES}, got {scope!r}')
+        if scope not in EXTENTS:
+            raise InputError(f'LeftoverNormHook: scope must be one of {EXTENTS}, got {scope!r}')
         self.scope = scope
 
     def before_run(self, runner: Runner) -> None:
