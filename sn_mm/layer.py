@@ -19,7 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from . import equations
 from .distributed import check_sync, constant_group, resolve_group
 from .equations import SCOPES
-from .errors import InputError
+from .errors import InputError, check_positive_int
 from .functional import canonical_normalizers, switch_norm
 from .tracing import is_compiling
 from .warm_start import initial_logits
@@ -106,8 +106,7 @@ class SwitchNorm(_InstanceNorm):
         bias: bool = True,
     ) -> None:
         normalizers = canonical_normalizers(normalizers)
-        if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
-            raise InputError(f'num_features must be an int >= 1, got {num_features!r}')
+        check_positive_int('num_features', num_features)
         if correction not in (0, 1):
             raise InputError(f'correction must be 0 or 1, got {correction!r}')
         check_sync(sync)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from ..errors import InputError
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
@@ -116,7 +116,7 @@ def _outputs(
             handle.remove()
         for module, training in modes.items():
             module.training = training
-    leaves = (leaf for leaf in tree_leaves(outputs) if torch.is_tensor(leaf) and leaf.numel())
+    leaves = (leaf for leaf in tree_flatten(outputs)[0] if torch.is_tensor(leaf) and leaf.numel())
     found = [leaf.clone() for leaf in leaves if leaf.is_floating_point()]
     if not found:
         raise InputError(

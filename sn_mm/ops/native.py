@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,13 +16,6 @@ from . import aten
 from .protocol import Backend
 
 __all__ = ['dense', 'native_backend']
-
-_NAMES = ('aten', 'cpu', 'triton')
-_FORCED = os.environ.get('SN_MM_BACKEND', '')
-if _FORCED not in ('', *_NAMES):
-    raise InputError(
-        f'the environment variable SN_MM_BACKEND must be one of {_NAMES} or empty, got {_FORCED!r}'
-    )
 
 
 def native_backend(x: Tensor) -> Backend:
@@ -33,30 +28,21 @@ def native_backend(x: Tensor) -> Backend:
         return aten
     if _FORCED:
         return _forced(_FORCED, x.device, x.dtype)
-    name = {'cpu': 'cpu', 'cuda': 'triton'}.get(x.device.type)
-    if name is None or x.dtype not in _KERNEL_DTYPES:
-        return aten
-    return _kernels_or_aten(name, x.device)
+    if x.dtype in _KERNEL_DTYPES:
+        for name, backend in _BACKENDS.items():
+            if backend.device_type == x.device.type:
+                return _kernels_or_aten(name, x.device)
+    return aten
 
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def _load(name: str) -> Backend:
-    if name == 'cpu':
-        from . import cpu
-
-        return cpu
-    from .triton import launch
-
-    return launch
-
-
 @cache
 def _kernels_or_aten(name: str, device: torch.device) -> Backend:
-    why = _UNAVAILABLE[name](device)
+    why = _BACKENDS[name].unavailable(device)
     if why is None:
-        return _load(name)
+        return _BACKENDS[name].load()
     if why:
         warnings.warn(
             f"sn_mm takes PyTorch's own operations, the slower ones, on {device}: {why}; "
@@ -68,14 +54,26 @@ def _kernels_or_aten(name: str, device: torch.device) -> Backend:
 
 @cache
 def _forced(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
-    why = _UNAVAILABLE[name](device)
+    why = _BACKENDS[name].unavailable(device)
     if why is None and dtype not in _KERNEL_DTYPES:
         why = f'{dtype} is not among float32, float16 and bfloat16, which it takes'
     if why is not None:
         raise InputError(
             f'SN_MM_BACKEND={name} cannot run on {device}: {why or "it is not installed"}'
         )
-    return _load(name)
+    return _BACKENDS[name].load()
+
+
+def _cpu() -> Backend:
+    from . import cpu
+
+    return cpu
+
+
+def _triton() -> Backend:
+    from .triton import launch
+
+    return launch
 
 
 def _no_cpu(device: torch.device) -> str | None:
@@ -108,7 +106,30 @@ def _no_triton(device: torch.device) -> str | None:
     return None
 
 
-_UNAVAILABLE = {'cpu': _no_cpu, 'triton': _no_triton}
+class _Kernels(NamedTuple):
+    """A backend of kernels.
+
+    Attributes:
+        device_type: Of the input that it takes.
+        load: Imports its module, once it is known to be available.
+        unavailable: Why it cannot run on a device, '' if it is not installed; None if it can.
+    """
+
+    device_type: str
+    load: Callable[[], Backend]
+    unavailable: Callable[[torch.device], str | None]
+
+
+_BACKENDS = {
+    'cpu': _Kernels('cpu', _cpu, _no_cpu),
+    'triton': _Kernels('cuda', _triton, _no_triton),
+}
+_FORCED = os.environ.get('SN_MM_BACKEND', '')
+if _FORCED not in ('', 'aten', *_BACKENDS):
+    raise InputError(
+        f'the environment variable SN_MM_BACKEND must be one of {("aten", *_BACKENDS)} or empty, '
+        f'got {_FORCED!r}'
+    )
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:

@@ -794,6 +794,7 @@ def test_forced_triton_refuses_what_it_cannot_take(monkeypatch):
 
 def test_gpu_on_which_triton_fails_takes_aten_and_says_so(monkeypatch):
     chosen = native_with(monkeypatch, '')
-    monkeypatch.setitem(chosen._UNAVAILABLE, 'triton', lambda device: 'no C compiler')
+    broken = chosen._BACKENDS['triton']._replace(unavailable=lambda device: 'no C compiler')
+    monkeypatch.setitem(chosen._BACKENDS, 'triton', broken)
     with pytest.warns(UserWarning, match='on cuda:7: no C compiler; SN_MM_BACKEND=aten'):
         assert chosen._kernels_or_aten('triton', torch.device('cuda:7')) is ops.native.aten
