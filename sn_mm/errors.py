@@ -12,7 +12,7 @@ def check_positive_int(name: str, value: object) -> None:
 
     Args:
         name: The argument's name, for the message.
-        value: What was given for it.
+        value: Its value.
 
     Raises:
         InputError: ``value`` is not an int >= 1.

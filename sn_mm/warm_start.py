@@ -1,4 +1,4 @@
-"""The mix that a layer starts from: equal, or the one of the norm whose weights it takes over."""
+"""The mix that a layer starts from: equal shares, or those that ``init_importance`` names."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .errors import InputError
 __all__ = ['OFF_SCOPE', 'initial_logits']
 
 OFF_SCOPE = 1e-7
-"""What a scope named alone leaves to the others. A softmax of finite logits leaves something; this
-is what float32 rounds, and ResNets of 18 to 101 layers with it are as far from all weight on the
-scope as rounding takes them (docs/warm_start.md)."""
+"""The share that a scope named alone leaves to the others: a softmax of finite logits is never 0.
+float32 rounds by as much. ResNets of 18 to 101 layers differ from all weight on the scope by no
+more than rounding (docs/warm_start.md)."""
 
 
 def initial_logits(
@@ -30,8 +30,8 @@ def initial_logits(
         One logit for each of ``normalizers``, ones for equal shares.
 
     Raises:
-        InputError: Neither of these, or scopes outside ``normalizers``, or shares that leave
-            another scope nothing.
+        InputError: ``init_importance`` is of another kind, names a scope outside ``normalizers``,
+            or leaves no share to another scope.
     """
     count = len(normalizers)
     shares = {} if init_importance is None else init_importance

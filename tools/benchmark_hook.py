@@ -1,4 +1,4 @@
-"""Measures what logging importance weights costs a training: its share of the time of a step.
+"""Measures the cost of logging importance weights in a training: its share of a step's time.
 
     python tools/benchmark_hook.py CONFIG --cfg-options KEY=VALUE ...
 
@@ -54,7 +54,7 @@ class StepTimer(Hook):
 
 
 def measure(cfg: Config, interval: int) -> None:
-    """Trains with and without logging and prints what a log costs."""
+    """Trains with logs at an interval, and prints the cost of a log."""
     runner = build_runner(cfg)
     logs, steps = TimedHook(interval), StepTimer()
     runner.register_hook(logs)

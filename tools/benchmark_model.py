@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parents[1] / 'docs' / 'benchmarks'
 
 
 def train_all(model: Any) -> None:
-    """Takes out of a model's config what keeps its norms from training."""
+    """Changes the settings of a model's config that keep norms from training."""
     for node in dicts(model):
         node.update({k: v for k, v in (('norm_eval', False), ('frozen_stages', -1)) if k in node})
 

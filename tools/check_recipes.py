@@ -45,7 +45,7 @@ OWN_SCRIPTS = {
 
 @dataclass
 class Run:
-    """What became of one recipe; losses are those of the first and the last iteration."""
+    """The run of one recipe, with the losses of the first and the last iteration."""
 
     recipe: str
     script: str
@@ -90,7 +90,7 @@ def recipes(patterns: list[str]) -> list[Path]:
 
 
 def make_scenes(folder: Path) -> None:
-    """Makes the three sets, where they are not there yet."""
+    """Makes the three sets, if they do not exist yet."""
     command = [sys.executable, str(ROOT / 'tools/make_scenes.py'), str(folder)]
     options = f'--categories coco --size {SIDE} --digits 2 3 --train 8 --val 2'
     subprocess.run([*command, *options.split()], check=True, stdout=subprocess.DEVNULL)
@@ -122,7 +122,7 @@ def shrink(recipe: Path, scenes: Path, iters: int) -> Config:
 
 
 def train(recipe: Path, script: Path, scenes: Path, iters: int, work_dir: Path) -> Run:
-    """Trains a recipe with a script, in a process of its own."""
+    """Trains a recipe with a script, in another process."""
     package = script.parents[2].name  # <package>/.mim/tools/train.py
     own = script.parent == ROOT / 'tools'
     name = f'{recipe.parent.name}/{recipe.stem}'

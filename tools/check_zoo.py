@@ -2,7 +2,7 @@
 
     python tools/check_zoo.py --jobs 2                 # all of them; continues where it was stopped
     python tools/check_zoo.py --build-only             # quickly, without the step
-    python tools/check_zoo.py --retry-failed           # again what ended in an error
+    python tools/check_zoo.py --retry-failed           # those that ended in an error again
     python tools/check_zoo.py --sample 12 --seed 0     # some of them
 
 Each config is loaded, built with its own norms, switched (`sn_mm.switch_norm_cfg`), built with SN,
@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
         '--max-seconds',
         type=float,
         metavar='S',
-        help='leave out what took longer in docs/zoo/zoo.json, or is not there',
+        help='only configs that took at most S in docs/zoo/zoo.json',
     )
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='processes at a time')
     parser.add_argument('--cpu-limit', type=int, default=limits.cpu_seconds, metavar='S')
@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--build-only', action='store_true', help='do not train a step')
     parser.add_argument(
-        '--retry-failed', action='store_true', help='run again what ended in an error'
+        '--retry-failed', action='store_true', help='run configs that ended in an error again'
     )
     parser.add_argument(
         '--keep-older', action='store_true', help="keep results of other versions of sn_mm's code"
@@ -128,7 +128,7 @@ def recorded_seconds(file: Path) -> dict[str, float]:
 
 
 def in_turn(names: list[str]) -> list[str]:
-    """One of each method, then another: a part of a run says something of the whole."""
+    """One config of each method, then the next: a partial run covers all methods."""
     names = random.Random(0).sample(names, len(names))
     turns: Counter[str] = Counter()
     order = {}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests on every process of one or more machines: with nccl on GPUs, with gloo where there are none.
+# Tests on every process of one or more machines: with nccl on GPUs, with gloo on CPUs.
 set -euo pipefail
 
 gpus=${3:-}

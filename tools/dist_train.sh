@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on every process of one or more machines: with nccl on GPUs, with gloo where there are none.
+# Trains on every process of one or more machines: with nccl on GPUs, with gloo on CPUs.
 set -euo pipefail
 
 gpus=${2:-}

@@ -30,11 +30,11 @@ RECORD = 'scenes.json'
 
 
 class SetError(Exception):
-    """A set is in the way."""
+    """Something else exists where a set is to be written."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with an argument in one line, without the usage before it."""
+    """Reports a wrong argument in one line, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {message}\n')
@@ -129,28 +129,28 @@ def settings_of(args: argparse.Namespace, layout: str) -> dict[str, Any]:
 
 
 def is_made(target: Path, settings: dict[str, Any], force: bool) -> bool:
-    """Whether a set is there already, just as it is wanted.
+    """Whether a set with the wanted settings exists already.
 
     Raises:
-        SetError: Something else is there, and may not be replaced.
+        SetError: Something else exists at ``target``, and may not be replaced.
     """
     if not os.path.lexists(target):
         return False
     try:
-        found = json.loads((target / RECORD).read_text())
-        differing = [key for key in settings if found[key] != settings[key]]
+        record = json.loads((target / RECORD).read_text())
+        differing = [key for key in settings if record[key] != settings[key]]
     except (OSError, ValueError, KeyError, TypeError):
         raise SetError(
             f'{target} exists and was not made by this command: move it, or choose another folder'
         ) from None
     if differing and not force:
-        changes = ', '.join(f'{key} {found[key]} instead of {settings[key]}' for key in differing)
+        changes = ', '.join(f'{key} {record[key]} instead of {settings[key]}' for key in differing)
         raise SetError(f'{target} holds a set with {changes}: --force replaces it')
     return not differing
 
 
 def write_sets(root: Path, names: list[str], args: argparse.Namespace) -> None:
-    """Writes the same scenes in several layouts beside their places, then moves them there.
+    """Writes the same scenes in several layouts to temporary folders, then renames these.
 
     Args:
         root: The data root; it exists.
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f'{target}: already there with these settings')
             else:
                 wanted.append(name)
-            for work in ('partial', 'replaced'):  # what an interrupted run left
+            for work in ('partial', 'replaced'):  # left by an interrupted run
                 for leftover in root.glob(f'.{target.name}.{work}-*'):
                     shutil.rmtree(leftover)
         if wanted:

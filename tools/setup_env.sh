@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Install what sn_mm is developed and demonstrated with, and print the python to use:
+# Install the packages for development and the demo, and print the python to use:
 #
 #     python=$(bash tools/setup_env.sh)
 #
 # The packages of constraints.txt and this checkout go into .venv in the repository root, or into
 # the environment of SN_MM_PYTHON if that names a python (SN_MM_PYTHON=python: the active one).
 # mmcv's operators are compiled once; the wheel is kept in ${XDG_CACHE_HOME:-~/.cache}/sn_mm.
-# Progress goes to stderr. Where nothing has changed since the last run, there is nothing to do.
+# Progress goes to stderr. A run without changes since the last one ends at once.
 # A run may be interrupted at any moment: the next one continues.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -24,7 +24,7 @@ die() {
 
 # --- Which python ------------------------------------------------------------------------------
 
-# What the pinned numpy needs; sn_mm itself runs on older ones.
+# The pinned numpy needs 3.11; sn_mm itself runs on older ones.
 suits() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' &> /dev/null; }
 
 if [[ -n ${SN_MM_PYTHON:-} ]]; then
@@ -45,7 +45,7 @@ fi
 stamp=$env/sn_mm-setup.stamp
 log=$env/sn_mm-setup.log
 
-# --- Is there anything to do? ------------------------------------------------------------------
+# --- Ready already? ----------------------------------------------------------------------------
 
 fingerprint() {
     local files=(constraints.txt pyproject.toml setup.py tools/setup_env.sh)
@@ -99,7 +99,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 if $interrupted && suits "$python"; then
-    # pip writes INSTALLER when all files of a package are there: what lacks it was cut short.
+    # pip writes INSTALLER after all files of a package: without it the package is incomplete.
     site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     for package in "$site"/*.dist-info; do
         [[ -f $package/INSTALLER ]] || rm -rf "$package"
@@ -115,7 +115,7 @@ install=("${pip[@]}" install --progress-bar off --no-build-isolation -c constrai
 say 'installing torch'
 "${install[@]}" setuptools wheel ninja psutil numpy torch &>> "$log"
 
-# What does not need mmcv is installed while its operators compile.
+# Packages that do not need mmcv are installed while its operators compile.
 "${install[@]}" mmengine mmdet mmsegmentation ftfy regex -e '.[demo,export,test]' &>> "$log" &
 rest=$!
 

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-# The figures, and what the demo must reach.
+# The figures, and the values that the demo must reach.
 METRICS = {
     'coco/bbox_mAP': ('box AP', None),
     'coco/bbox_mAP_50': ('box AP50', 0.40),
@@ -31,7 +31,7 @@ def parse_args() -> Namespace:
 
 
 def read_metrics(work_dir: Path) -> dict[str, float]:
-    """What tools/test.py wrote under ``work_dir/test``; mIoU as a share."""
+    """Reads the figures of tools/test.py in ``work_dir/test``; mIoU as a share."""
     metrics = json.loads((work_dir / 'test' / 'metrics.json').read_text())
     return {k: v / 100 if k == 'mIoU' else v for k, v in metrics.items() if k in METRICS}
 

@@ -33,7 +33,7 @@ Importance = dict[str, dict[str, float]]
 STATISTICS = ('mean', 'var')
 
 _CONTAINERS = {'module', 'backbone', 'roi_head'}
-"""Modules that only hold what a reader knows by a name of its own: stages, heads."""
+"""Modules that only hold named components: stages, heads."""
 
 
 def from_model(model: nn.Module) -> dict[str, Importance]:
@@ -73,8 +73,8 @@ def from_state_dict(
         Importance by layer name; empty without SN.
 
     Raises:
-        InputError: Layers with fewer than three weights of which nothing tells the scopes, or
-            ``normalizers`` that do not fit their number.
+        InputError: A layer has fewer than three weights, and ``normalizers`` are missing or of
+            another number.
     """
     given = None if normalizers is None else tuple(normalizers)
     layers = {}
@@ -97,8 +97,8 @@ def components(names: Iterable[str]) -> dict[str, dict[str, str]]:
         names: Layer names in network order.
 
     Returns:
-        Components in the order in which they begin, each with its layers: their full names, and
-        what these say beyond the component. ``backbone.layer1.0.bn1`` is ``0.bn1`` of ``layer1``.
+        Components in the order in which they begin. Each maps its layers' full names to the rest
+        of these names after the component. ``backbone.layer1.0.bn1`` is ``0.bn1`` of ``layer1``.
     """
     grouped: dict[str, dict[str, str]] = {}
     for name in names:
@@ -116,7 +116,7 @@ def components(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def average(layers: Iterable[Importance]) -> Importance:
-    """The mean over layers. A scope that a layer leaves out has weight 0 there."""
+    """The mean over layers. A scope that a layer does not mix counts as weight 0."""
     stacked = list(layers)
     return {
         statistic: {
@@ -141,7 +141,7 @@ def to_scalars(weights: Mapping[str, Importance], kind: str) -> dict[str, float]
 
     Args:
         weights: Importance by name.
-        kind: What the names are: 'layer' or 'component'.
+        kind: 'layer' or 'component', for names of layers or of components.
     """
     return {
         f'sn_{kind}/{statistic}/{name}/{scope}': weight
@@ -152,11 +152,11 @@ def to_scalars(weights: Mapping[str, Importance], kind: str) -> dict[str, float]
 
 
 def from_log(text: str) -> dict[int, dict[str, Importance]]:
-    """Reads back what :func:`to_scalars` wrote, from lines of JSON with a ``step`` each.
+    """Reads the scalars of :func:`to_scalars` from lines of JSON with a ``step`` each.
 
     Args:
-        text: Content of the ``scalars.json`` that MMEngine's local backend keeps; other lines in it
-            are passed over. Of a training that was killed, the last line may be incomplete.
+        text: Content of the ``scalars.json`` that MMEngine's local backend writes. Other lines are
+            skipped, and so is an incomplete last line, which a killed training leaves.
 
     Returns:
         Importance by component, by step; layers are averaged. Empty without any.

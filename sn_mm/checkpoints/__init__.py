@@ -1,1 +1,1 @@
-"""Checkpoints from elsewhere, and for elsewhere."""
+"""Checkpoints of the paper's authors converted, and own checkpoints prepared for publishing."""

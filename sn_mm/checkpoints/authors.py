@@ -47,7 +47,7 @@ class Converted(NamedTuple):
         state_dict: Weights by the names of the toolbox.
         naming: The repository they come from: 'classification', 'detection' or 'segmentation'.
         backbone: Config of the ResNet that they fit, with its ``norm_cfg``.
-        left_out: Keys that the toolbox's network has no place for, by what they are.
+        left_out: Keys without a counterpart in the toolbox's network, by the part they belong to.
     """
 
     state_dict: dict[str, Tensor]
@@ -59,8 +59,8 @@ class Converted(NamedTuple):
 def convert(weights: Mapping[str, Tensor], to: str) -> Converted:
     """Renames and reshapes a published ResNet (v1) of depth 18, 34, 50, 101 or 152.
 
-    Every key is mapped, or left out and returned with what it is. ``num_batches_tracked``, which
-    the authors' layers do not count, becomes 0; only training with ``momentum=None`` reads it.
+    Every key is mapped, or returned in ``left_out``. ``num_batches_tracked``, which the authors'
+    layers do not count, becomes 0; only training with ``momentum=None`` reads it.
 
     Args:
         weights: Tensors by the names of one of the repositories, with or without 'module.'.
@@ -97,15 +97,15 @@ def convert(weights: Mapping[str, Tensor], to: str) -> Converted:
     width = 64 if stem is None else stem.shape[0]
     classes = 0 if to != 'mmpretrain' else 1000 if fc is None else fc.shape[0]
     shapes = _shapes(bottleneck, blocks, width, scopes, classes)
-    problems = {
+    misfits = {
         'unknown': [key for name, key in keys.items() if name not in shapes],
         'missing': [name for name in shapes if name not in keys],
     }
-    if any(problems.values()):
-        found = '; '.join(
-            f'{what}: {summarize(names)}' for what, names in problems.items() if names
+    if any(misfits.values()):
+        details = '; '.join(
+            f'{kind}: {summarize(names)}' for kind, names in misfits.items() if names
         )
-        raise InputError(f'its keys are not those of a ResNet-{depth} with SN; {found}')
+        raise InputError(f'its keys are not those of a ResNet-{depth} with SN; {details}')
 
     state_dict = {}
     for name, shape in shapes.items():
@@ -141,7 +141,7 @@ def _naming(keys: Iterable[str]) -> str:
 def _rename(
     keys: Iterable[str], naming: str, with_classifier: bool
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Keys of a ResNet by the classification repository's names, the others by what they are."""
+    """Keys of a ResNet by the classification repository's names, the others by their part."""
     renamed: dict[str, str] = {}
     left_out: dict[str, list[str]] = {}
     for key in keys:
@@ -162,7 +162,7 @@ def _rename(
 
 
 def _refuse_preactivation(weights: Mapping[str, Tensor]) -> None:
-    """ResNet v2 normalises what enters a block's first convolution, v1 what leaves it."""
+    """Refuses ResNet v2, which normalises the input of a convolution; v1 normalises its output."""
     for name, norm in weights.items():
         conv = weights.get(name.replace('.sn1.weight', '.conv1.weight'))
         if conv is None or conv is norm:

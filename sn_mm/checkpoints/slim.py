@@ -1,4 +1,4 @@
-"""Checkpoints for others: what inference needs, and nothing of the training."""
+"""Slim checkpoints to publish: the weights, without the state of the training."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ['slim']
 
 
 def slim(checkpoint: Mapping[str, Any], ema: bool | None = None) -> dict[str, Any]:
-    """Keeps the weights and what is written about them: no optimizer, no log history, no 2nd copy.
+    """Keeps weights and meta; drops optimizer, log history and a second copy of the weights.
 
     Where MMEngine's ``EMAHook`` ran, the checkpoint's ``state_dict`` holds the averaged weights and
     its ``ema_state_dict`` those that they average (the hook swaps them when it saves).
 
     Args:
         checkpoint: As MMEngine saves it, or a bare state dict.
-        ema: True for the averaged weights, which must then be there; False for those before
-            averaging; None for what ``state_dict`` holds. Default: None.
+        ema: True for the averaged weights, which the checkpoint must have; False for those before
+            averaging; None for those in ``state_dict``. Default: None.
 
     Returns:
         ``{'meta': ..., 'state_dict': ...}``.

@@ -42,7 +42,7 @@ def parse_args() -> Namespace:
 
 
 def check_args(args: Namespace) -> None:
-    """Refuses before the work what would fail after it."""
+    """Refuses arguments that would make the command fail after its work."""
     if args.num_iters < 1:
         raise InputError(f'--num-iters must be at least 1, got {args.num_iters}')
     if not 0 <= args.seed < 2**31:
@@ -52,7 +52,7 @@ def check_args(args: Namespace) -> None:
 
 
 def replace(weights: dict[str, Tensor], statistics: dict[str, Tensor]) -> str:
-    """Puts statistics into a state dict, and says in a line what that changed."""
+    """Writes statistics into a state dict, and returns a line about the change."""
     shifts: list[Tensor] = []
     factors: list[Tensor] = []
     for key, value in statistics.items():

@@ -1,4 +1,4 @@
-"""Checkpoints: loaded without running what a file says, whole, and with no weight dropped."""
+"""Checkpoints: loaded without running code from a file, complete, and with no weight dropped."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from .errors import local_rank
 
 
 def read_checkpoint(path: str, keys: Iterable[str] = ('state_dict',)) -> dict:
-    """Reads a local checkpoint into memory maps, or says in one line why it is none.
+    """Reads a local checkpoint, memory-mapped where its format allows.
 
     Args:
         path: A local file.
-        keys: Under which of its keys weights may be; see :func:`weights_of`.
+        keys: Keys that may hold the weights; see :func:`weights_of`.
 
     Returns:
-        What the file holds.
+        The content of the file.
 
     Raises:
         InputError: If the file does not exist, is truncated, or is not a checkpoint.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        there = ', '.join(sorted(other.name for other in file.parent.glob('*.pth'))) or 'none'
+        others = ', '.join(sorted(other.name for other in file.parent.glob('*.pth'))) or 'none'
         raise InputError(
             f'checkpoint {path} {"is a folder" if file.is_dir() else "does not exist"}; '
-            f'checkpoints in {file.parent}: {there}'
+            f'checkpoints in {file.parent}: {others}'
         )
     register_safe_globals()
     try:
         checkpoint = torch.load(file, 'cpu', weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # torch names no class for what a damaged file makes it raise
+    except Exception as error:  # a damaged file makes torch raise errors of many classes
         forbidden = re.search(r'GLOBAL (\S+)', str(error))
         reason = (
             f'it names {forbidden[1]}, and loading it could run any code'
@@ -64,11 +64,11 @@ def weights_of(checkpoint: dict, keys: Iterable[str] = ('state_dict',)) -> dict:
 
 
 def check_checkpoint(path: str, resume: bool = False) -> None:
-    """Checks that a file is a whole checkpoint, without running what it says.
+    """Checks that a file is a complete checkpoint, without running code from it.
 
     Args:
         path: A local file; a URL is left to mmengine.
-        resume: Whether training shall continue from it, which takes more than weights.
+        resume: Training shall continue from it, which takes more than weights.
 
     Raises:
         InputError: If it does not exist, is truncated, is not a checkpoint, or names anything but
@@ -89,7 +89,7 @@ def find_resumable(work_dir: str) -> str:
     """Finds the checkpoint that training continues from.
 
     Normally the one that mmengine recorded last. If the run was killed while it wrote that one, the
-    newest whole checkpoint in the work dir, and a line says so.
+    newest complete checkpoint in the work dir, and a line in the log names both.
 
     Args:
         work_dir: The work dir of the run that ended early.
@@ -98,7 +98,7 @@ def find_resumable(work_dir: str) -> str:
         The path of the checkpoint.
 
     Raises:
-        InputError: If there is none.
+        InputError: If the work dir has none.
     """
     recorded = find_latest_checkpoint(work_dir)
     files = sorted(Path(work_dir).glob('*.pth'), key=os.path.getmtime, reverse=True)
@@ -145,10 +145,10 @@ def _misfits(message: str) -> str:
         'unexpected': re.findall(r'unexpected key in source state_dict: (.*)', message),
         'of another shape': re.findall(r'size mismatch for (\S+):', message),
     }
-    lists = {kind: ', '.join(found).split(', ') for kind, found in keys.items() if found}
+    lists = {kind: ', '.join(texts).split(', ') for kind, texts in keys.items() if texts}
     return '; '.join(
-        f'{len(found)} {kind} ({", ".join(found[:3])}{", ..." if len(found) > 3 else ""})'
-        for kind, found in lists.items()
+        f'{len(names)} {kind} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
+        for kind, names in lists.items()
     )
 
 
@@ -161,7 +161,7 @@ def load_strictly(runner: Runner) -> None:
 
     Args:
         runner: The runner, changed in place: its loading then raises :class:`InputError` if keys
-            are missing or unexpected or shapes differ. A config's own kind of runner is left alone.
+            are missing or unexpected or shapes differ. Runners of other classes stay as they are.
     """
     if not isinstance(runner, Runner):
         return

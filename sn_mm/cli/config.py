@@ -106,8 +106,8 @@ def read_config(name: str) -> Config:
 def load_config(args: Namespace, split: str) -> Config:
     """Loads the config that the command line names.
 
-    Its ``custom_imports`` name ``sn_mm``, so that what a run dumps into its work dir builds by
-    itself, in the toolboxes' own scripts too.
+    Its ``custom_imports`` name ``sn_mm``, so that the copy in the work dir builds in the toolboxes'
+    own scripts too.
 
     Args:
         args: The parsed options of :func:`add_config_arguments`.
@@ -141,7 +141,7 @@ def load_config(args: Namespace, split: str) -> Config:
     check_norms(cfg.model)
     import_sn_mm(cfg)
     cfg.launcher = args.launcher
-    if args.launcher == 'pytorch':  # what starts the processes may tell it in either way
+    if args.launcher == 'pytorch':  # the launcher passes it as an option or as a variable
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(cfg.filename).stem}'
     return cfg

@@ -1,4 +1,4 @@
-"""Says what is missing from a data set before a model is built for it."""
+"""Checks that data sets are complete, before a model is built for them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _leaves(key: str, dataset: dict) -> Iterator[tuple[str, dict]]:
 
 
 def _needed(dataset: dict) -> Iterator[tuple[str, str]]:
-    """Yields what a data set surely reads: the keys below it and their paths."""
+    """Yields the files and folders that a data set always reads: key and path."""
     if dataset.get('ann_file'):
         yield 'ann_file', dataset['ann_file']
     loads_annotations = 'Annotations' in str(dataset.get('pipeline'))
@@ -38,7 +38,7 @@ def _needed(dataset: dict) -> Iterator[tuple[str, str]]:
 def check_data(cfg: Config, splits: Iterable[str]) -> None:
     """Checks that the annotation files and folders that a config names exist.
 
-    Data sets behind a ``backend_args`` (object storage and the like) are not looked at.
+    Data sets with ``backend_args`` (object storage and the like) are not checked.
 
     Args:
         cfg: A config of mmdet, mmseg or another toolbox on mmengine's ``BaseDataset``.
@@ -83,7 +83,7 @@ def build_loops(runner: Runner, splits: Iterable[str]) -> None:
         try:
             loop = getattr(runner, f'{split}_loop')
             empty = loop is not None and len(loop.dataloader.dataset) == 0
-        except ValueError as error:  # what mmengine's BaseDataset meets when it has no samples
+        except ValueError as error:  # mmengine's BaseDataset without samples
             if 'need at least one array to concatenate' not in str(error):
                 raise
             empty = True

@@ -10,12 +10,12 @@ from typing import Callable
 
 from ..errors import InputError
 
-# Seconds that the other ranks leave to local rank 0 to say what is wrong and so to end the job.
+# Seconds that the other ranks wait while local rank 0 prints the error and so ends the job.
 _GRACE = 20
 
 
 def local_rank() -> int:
-    """This process's number on its machine, whatever started it, before and after that is known."""
+    """This process's number on its machine, from the launcher's environment variables; else 0."""
     names = ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
     return int(next((os.environ[name] for name in names if name in os.environ), 0))
 
@@ -23,8 +23,8 @@ def local_rank() -> int:
 def report_input_errors(main: Callable[[], None]) -> Callable[[], None]:
     """Decorates a script's ``main``: bad input becomes one line on stderr and exit status 2.
 
-    Where several processes run, local rank 0 speaks for its machine. The others wait a moment: if
-    all have the same to say, local rank 0 says it and the launcher stops the rest.
+    Where several processes run, local rank 0 prints for its machine. The others wait first: if all
+    meet the same error, the launcher stops them once local rank 0 has ended.
 
     Args:
         main: Function that may raise :class:`InputError`.

@@ -27,7 +27,8 @@ from .files import atomic_path
 
 OPSETS = range(17, 21)
 TOLERANCE = 1e-3
-"""Of the largest output: rounding stays below it, a size that is baked in does not."""
+"""Relative to the largest output. Rounding stays below it; an image size recorded as a constant
+does not."""
 
 
 def parse_args() -> Namespace:
@@ -50,7 +51,7 @@ def parse_args() -> Namespace:
 
 
 class Exported(nn.Module):
-    """From an image to what a segmentor's head or a detector's neck gives, without Python around.
+    """From an image to a segmentor's logits or a detector's feature levels, as tensors.
 
     Args:
         model: A toolbox's model, in evaluation mode.
@@ -75,13 +76,13 @@ def export(network: nn.Module, image: Tensor, path: Path, opset: int = 17) -> No
     """Writes ``network`` with batch, height and width of input and outputs left open.
 
     Args:
-        network: From (N, 3, H, W) to one map or several, in evaluation mode.
+        network: From (N, 3, H, W) to one tensor or several, in evaluation mode.
         image: An input to record with.
         path: The file to write.
         opset: Version of ONNX's operators.
     """
     with torch.no_grad(), warnings.catch_warnings():
-        # That it is the older exporter, and that sizes may be baked in, which check() would show.
+        # Of its warnings: it is the older exporter; sizes may be constants, which check() refuses.
         # The newer one takes minutes for a network of 60 SN layers.
         warnings.simplefilter('ignore')
         outputs = network(image)
@@ -126,15 +127,15 @@ def check(network: nn.Module, path: Path, images: list[Tensor]) -> float:
         for info, got, want in zip(
             session.get_outputs(), session.run(None, {'image': image.numpy()}), wanted
         ):
-            found = torch.from_numpy(got)
-            same = found.shape == want.shape
+            output = torch.from_numpy(got)
+            same = output.shape == want.shape
             error = (
-                ((found - want).abs().max() / want.abs().max().clamp(min=1)).item() if same else 0
+                ((output - want).abs().max() / want.abs().max().clamp(min=1)).item() if same else 0
             )
             if not same or not error <= TOLERANCE:
                 raise InputError(
                     f'the file would not be the model at all sizes: at {tuple(image.shape)}, '
-                    f'onnxruntime gives {info.name} as {tuple(found.shape)}, {error:.1e} from the '
+                    f'onnxruntime gives {info.name} as {tuple(output.shape)}, {error:.1e} from the '
                     f"model's {tuple(want.shape)}"
                 )
             largest = max(largest, error)

@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are whole."""
+"""Files that appear under their name only when they are complete."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Gives a name to write to, and moves what was written to ``path`` if no error came.
+    """Yields a temporary path, renamed to ``path`` on success.
 
     Args:
         path: The file to make or replace. Its folder is made if it does not exist.
 
     Yields:
-        A name in the same folder with the same suffix.
+        A path in the same folder with the same suffix.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Multi-process runs where mmengine has none: on machines without an accelerator."""
+"""Runs of several processes, also on machines without an accelerator, where mmengine has none."""
 
 from __future__ import annotations
 

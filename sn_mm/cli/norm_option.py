@@ -53,7 +53,7 @@ def add_switch_arguments(parser: ArgumentParser) -> None:
 
 
 def switch_norms(cfg: Config, args: Namespace) -> None:
-    """Switches the norms of a config as the command line says, and prints what changed.
+    """Switches the norms of a config as the options ask, and prints a table of the changes.
 
     The model is built once to see which norms no config reaches. If there are any, the config's
     model is built as ``sn_mm.SwitchedModel`` from then on, which converts them.
@@ -139,7 +139,7 @@ def _report_leftovers(
 
 
 def _full_name(cfg: Config) -> str:
-    """The type of the model, such that it is found without a default scope."""
+    """The type of the model with its registry scope, so that it needs no default scope."""
     kind = cfg.model.type
     if not isinstance(kind, str):
         return f'{kind.__module__}.{kind.__qualname__}'

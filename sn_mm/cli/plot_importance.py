@@ -45,7 +45,7 @@ def parse_args() -> Namespace:
 
 
 def label_checkpoints(paths: Sequence[str], labels: Sequence[str] | None) -> list[str]:
-    """The labels given, or what tells the paths apart."""
+    """The given labels, else the parts in which the paths differ."""
     if labels is None:
         parts = [Path(path).absolute().with_suffix('').parts for path in paths]
         shared = len(os.path.commonprefix(parts)) if len(parts) > 1 else len(parts[0])
@@ -76,7 +76,7 @@ def read_networks(args: Namespace) -> dict[str, dict[str, importance.Importance]
 
 
 def read_logs(paths: Sequence[Path]) -> dict[int, dict[str, importance.Importance]]:
-    """Importance by component, by iteration. What a resumed training repeats, it overrides."""
+    """Importance by component, by iteration. A later log replaces iterations that it repeats."""
     course: dict[int, dict[str, importance.Importance]] = {}
     files = [f for path in paths for f in (sorted(path.rglob('scalars.json')) or [path])]
     for file in files:

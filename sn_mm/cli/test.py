@@ -83,7 +83,7 @@ def write_label_maps(cfg: Config, folder: str) -> None:
 
 
 def test(cfg: Config, predictions: str | None) -> None:
-    """Tests, writes metrics.json into the work dir and what was found into a pickle, if named."""
+    """Tests, and writes metrics.json into the work dir and predictions into a pickle, if named."""
     runner = build_runner(cfg)
     load_strictly(runner)
     build_loops(runner, ['test'])

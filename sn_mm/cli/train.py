@@ -51,7 +51,7 @@ def enable_amp(cfg: Config) -> None:
 
 
 def check_amp(cfg: Config) -> None:
-    """Refuses a config with mixed precision where there is no GPU: mmengine has it only there."""
+    """Refuses a config with mixed precision on a machine without a GPU, where mmengine has none."""
     if optim_wrapper_name(cfg) == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise InputError(
             'mixed precision (--amp, AmpOptimWrapper) needs a GPU, and none is visible'

@@ -1,4 +1,4 @@
-"""What ``torch.load`` may unpickle besides tensors, so that mmengine's checkpoints load."""
+"""The classes that ``torch.load`` may unpickle besides tensors: those in mmengine's checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
-# From here on torch.load can be told by name what it may unpickle, and mmengine's own calls obey.
+# From this version on torch.load takes the names of allowed classes, in mmengine's calls too.
 TAKES_NAMES = digit_version(torch.__version__) >= digit_version('2.6.0')
 
 
@@ -22,11 +22,11 @@ def _history_buffer_method(cls: type, name: str) -> Any:
 
 
 def register_safe_globals() -> None:
-    """Allows what mmengine writes into its checkpoints, so that ``torch.load`` reads them.
+    """Allows the classes in mmengine's checkpoints, so that ``torch.load`` reads them.
 
     From torch 2.6 on, ``torch.load`` refuses classes that are not named: without this, mmengine
-    0.10 cannot read the log history in its own checkpoints. Earlier versions cannot be told so:
-    there this does nothing, and ``weights_only=True`` reads no more than weights.
+    0.10 cannot read the log history in its own checkpoints. Earlier versions have no such list:
+    with them this does nothing, and ``weights_only=True`` reads no more than weights.
     """
     if not TAKES_NAMES:
         return

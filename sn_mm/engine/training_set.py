@@ -61,7 +61,7 @@ def measure_on_training_set(
 
 
 def _epochs(loader: DataLoader) -> Iterator[Any]:
-    """Mini-batches of one epoch after the other, each in an order of its own."""
+    """Mini-batches of one epoch after another, each epoch in its own order."""
     for epoch in count():
         sampler: Any = getattr(loader.batch_sampler, 'sampler', None)
         if hasattr(sampler, 'set_epoch'):
@@ -70,7 +70,7 @@ def _epochs(loader: DataLoader) -> Iterator[Any]:
 
 
 def _compute_losses(model: Any, batch: Any) -> None:
-    """What ``BaseModel.train_step`` does before it updates weights, in full precision."""
+    """Computes losses as ``BaseModel.train_step``, in full precision, and updates no weights."""
     data = model.data_preprocessor(batch, True)
     if isinstance(data, dict):
         model(**data, mode='loss')
@@ -80,7 +80,7 @@ def _compute_losses(model: Any, batch: Any) -> None:
 
 @contextmanager
 def _random_state(seed: int) -> Iterator[None]:
-    """Seeds all random generators, and puts them back to where they were."""
+    """Seeds all random generators, and restores their states at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):

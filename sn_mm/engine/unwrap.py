@@ -1,4 +1,4 @@
-"""The model itself, inside what MMEngine wraps around it."""
+"""The model inside MMEngine's wrappers."""
 
 from __future__ import annotations
 

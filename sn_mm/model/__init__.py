@@ -1,1 +1,1 @@
-"""What is done to whole models: norms converted, simplified, measured."""
+"""Operations on whole models: norms converted, simplified, measured."""

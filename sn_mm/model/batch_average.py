@@ -42,23 +42,23 @@ def measure_batch_average(
 ) -> dict[str, Tensor]:
     """Averages each layer's batch statistics over mini-batches, with frozen weights.
 
-    What is averaged is what training would add to the running statistics: each time that a layer
-    runs, the mean and the unbiased variance of its minibatch scope, pooled over ranks as its
-    ``sync`` says. Every time counts the same, whatever its number of positions; empty ones do not
-    count. The network runs as it trains: in training mode, every layer normalising with its batch.
+    Each time that a layer runs, the mean and the unbiased variance of its minibatch scope are added
+    up, as training adds them to the running statistics, pooled over ranks as its ``sync`` says.
+    All runs weigh the same, whatever their number of positions; empty batches do not count. The
+    network is in training mode: every layer normalises with its batch.
 
-    All of it happens on a copy. ``model`` does not change in any way.
+    A copy of ``model`` runs; ``model`` itself does not change.
 
     Args:
         model: The network, without a DistributedDataParallel around it.
         batches: The mini-batches of this rank. Every rank needs as many.
-        forward: Called with the network and a mini-batch, for what a training step runs forward.
+        forward: Called with the network and a mini-batch; runs the forward pass of a training step.
         bn: Average BatchNorm's statistics as well. Default: False.
 
     Returns:
         ``running_mean`` and ``running_var`` by their keys in the state dict, the same on all ranks,
-        of the layers that train and ran. What the model keeps in evaluation mode (frozen stages) or
-        never runs is left out.
+        of the layers that train and ran. Layers that the model keeps in evaluation mode (frozen
+        stages) or never runs are left out.
     """
     frozen = copy.deepcopy(model).train()
     layers = {name: m for name, m in tracking_layers(frozen, bn).items() if m.training}
@@ -72,13 +72,13 @@ def measure_batch_average(
 
 @torch.no_grad()
 def set_statistics(model: nn.Module, statistics: dict[str, Tensor]) -> None:
-    """Copies what :func:`measure_batch_average` returns into a model's buffers."""
+    """Copies the result of :func:`measure_batch_average` into a model's buffers."""
     for key, value in statistics.items():
         model.get_buffer(key).copy_(value)
 
 
 def _average_over_ranks(layers: dict[str, _Norm]) -> dict[str, Tensor]:
-    """Cumulative averages of all ranks, each weighted by how often the layer ran there."""
+    """Cumulative averages of all ranks, weighted by how often the layer ran on each."""
     local: dict[str, tuple[Tensor, Any]] = {
         f'{name}.{buffer}'.removeprefix('.'): (getattr(layer, buffer), layer.num_batches_tracked)
         for name, layer in layers.items()

@@ -49,8 +49,8 @@ def convert_switch_norm(
         model: Any torch model, a single norm included.
         report: Called with one line for each norm replaced or left, and one that counts them.
             Default: logs at level INFO.
-        select: Called with the name of each such norm in ``model``; those that it says no to stay,
-            and are not reported. Default: all.
+        select: Called with the name of each such norm in ``model``. Where it returns False, the
+            norm stays and is not reported. Default: all are replaced.
         **layer_args: Arguments of the new layers, over what they take from the old ones.
             ``init_importance='bn'`` keeps the function of a BatchNorm network.
 
@@ -102,13 +102,13 @@ def layers_by_kind() -> dict[type[nn.Module], type[SwitchNorm]]:
         nn.GroupNorm: SwitchNorm,
     }
     mmcv_sync_bn = getattr(sys.modules.get('mmcv.ops'), 'SyncBatchNorm', None)
-    if mmcv_sync_bn is not None:  # otherwise there is no instance of it either
+    if mmcv_sync_bn is not None:  # without mmcv.ops no model has it
         kinds[mmcv_sync_bn] = SwitchNorm
     return kinds
 
 
 def extras_of(norm: nn.Module) -> str:
-    """What a norm has over the library's class of its kind and SN would drop, '' if nothing."""
+    """The parts of a norm beyond its library class, which SN would drop; '' if it has none."""
     kind = next(kind for kind in layers_by_kind() if isinstance(norm, kind))
     if getattr(norm.forward, '__func__', None) is not kind.forward:
         return 'own forward'

@@ -51,8 +51,8 @@ def simplify(
 
     Args:
         model: Any model, a single layer included.
-        threshold: Above 0 and below 1. The change of a layer's statistics is about this share of
-            the distance between its scopes; what that does to the output depends on the network.
+        threshold: Above 0 and below 1. A layer's statistics change by about this share of the
+            distance between its scopes; how much the output changes depends on the network.
         inputs: Of ``model``, one tensor or a tuple of arguments, to measure how much the outputs
             change, in evaluation mode. Default: none, the change is not measured.
         report: Called with one line for each layer, one that counts them, and with ``inputs`` one
@@ -117,18 +117,18 @@ def _outputs(
         for module, training in modes.items():
             module.training = training
     leaves = (leaf for leaf in tree_flatten(outputs)[0] if torch.is_tensor(leaf) and leaf.numel())
-    found = [leaf.clone() for leaf in leaves if leaf.is_floating_point()]
-    if not found:
+    tensors = [leaf.clone() for leaf in leaves if leaf.is_floating_point()]
+    if not tensors:
         raise InputError(
             f'inputs must lead to floating-point tensors, got output {type(outputs).__name__}'
         )
-    return found
+    return tensors
 
 
 def _obstacle(layer: SwitchNorm, axes: int | None) -> str:
     """Why no BatchNorm can take the layer's place, '' if one can."""
     if type(layer) not in (SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d):
-        return 'a class of its own'
+        return 'a subclass'
     extras = {*layer._parameters, *layer._buffers, *layer._modules} - _MEMBERS
     if extras:
         return f'BatchNorm would drop its {", ".join(sorted(extras))}'
@@ -144,7 +144,7 @@ def _obstacle(layer: SwitchNorm, axes: int | None) -> str:
 
 
 def _use(layer: SwitchNorm, threshold: float) -> str:
-    """What the layer takes from 'in' and 'ln' where that is too much, else ''."""
+    """The shares of 'in' and 'ln' in words where one reaches ``threshold``, else ''."""
     shares = []
     for logits in (layer.mean_weight, layer.var_weight):
         batch = logits.double().softmax(0)[layer.normalizers.index('bn')]

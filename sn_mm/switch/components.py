@@ -1,4 +1,4 @@
-"""What the classes that a config names take, and what they are."""
+"""The classes that a config names: their kind, their arguments, the SN layers that replace them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def resolve(kind: Any, registry_scope: str | None) -> Any:
     """Finds the class that a config's ``type`` names.
 
     Args:
-        kind: A name in the registry, a class, or one that a lazy config imports.
+        kind: A name in the registry, a class, or a class that a lazy config imports.
         registry_scope: The config's default scope.
 
     Returns:
@@ -48,7 +48,7 @@ def resolve(kind: Any, registry_scope: str | None) -> Any:
     with MODELS.switch_scope_and_registry(registry_scope) as registry:
         try:
             return registry.get(kind)
-        except RuntimeError:  # mmengine's word for a name that is not registered
+        except RuntimeError:  # mmengine raises it for a name that is not registered
             return None
 
 
@@ -71,7 +71,7 @@ def needs_process_group(kind: Any) -> bool:
 
 
 def constructor_arguments(cls: Any) -> dict[str, Any]:
-    """Names and defaults of what a class takes, its bases' included where it passes them on."""
+    """A class's arguments and their defaults, its bases' included where it takes ``**kwargs``."""
     defaults: dict[str, Any] = {}
     for base in inspect.getmro(cls) if inspect.isclass(cls) else ():
         if '__init__' not in vars(base):
@@ -92,7 +92,7 @@ def ancestors(cls: Any) -> set[str]:
 def shares_levels(cls: Any) -> bool:
     """Whether one set of weights of this component serves several levels of a feature pyramid.
 
-    Running batch statistics mix the levels there, each of which has statistics of its own.
+    Running batch statistics would mix the levels, each of which has its own statistics.
     """
     names = ancestors(cls)
     return bool(names & _SHARED) and not names & _SEPARATE

@@ -25,7 +25,7 @@ def add_norms(config: dict, cls: Any, path: str, target: dict, report: SwitchRep
         cls: Its class.
         path: Its path in the config.
         target: The norm_cfg that ``check_target`` gave.
-        report: Gets a line for each change, and for a head that has no use for a norm.
+        report: Gets a line for each change, and for each head that cannot use a norm.
     """
     role = next((part for part in reversed(path.split('.')) if not part.isdigit()), '')
     if role not in _ROLES or reason_to_leave(path, 'all') or config.get('norm_cfg') is not None:

@@ -34,7 +34,7 @@ def find_leftovers(
 
 
 def convert_leftovers(model: nn.Module, norm_cfg: dict, extent: str = 'existing') -> nn.Module:
-    """Converts the norms that a config's switch did not reach, in place.
+    """Converts the norms that the switch of a config did not reach, in place.
 
     Those that serve several levels of a feature pyramid get ``normalizers=['in', 'ln']``, as
     :func:`switch_norm_cfg` gives them. Convert before the optimizer is built.

@@ -1,4 +1,4 @@
-"""What the user of a switched config should know before training."""
+"""Warnings about a switched config: settings that keep SN from learning or weights from loading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def take_notes(model: dict, report: SwitchReport) -> list[str]:
 
     Args:
         model: The switched model's config.
-        report: What was switched in it.
+        report: Of the switch.
 
     Returns:
         One line for each.
@@ -54,14 +54,14 @@ def take_notes(model: dict, report: SwitchReport) -> list[str]:
 
 def _component(model: dict, path: str) -> tuple[str, dict]:
     """The innermost component around ``model``'s entry at ``path``, with its own path."""
-    found: tuple[str, dict] = ('model', model)
+    component: tuple[str, dict] = ('model', model)
     node: Any = model
     parts = path.split('.')
     for depth, part in enumerate(parts[1:-1], start=2):
         node = node[int(part)] if isinstance(node, (list, tuple)) else node[part]
         if isinstance(node, dict) and 'type' in node:
-            found = '.'.join(parts[:depth]), node
-    return found
+            component = '.'.join(parts[:depth]), node
+    return component
 
 
 def _checkpoint(component: dict) -> str | None:

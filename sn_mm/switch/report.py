@@ -1,4 +1,4 @@
-"""What a switch changed, what it left, and why."""
+"""The report of a switch: the norms it changed, those it left, and why."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Switched(NamedTuple):
 
     Attributes:
         path: Dotted path in the config, as ``--cfg-options`` takes it.
-        old: What was there: a norm_cfg, a component's type, or None.
-        new: What is there now.
-        reason: What is special about it, '' if nothing.
+        old: The value before: a norm_cfg, a component's type, or None.
+        new: The value now.
+        reason: The special reason for the change, '' for a plain replacement.
     """
 
     path: str
@@ -29,7 +29,7 @@ class Left(NamedTuple):
 
     Attributes:
         path: Dotted path in the config; for norms that no config reaches, the module's name.
-        norm: The norm's type, '' if there is none.
+        norm: The norm's type, '' for a component without a norm.
         reason: Why.
     """
 
@@ -40,7 +40,7 @@ class Left(NamedTuple):
 
 @dataclass
 class SwitchReport:
-    """What :func:`sn_mm.switch_norm_cfg` did.
+    """The result of :func:`sn_mm.switch_norm_cfg`.
 
     Attributes:
         switched: One entry for each place in the config that changed.
@@ -53,7 +53,7 @@ class SwitchReport:
     notes: list[str] = field(default_factory=list)
 
     def table(self) -> Table:
-        """All of it as a table for ``rich.print``; the notes are its caption."""
+        """The report as a table for ``rich.print``; the notes are its caption."""
         caption = '\n'.join(f'Note: {note}' for note in self.notes)
         table = Table(title='Switchable Normalization', caption=caption, caption_justify='left')
         for name in ('in the config', 'was', 'is', 'why'):

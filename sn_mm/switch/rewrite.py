@@ -23,9 +23,9 @@ from .report import Left, Switched, SwitchReport
 from .target import check_target, replace
 from .toolbox import import_sn_mm, toolbox
 
-# What sn_mm.SwitchedModel builds, and how: an earlier switch, not a component.
+# The arguments of sn_mm.SwitchedModel, which an earlier switch wrote: not a component.
 _EARLIER = 'model.switched'
-# Building blocks that get their norm from what builds them, not from their own default.
+# Building blocks whose owner passes them its norm: their own default has no effect.
 _BLOCKS = ('upsample_cfg',)
 _HOOK = 'sn_mm.LeftoverNormHook'
 
@@ -57,7 +57,7 @@ def switch_norm_cfg(
             the mask head get SN where they have no norm. Default: 'existing'.
 
     Returns:
-        What was switched and left, with paths and reasons.
+        The norms switched and left, with paths and reasons.
 
     Raises:
         NothingToSwitch: The config reaches no such norm; it is then as it was.
@@ -147,7 +147,7 @@ class _Rewriter:
         shared = shares_levels(owner)
         new = replace(norm_cfg, norm, self.target, shared)
         if 'EncHead' in ancestors(owner) and new['type'].endswith('SN'):
-            new['type'] += '2d'  # MMSegmentation makes 1d of it for the codes
+            new['type'] += '2d'  # MMSegmentation replaces '2d' by '1d' for the codes
         reasons = [reason, 'one set of weights for all levels' if shared else '']
         self.report.switched.append(Switched(path, old, new, '; '.join(filter(None, reasons))))
         return new

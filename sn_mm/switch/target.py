@@ -116,9 +116,9 @@ def replace(old: dict, norm: type[nn.Module] | None, target: dict, shared: bool)
     """Writes the norm_cfg that takes the place of ``old``.
 
     Args:
-        old: The norm_cfg that was there; what SN takes of it stays.
-        norm: Its class, which says for how many dimensions it is. None: two.
-        target: What :func:`check_target` gave.
+        old: The norm_cfg to replace; the arguments that SN has too stay.
+        norm: Its class, for the number of dimensions. None: two.
+        target: The result of :func:`check_target`.
         shared: The norm serves several levels of a feature pyramid: see :func:`leave_out_batch`.
 
     Returns:

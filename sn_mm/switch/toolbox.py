@@ -12,18 +12,18 @@ def toolbox(cfg: Config) -> str:
         cfg: A config with a ``default_scope``, or whose model's type is a class of the package.
 
     Returns:
-        For example ``'mmdet'`` or ``'mmseg'``; ``'mmengine'`` if the config does not say.
+        For example ``'mmdet'`` or ``'mmseg'``; ``'mmengine'`` if the config names neither.
     """
     if cfg.get('default_scope'):
         return cfg.default_scope
     model = cfg.get('model', {})
-    model_type = model.get('switched', model).get('type', '')  # of what sn_mm.SwitchedModel builds
+    model_type = model.get('switched', model).get('type', '')  # in sn_mm.SwitchedModel
     package, dot, _ = getattr(model_type, '__module__', model_type).partition('.')
     return package if dot else 'mmengine'
 
 
 def import_sn_mm(cfg: Config) -> None:
-    """Adds ``sn_mm`` to what a config imports when it is loaded.
+    """Adds ``sn_mm`` to the imports of a config.
 
     Args:
         cfg: The config, changed in place: ``custom_imports``.

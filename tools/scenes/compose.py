@@ -45,7 +45,7 @@ COLOUR_TRIALS = 32
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What a scene looks like.
+    """Size and content of scenes.
 
     Args:
         size: Height and width in pixels. Default: (160, 160).
@@ -109,7 +109,7 @@ def make_scene(sources: Sources, options: SceneOptions, seed: int, split: str, i
 
     Args:
         sources: The pixels of the split.
-        options: What the scene looks like.
+        options: Size and content of the scene.
         seed: Seed of the set, at least 0.
         split: ``'train'`` or ``'val'``.
         index: Number of the scene within its split, from 0.
@@ -208,7 +208,7 @@ def _find_spot(
         full_areas: Number of pixels of each earlier digit before anything covered it.
 
     Returns:
-        Rows and columns of the place, or None if none was found.
+        Rows and columns of the place, or None after the last trial.
     """
     height, width = solid.shape
     needed = np.maximum(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * np.array(full_areas))

@@ -145,7 +145,7 @@ class Layout:
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Writes what describes all scenes together."""
+        """Writes the files about all scenes."""
 
 
 class Coco(Layout):

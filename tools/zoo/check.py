@@ -32,11 +32,11 @@ NORM_CFG = {'type': 'SN'}
 SCOPE = 'existing'
 # Sides of the images in pixels, the next where a model cannot do with less (SSD512).
 SIZES = (64, 128, 320, 512)
-# What models raise on images that are too small.
+# Errors of models on images that are too small.
 _TOO_SMALL = (RuntimeError, AssertionError, ValueError, IndexError)
 # Samples and proposals of an image, which only cost time.
 _AT_MOST = {'num': 32, 'max_per_img': 50, 'nms_pre': 200}
-# What the training of one step does not depend on, and up to which models count as the same.
+# Settings that do not matter to one training step: models that differ only in them are the same.
 _IRRELEVANT = (
     'init_cfg',
     'pretrained',
@@ -66,7 +66,7 @@ def check_config(
     Returns:
         A record for JSON. ``status`` is 'ok' ('built' where no step was asked for), or names the
         step that failed: 'load', 'build', 'switch', 'build_sn', 'step'; 'no_model' and 'no_norm'
-        say why there was nothing to do.
+        say why no step is possible.
     """
     os.chdir(next(folder for folder in path.parents if folder.name == '.mim'))
     logging.disable(logging.CRITICAL)
@@ -85,7 +85,7 @@ def check_config(
 
 
 def _steps(path: Path, record: dict[str, Any], done: dict[str, dict], train: bool) -> Iterator[str]:
-    """Fills the record, and gives the name of each step before it; the last is the outcome."""
+    """Fills the record, and yields the name of each step before it runs, at the end the outcome."""
     yield 'load'
     cfg = Config.fromfile(path)
     if 'model' not in cfg:
@@ -135,7 +135,7 @@ def _name(kind: Any) -> str:
 
 
 def _digest(cfg: Config) -> str:
-    """Names the model, up to its number of classes and what does not matter to a step."""
+    """A digest of the model without its number of classes and the settings of ``_IRRELEVANT``."""
     parts = [_essence(cfg.model.to_dict()), cfg.get('default_scope'), loads(cfg, 'mask')]
     parts.append(loads(cfg, 'seg'))
     return hashlib.sha1(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()[:12]
@@ -156,7 +156,7 @@ def _is_class_count(key: str, value: Any) -> bool:
 
 
 def _leave_out_files(cfg: Config) -> None:
-    """Takes pretrained weights and what only costs time out of a config."""
+    """Removes pretrained weights from a config, and limits settings that only cost time."""
     for node in dicts(cfg._cfg_dict.model):
         for key in ('pretrained', 'teacher_ckpt', 'batch_augments'):
             if node.get(key) is not None:
@@ -172,8 +172,8 @@ def _build_quickly(cfg: Config) -> nn.Module:
     """Builds without weights where the model's constructor allows that."""
     try:
         return build(cfg, 'meta')
-    except Exception:  # any kind, from wherever a constructor wants to see numbers
-        if not distributed.is_initialized():  # mmcv's SyncBatchNorm wants a group to build
+    except Exception:  # of any class: a constructor may read values, which meta lacks
+        if not distributed.is_initialized():  # mmcv's SyncBatchNorm needs a group
             distributed.init_process_group(
                 'gloo', store=distributed.HashStore(), rank=0, world_size=1
             )
@@ -219,7 +219,7 @@ def _start(model: Any) -> None:
 def _losses(model: Any, cfg: Config, size: int) -> dict[str, Any]:
     torch.manual_seed(0)
     preprocessor = model.data_preprocessor
-    if hasattr(preprocessor, 'size') and not preprocessor.size_divisor:  # what mmseg pads to
+    if hasattr(preprocessor, 'size') and not preprocessor.size_divisor:  # mmseg pads to it
         preprocessor.size = (size, size)
     data = preprocessor(make_batch(cfg, size), training=True)
     losses = model(**data, mode='loss')

@@ -1,4 +1,4 @@
-"""Configs of installed toolboxes: where they lie, what is in them, the models that they give."""
+"""Configs of installed toolboxes: their folder, their content, the models built from them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def dicts(node: Any) -> Iterator[Any]:
 
 def find(node: Any, key: str) -> Iterator[Any]:
     """All values under a key, anywhere in nested dictionaries and lists."""
-    return (found[key] for found in dicts(node) if key in found)
+    return (inner[key] for inner in dicts(node) if key in inner)
 
 
 def build(cfg: Config, device: str = 'cpu') -> nn.Module:
@@ -52,5 +52,5 @@ def build(cfg: Config, device: str = 'cpu') -> nn.Module:
 
 
 def build_for_one_process(cfg: Config) -> nn.Module:
-    """Builds a model in training mode, with BatchNorm for SyncBN, which wants a group."""
+    """Builds a model in training mode, with BatchNorm for SyncBN, which needs a group."""
     return revert_sync_batchnorm(build(cfg)).train()

@@ -18,7 +18,7 @@ _PANOPTIC = ('num_things_classes', 'num_stuff_classes')
 
 
 def make_batch(cfg: Config, size: int) -> dict[str, Any]:
-    """What the data loader would give for one training step, before the data preprocessor.
+    """Makes a batch as the data loader does for one training step, before the data preprocessor.
 
     Args:
         cfg: A config of mmdet or mmseg. Its training pipeline tells whether masks and semantic

@@ -1,4 +1,4 @@
-"""Each task in a process of its own, forked from one that has imported everything already."""
+"""One process for each task, forked after all imports."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Work = Callable[[Any, Callable[[dict], None]], dict]
 
 @dataclass(frozen=True)
 class Limits:
-    """What one task may take.
+    """Limits of one task.
 
     Attributes:
         cpu_seconds: Processor time.
-        wall_seconds: Time on the clock, not counting what this program is stopped for.
+        wall_seconds: Time on the clock, without the time for which this program was stopped.
         memory_gib: Address space.
         free_gib: A task starts beside others only while as much memory is available.
     """
@@ -46,14 +46,14 @@ class _Job:
 def run_tasks(
     tasks: Iterable[Any], work: Work, jobs: int, limits: Limits
 ) -> Iterator[tuple[Any, dict]]:
-    """Runs tasks in parallel; a task that dies or exceeds a limit gives a record that says so.
+    """Runs tasks in parallel. The record of a task that dies or exceeds a limit has an ``error``.
 
     Args:
-        tasks: What to hand to ``work``, in this order.
+        tasks: Arguments for ``work``, in this order.
         work: Called in a forked process with a task and a function that takes an unfinished record,
             which counts if the process dies. It returns the record.
         jobs: Number of processes at a time.
-        limits: What one task may take.
+        limits: Of one task.
 
     Yields:
         Each task with its record, in the order in which they end.

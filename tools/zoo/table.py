@@ -13,7 +13,7 @@ from typing import Any
 
 from sn_mm.cli.files import atomic_path
 
-# What errors say where a package is missing, and the package.
+# Patterns of errors about a missing package, and the package.
 _MISSING = {
     r"No module named '(\w+)": r'\1',
     r'pip install (?!openmim|-r)(\w+)': r'\1',
@@ -24,7 +24,7 @@ _MISSING = {
 
 @dataclass(frozen=True)
 class Category:
-    """What a record comes to: a few words, and whether SN is to blame."""
+    """The outcome of a record in a few words, and whether SN is at fault."""
 
     text: str
     is_failure: bool = False
@@ -36,7 +36,7 @@ _SWITCHED = {'ok': OK, 'built': BUILT}
 
 
 def category(record: dict[str, Any]) -> Category:
-    """What a record comes to."""
+    """The outcome of a record."""
     status, error = record.get('status', 'load'), record.get('error', '')
     if status in ('ok', 'built'):
         return Category('norms left', True) if record['norms_left'] else _SWITCHED[status]
@@ -46,9 +46,9 @@ def category(record: dict[str, Any]) -> Category:
         return Category('holds no model')
     own = status in ('load', 'build') or record.get('own_step', 'ok') != 'ok'
     for pattern, package in _MISSING.items() if own else ():
-        found = re.search(pattern, error)
-        if found:
-            return Category(f'needs {found.expand(package)}, which is not installed')
+        match = re.search(pattern, error)
+        if match:
+            return Category(f'needs {match.expand(package)}, which is not installed')
     if status in ('load', 'build'):
         step = 'load' if status == 'load' else 'build with its own norms'
         return Category(f'does not {step}')
@@ -168,10 +168,10 @@ def _converted(switched: list[dict]) -> list[list[str]]:
 def _exceptions(records: list[dict]) -> str:
     groups: dict[str, dict[str, list[str]]] = {}
     for record in records:
-        found = category(record)
-        if found not in (OK, BUILT):
-            error = record.get('error', '') if 'installed' not in found.text else ''
-            groups.setdefault(found.text, {}).setdefault(error, []).append(record['config'])
+        outcome = category(record)
+        if outcome not in (OK, BUILT):
+            error = record.get('error', '') if 'installed' not in outcome.text else ''
+            groups.setdefault(outcome.text, {}).setdefault(error, []).append(record['config'])
     sections = []
     for text, errors in groups.items():
         rows = [[_several(names), error.replace('|', '\\|')] for error, names in errors.items()]
@@ -180,7 +180,7 @@ def _exceptions(records: list[dict]) -> str:
 
 
 def _several(names: list[str]) -> str:
-    """Names, where there are many of a folder only how many."""
+    """The names up to three; of more, the number in each folder."""
     folders = Counter(name.rpartition('/')[0] for name in names)
     if len(names) <= 3:
         return ', '.join(names)

@@ -1,4 +1,4 @@
-"""A warning where a switched model still has norms of the batch norm family."""
+"""A warning about norms of the batch norm family that a switched model still has."""
 
 from __future__ import annotations
 

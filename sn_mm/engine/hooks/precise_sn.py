@@ -1,4 +1,4 @@
-"""The batch average in training: what is validated and saved has the paper's statistics."""
+"""The batch average in training: validation and checkpoints use the paper's statistics."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class PreciseSNHook(Hook):
         interval: Epochs or iterations from one time to the next, besides before each validation and
             before the last checkpoint. Default: the ``CheckpointHook``'s, so that every checkpoint
             has the batch average of its own weights.
-        by_epoch: What ``interval`` counts. Default: True, without ``interval`` the
-            ``CheckpointHook``'s.
+        by_epoch: ``interval`` counts epochs, else iterations. Default: True; without ``interval``
+            the ``CheckpointHook``'s.
         bn: Average BatchNorm's statistics as well. Default: False.
         seed: Chooses the mini-batches and their augmentation, the same each time. Default: 0.
 
