@@ -19,6 +19,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+
 from benchmark.machine import describe
 from benchmark.sync_measure import measure
 from benchmark.sync_model import (
@@ -30,9 +33,6 @@ from benchmark.sync_model import (
     mask_rcnn_channels,
     simulate,
 )
-from rich.console import Console
-from rich.table import Table
-
 from sn_mm.cli.errors import report_input_errors
 from sn_mm.errors import InputError
 
