@@ -135,7 +135,7 @@ def with_buffer(layer: SwitchNorm) -> SwitchNorm:
         (SwitchNorm2d(4, track_running_stats=False), 'it keeps no running statistics'),
         (SwitchNorm2d(4, affine=False), 'no weight and bias'),
         (SwitchNorm(4), 'it takes any number of axes, and no inputs show which'),
-        (OwnNorm(4), 'a class of its own'),
+        (OwnNorm(4), 'a subclass'),
         (with_buffer(SwitchNorm2d(4)), 'BatchNorm would drop its scale'),
     ],
     ids=lambda x: x if isinstance(x, str) else '',
