@@ -55,7 +55,7 @@ def of_sn(channels: int) -> tuple[Collective, Collective]:
 
 
 def of_sync_batch_norm(channels: int) -> tuple[Collective, Collective]:
-    """Forward and backward of ``nn.SyncBatchNorm``, and of SN up to version 0.1."""
+    """Forward and backward of ``nn.SyncBatchNorm``, and of SN as it was with an all_gather."""
     forward = Collective('all_gather', 2 * channels + 1, 4)
     return forward, Collective('all_reduce', 2 * channels, 4)
 
