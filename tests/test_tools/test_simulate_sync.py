@@ -15,14 +15,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+import simulate_sync
+from benchmark import sync_measure, sync_model
+from benchmark.resnet import ResNet
+from benchmark.sync_model import Collective, Cost, recursive_doubling, ring, tree
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
-
-import simulate_sync  # noqa: E402
-from benchmark import sync_measure, sync_model  # noqa: E402
-from benchmark.resnet import ResNet  # noqa: E402
-from benchmark.sync_model import Collective, Cost, recursive_doubling, ring, tree  # noqa: E402
-
 REDUCE = Collective('all_reduce', 10, 8)  # 80 bytes
 GATHER = Collective('all_gather', 10, 4)  # 40 bytes
 
