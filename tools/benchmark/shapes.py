@@ -39,12 +39,15 @@ _IMAGES = {  # height and width: as the recipe pads them, an eighth of that
 }
 _NETWORKS = {'R50-FPN': _RESNET_FPN, 'DeepLab': _DEEPLAB}
 _FIXED = [
+    ('FPN P2', (2, 256, 200, 334)),
+    ('RoI head', (512, 64, 7, 7)),
     ('RoI head', (512, 256, 7, 7)),
     ('RoI head', (256, 256, 14, 14)),
     ('square', (2, 64, 128, 128)),
     ('square', (2, 256, 64, 64)),
     ('square', (2, 512, 32, 32)),
     ('square', (4, 256, 56, 56)),
+    ('tiny', (2, 64, 4, 4)),
 ]
 
 
