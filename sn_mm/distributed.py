@@ -17,7 +17,7 @@ from .tracing import is_compiling
 _GROUPS: WeakKeyDictionary[ProcessGroup, dict[int, ProcessGroup]] = WeakKeyDictionary()
 _CALLS: WeakKeyDictionary[ProcessGroup, int] = WeakKeyDictionary()
 
-CHECKED_CALLS = 1024
+CHECKED_CALLS = 512
 """The collectives of a group before which the ranks compare their channels."""
 
 

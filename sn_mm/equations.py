@@ -79,9 +79,10 @@ class Sums(NamedTuple):
 
     Attributes:
         instance: (2, N, C), S1 above S2.
-        layer: (2, N, 1) for 'ln', else None: minus the gradients of the scope's mean and of twice
-            its variance, p sum(g1) above q sum(g2) over channels, where g1 = weight r S1 and
-            g2 = weight r^2 (r (S2 + (m - mu) S1)) and p and q are the scope's shares.
+        layer: (2, N, 1) for 'ln', else None: minus the gradient of the scope's mean above minus
+            twice that of its variance, p sum(g1) above q sum(g2) over channels, where
+            g1 = weight r S1, g2 = weight r^2 (r (S2 + (m - mu) S1)) and p and q are the scope's
+            shares.
         batch: (2, 1, C) for a 'bn' that was measured, else None: the same over instances. With the
             shares, since those may differ between ranks: one with one position leaves 'in' out.
     """
@@ -271,7 +272,7 @@ def propagate(
     shares, mu, r, scale = mixed(moments, parameters, settings)
     s1, s2 = sums.instance.unbind()
     mean = moments['in'][0]
-    grad = torch.zeros_like(sums.instance)  # minus those of m and of 2 v
+    grad = torch.zeros_like(sums.instance)  # minus that of m above minus twice that of v
     part = {'ln': 1 / mean.shape[1], 'bn': positions / total}
     for scope in settings.scopes:
         if scope == 'in':

@@ -14,7 +14,7 @@ from . import equations
 from .autograd import SwitchNormFunction, forward_pass, used_scopes
 from .equations import SCOPES, Parameters, Running, Settings
 from .errors import InputError
-from .ops import dense
+from .ops import aten, dense
 from .tracing import is_compiling, is_exporting, is_transformed
 
 __all__ = ['canonical_normalizers', 'switch_norm']
@@ -177,7 +177,5 @@ def switch_norm(
         *tensors, *given, training, settings, process_group, True
     )
     if moved is not None:
-        if not isinstance(total, Tensor):
-            total = torch.full((), total, device=input.device)
-        equations.move_running(*moved, batch, total, correction)
+        aten.move(moved, batch, total, settings)
     return output

@@ -43,8 +43,7 @@ def measure(x: Tensor, settings: Settings, running: Running | None, training: bo
         if scope not in moments:
             moments[scope] = _pool(moments['in'], scope)
     if training and running is not None:
-        total = torch.full((), n * flat.shape[2], dtype=flat.dtype, device=x.device)
-        _move(running, moments['bn'], total, settings)
+        move(running, moments['bn'], n * flat.shape[2], settings)
     return moments
 
 
@@ -55,7 +54,10 @@ def _pool(instance: Tensor, scope: str) -> Tensor:
     return instance.new_zeros((2, n, 1) if scope == 'ln' else (2, 1, c))
 
 
-def _move(running: Running, batch: Tensor, total: Tensor, settings: Settings) -> None:
+def move(running: Running, batch: Tensor, total: int | Tensor, settings: Settings) -> None:
+    """Moves the running statistics towards ``batch`` (2, 1, C), of ``total`` positions."""
+    if not isinstance(total, Tensor):
+        total = torch.full((), total, dtype=batch.dtype, device=batch.device)
     equations.move_running(
         running.mean, running.var, running.batches, running.momentum, batch, total,
         settings.correction,
@@ -70,7 +72,7 @@ def unite(
 ) -> Tensor:
     batch = equations.unite(totals, dtype)
     if running is not None:
-        _move(running, batch, totals[0], settings)
+        move(running, batch, totals[0], settings)
     return batch
 
 

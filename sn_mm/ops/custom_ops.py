@@ -190,8 +190,7 @@ for _operator, _operations in (
 
 # --- The backend ---------------------------------------------------------------------------------
 
-contribute = equations.contribute
-unite = aten.unite
+contribute, unite = aten.contribute, aten.unite
 
 
 def measure(x: Tensor, settings: Settings, running: Running | None, training: bool) -> Moments:
@@ -200,8 +199,7 @@ def measure(x: Tensor, settings: Settings, running: Running | None, training: bo
     arrays = _measure_op(x, *fixed, list(settings.scopes), settings.correction)
     moments = {k: t for k, t in zip(equations.SCOPES, arrays) if k in ('in', *settings.scopes)}
     if training and running is not None:
-        total = torch.full((), x.numel() // x.shape[1], device=x.device)
-        equations.move_running(*running, moments['bn'], total, settings.correction)
+        aten.move(running, moments['bn'], x.numel() // x.shape[1], settings)
     return moments
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import aten
 from ..protocol import Moments, Parameters, Running, Settings, Sums
 from . import build
 
@@ -55,44 +56,24 @@ def measure(x: Tensor, settings: Settings, running: Running | None, training: bo
         moments['ln'] = torch.empty((2, n, 1), dtype=torch.float32)
     if given is None and 'bn' in settings.scopes:
         moments['bn'] = torch.empty((2, 1, c), dtype=torch.float32)
-    moved, share = None, 0.0
-    if running is not None and training and 'bn' in settings.scopes:
-        share = _share(running)
-        if _plain(running.mean) and _plain(running.var):
-            moved = running
+    moves = running if training and 'bn' in settings.scopes else None
+    inside = moves is not None and _plain(moves.mean) and _plain(moves.var)
     _call(
         _kernels.sn_measure,
         x,
         settings,
         moments,
-        running=(None, None) if moved is None else (moved.mean, moved.var),
-        momentum=share,
+        running=(moves.mean, moves.var) if moves is not None and inside else (None, None),
+        momentum=_share(moves) if moves is not None and inside else 0.0,
     )
-    if running is not None and training and moved is None and 'bn' in moments:
-        _move(running, moments['bn'], share, x.numel() // c, settings)
+    if moves is not None and not inside:
+        aten.move(moves, moments['bn'], x.numel() // c, settings)
     if given is not None:
         moments['bn'] = given
     return moments
 
 
-def contribute(batch: Tensor, count: int) -> Tensor:
-    mean, var = batch.double().unbind()
-    one = mean.new_ones(1)
-    return torch.cat((one, mean.flatten(), (var + mean.square()).flatten())).mul_(count)
-
-
-def unite(
-    totals: Tensor, dtype: torch.dtype, settings: Settings, running: Running | None
-) -> Tensor:
-    count = int(totals[0])
-    if not count:
-        return totals.new_zeros(2, 1, totals.numel() // 2, dtype=dtype)
-    batch = (totals[1:] / count).view(2, 1, -1)
-    batch[1] -= batch[0].square()
-    batch[1].clamp_(min=0)
-    if running is not None:
-        _move(running, batch, _share(running), count, settings)
-    return batch.to(dtype)
+contribute, unite = aten.contribute, aten.unite
 
 
 def normalize(x: Tensor, moments: Moments, parameters: Parameters, settings: Settings) -> Tensor:
@@ -194,13 +175,3 @@ def _share(running: Running) -> float:
         return running.momentum
     assert running.batches is not None
     return 1 / int(running.batches)
-
-
-def _move(running: Running, batch: Tensor, share: float, count: int, settings: Settings) -> None:
-    """Moves ``running`` towards ``batch`` (2, 1, C), of ``count`` positions."""
-    mean, var = batch.flatten(1)
-    if not settings.correction:
-        var = var * (count / max(count - 1, 1))
-    for old, new in ((running.mean, mean), (running.var, var)):
-        wide = old.to(torch.promote_types(old.dtype, torch.float32))
-        old.copy_((1 - share) * wide + share * new)
