@@ -112,7 +112,7 @@ def test_command_writes_figures_and_pictures(tmp_path):
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (['--device', 'cpu', '--filter', '4x4x4'], "--filter '4x4x4' fits none of: R50-FPN 2x64"),
+        (['--device', 'cpu', '--filter', '9x9x9'], "--filter '9x9x9' fits none of: R50-FPN 2x64"),
         (['--device', 'cpu', '--filter', '('], "--filter must be a regular expression, got '('"),
         (['--repeats', 0], '--repeats must be at least 1, got 0'),
         (['--device', 'meta'], '--device must be cpu or cuda, got meta'),
