@@ -57,7 +57,8 @@ struct pass {
     int64_t correction;
     double eps;
     double momentum;
-    double total; /* positions behind the batch scope; 0 where it is held fixed */
+    double total;  /* positions behind the batch scope; 0 where it is held fixed */
+    double *means; /* (N, C), of instances, unrounded: the wider scopes' are rounded once */
 };
 
 /* ---- threads ---- */
@@ -295,10 +296,12 @@ static void store_moments(const struct pass *p, int64_t at, int64_t size, const 
                           const double *restrict sum, const double *restrict squares)
 {
     float *restrict means = p->instance + at, *restrict vars = means + p->n * p->c;
+    double *restrict unrounded = p->means + at;
     double unbiased = p->correction && p->l > 1 ? (double)p->l / (p->l - 1) : 1;
     for (int64_t k = 0; k < size; k++) {
         double mean = sum[k] / p->l, var = squares[k] / p->l - mean * mean;
-        means[k] = (float)(pivot[k] + mean);
+        unrounded[k] = pivot[k] + mean;
+        means[k] = (float)unrounded[k];
         vars[k] = (float)(unbiased * (var < 0 ? 0 : var));
     }
 }
@@ -591,34 +594,29 @@ static int collect(const struct pass *p)
 
 /* ---- the wider scopes: mean = E[m], var = E[v] + Var[m] ---- */
 
-/* Sum of (a - mean)^power. */
-INLINE double row_sum(const float *a, int64_t count, double mean, int power)
-{
-    double lanes[8] = {0}, sum = 0;
-    int64_t i = 0;
-    for (; i + 8 <= count; i += 8)
-        for (int k = 0; k < 8; k++) {
-            double d = a[i + k] - mean;
-            lanes[k] += power == 1 ? d : d * d;
-        }
-    for (; i < count; i++) {
-        double d = a[i] - mean;
-        sum += power == 1 ? d : d * d;
-    }
-    for (int k = 0; k < 8; k++)
-        sum += lanes[k];
-    return sum;
-}
-
 static void pool_layer(const struct pass *p, void *scratch, int64_t from, int64_t to,
                        int64_t thread)
 {
+    enum { CHAINS = 8 }; /* independent sums, so that additions overlap */
     for (int64_t n = from; n < to; n++) {
-        const float *means = p->instance + n * p->c, *vars = means + p->n * p->c;
-        double mean = row_sum(means, p->c, 0, 1) / p->c;
-        p->layer[n] = (float)mean;
-        p->layer[p->n + n] =
-            (float)((row_sum(vars, p->c, 0, 1) + row_sum(means, p->c, mean, 2)) / p->c);
+        const double *means = p->means + n * p->c;
+        const float *vars = p->instance + (p->n + n) * p->c;
+        double mean[CHAINS] = {0}, var[CHAINS] = {0};
+        for (int64_t c = 0; c < p->c; c += CHAINS)
+            for (int k = 0; k < MIN(CHAINS, p->c - c); k++)
+                mean[k] += means[c + k];
+        for (int k = 1; k < CHAINS; k++)
+            mean[0] += mean[k];
+        mean[0] /= p->c;
+        for (int64_t c = 0; c < p->c; c += CHAINS)
+            for (int k = 0; k < MIN(CHAINS, p->c - c); k++) {
+                double d = means[c + k] - mean[0];
+                var[k] += vars[c + k] + d * d;
+            }
+        for (int k = 1; k < CHAINS; k++)
+            var[0] += var[k];
+        p->layer[n] = (float)mean[0];
+        p->layer[p->n + n] = (float)(var[0] / p->c);
     }
 }
 
@@ -631,14 +629,15 @@ static void pool_batch(const struct pass *p, void *scratch, int64_t from, int64_
         int64_t size = MIN(CHUNK, to - start);
         double mean[CHUNK] = {0}, var[CHUNK] = {0};
         for (int64_t n = 0; n < p->n; n++) {
-            const float *means = p->instance + n * p->c + start;
+            const double *means = p->means + n * p->c + start;
             for (int64_t k = 0; k < size; k++)
                 mean[k] += means[k];
         }
         for (int64_t k = 0; k < size; k++)
             mean[k] /= p->n;
         for (int64_t n = 0; n < p->n; n++) {
-            const float *means = p->instance + n * p->c + start, *vars = means + p->n * p->c;
+            const double *means = p->means + n * p->c + start;
+            const float *vars = p->instance + (p->n + n) * p->c + start;
             for (int64_t k = 0; k < size; k++) {
                 double d = means[k] - mean[k];
                 var[k] += vars[k] + d * d;
@@ -972,15 +971,19 @@ static void grad_logits(const struct pass *p, const double *shares, const double
 
 /* ---- what Python calls; each returns 1 where memory is not to be had, else 0 ---- */
 
-int sn_measure(const struct pass *p)
+int sn_measure(const struct pass *given)
 {
-    if (collect(p))
+    struct pass copy = *given, *p = &copy;
+    p->means = malloc(p->n * p->c * sizeof *p->means);
+    if (!p->means)
         return 1;
-    if (p->layer)
+    int failed = collect(p);
+    if (!failed && p->layer)
         run(pool_layer, p, NULL, p->n, algebra_threads(p));
-    if (p->batch)
+    if (!failed && p->batch)
         run(pool_batch, p, NULL, p->c, algebra_threads(p));
-    return 0;
+    free(p->means);
+    return failed;
 }
 
 int sn_apply(const struct pass *p)
