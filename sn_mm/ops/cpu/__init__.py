@@ -19,7 +19,7 @@ from ..protocol import Moments, Parameters, Running, Settings, Sums
 from . import build
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_PASS = struct.Struct('19P9q3d')  # struct pass of kernels.c
+_PASS = struct.Struct('19P9q3dP')  # struct pass of kernels.c
 _GRAIN = 2**15  # values that are worth another thread, as in torch
 
 
@@ -151,7 +151,7 @@ def _call(
             'in' in scopes,
             0 if logits is None else logits.numel() - len(scopes),
             settings.correction,
-            settings.eps, momentum, total,
+            settings.eps, momentum, total, 0,
         )
     )  # fmt: skip
     if failed:

@@ -16,6 +16,7 @@ import shlex
 import stat
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name('kernels.c')
@@ -48,7 +49,7 @@ def load() -> ctypes.CDLL:
         except OSError:  # cut short by a crash of the machine, say
             _compile(compiler, path)
             return _load(path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: pathlib has no home
+    except (OSError, RuntimeError, ValueError) as error:  # no home folder; CC's quotes not closed
         raise BuildError(' '.join(str(error).split())) from error
 
 
@@ -94,8 +95,8 @@ def _private_folder() -> Path:
     cache = os.environ.get('XDG_CACHE_HOME', '')
     root = Path(cache) if os.path.isabs(cache) else Path.home() / '.cache'
     folder = root / 'sn_mm' / 'cpu'
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
     _check_private(folder, stat.S_ISDIR)
     for parent in folder.parents:
         mode = parent.stat().st_mode
@@ -104,10 +105,10 @@ def _private_folder() -> Path:
     return folder
 
 
-def _check_private(path: Path, is_kind: object) -> None:
+def _check_private(path: Path, is_kind: Callable[[int], bool]) -> None:
     """Raises BuildError unless ``path``, no link, is this user's and nobody else's to write to."""
     status = path.lstat()
-    if not callable(is_kind) or not is_kind(status.st_mode):
+    if not is_kind(status.st_mode):
         raise BuildError(f'{path}, in the cache of the kernels, is a link or of the wrong kind')
     if status.st_uid != os.geteuid():
         raise BuildError(f'{path}, in the cache of the kernels, belongs to another user')
