@@ -81,19 +81,13 @@ class SwitchNormFunction(torch.autograd.Function):
         var_weight: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        num_batches_tracked: Tensor | None,
-        momentum: float | None,
+        running: Running | None,
         training: bool,
         settings: Settings,
         process_group: ProcessGroup | None,
         give_batch: bool,
     ) -> Any:
         parameters = Parameters(mean_weight, var_weight, weight, bias)
-        running = None
-        if running_mean is not None and running_var is not None:
-            running = Running(running_mean, running_var, num_batches_tracked, momentum)
         y, moments, batch = forward_pass(x, parameters, running, training, settings, process_group)
         total: Any = 1 if batch is None else batch.total
         on_device = total if isinstance(total, Tensor) else None
@@ -123,7 +117,7 @@ class SwitchNormFunction(torch.autograd.Function):
             grads = _differentiable_backward(
                 dy, x, parameters, None if ctx.measured else moments.get('bn'), settings, needed
             )
-            return *grads, *(None,) * 8
+            return *grads, *(None,) * 5
 
         if not is_compiling():  # which does not know dy's format; the operators do this themselves
             dy = dense(dy, like=x)
@@ -138,7 +132,7 @@ class SwitchNormFunction(torch.autograd.Function):
         elif needed[0]:
             dx = torch.empty_like(x)
         wanted = (grad if need else None for grad, need in zip(gradients, needed[1:]))
-        return dx, *wanted, *(None,) * 8
+        return dx, *wanted, *(None,) * 5
 
 
 def _differentiable_backward(

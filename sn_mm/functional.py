@@ -168,14 +168,12 @@ def switch_norm(
         mean_weight = mean_weight.detach().requires_grad_()
     tensors = input, mean_weight, var_weight, weight, bias
     if not compiling:
-        given = (None,) * 4 if running is None else running
-        return SwitchNormFunction.apply(*tensors, *given, training, settings, process_group, False)
+        return SwitchNormFunction.apply(*tensors, running, training, settings, process_group, False)
     # A compiled graph takes no change of a buffer inside an autograd function.
-    moved = running if training else None
-    given = (None,) * 4 if running is None or moved is not None else running
+    fixed = None if training else running
     output, batch, total = SwitchNormFunction.apply(
-        *tensors, *given, training, settings, process_group, True
+        *tensors, fixed, training, settings, process_group, True
     )
-    if moved is not None:
-        aten.move(moved, batch, total, settings)
+    if training and running is not None:
+        aten.move(running, batch, total, settings)
     return output
