@@ -1,0 +1,45 @@
+"""The site of these pages: python -m sphinx -W -b html docs build/site"""
+
+from __future__ import annotations
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
+
+import sn_mm
+
+project = 'sn_mm'
+release = version = sn_mm.__version__
+extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx_copybutton']
+exclude_patterns = ['build']
+
+html_theme = 'furo'
+html_title = f'sn_mm {release}'
+html_static_path: list[str] = []
+html_math_renderer = 'mathml'
+
+myst_enable_extensions = ['dollarmath']
+myst_heading_anchors = 3
+myst_links_external_new_tab = True
+# Sphinx colours `python` blocks by its own lexer; blocks of a command line are copied without '$'.
+copybutton_prompt_text = '$ '
+
+autodoc_typehints = 'description'
+autodoc_member_order = 'bysource'
+autodoc_default_options = {'members': True, 'show-inheritance': True}
+
+
+def _inline(self: HTML5Translator, node: nodes.math) -> None:
+    self.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def _block(self: HTML5Translator, node: nodes.math_block) -> None:
+    self.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Equations as MathML, which browsers draw by themselves: nothing is fetched to read a page."""
+    app.add_html_math_renderer('mathml', (_inline, None), (_block, None))
