@@ -689,6 +689,16 @@ def test_importance_must_fit_the_normalizers(name):
     assert all(part in str(error.value) for part in (name, "('in', 'ln')", '(3,)'))
 
 
+@pytest.mark.parametrize(
+    'name', ['mean_weight', 'var_weight', 'weight', 'bias', 'running_mean', 'running_var']
+)
+def test_all_tensors_must_be_on_one_device(name):
+    state = make_state(3, dtype=torch.float32)
+    state[name] = state[name].detach().to('meta')
+    with pytest.raises(ValueError, match=f'input is on cpu, {name} on meta'):
+        switch_norm(torch.randn(2, 3, 4), **state, training=True)
+
+
 @pytest.mark.parametrize('given', ['running_mean', 'running_var'])
 def test_running_statistics_come_together(given):
     with pytest.raises(ValueError, match='running_mean and running_var must be given together'):
