@@ -17,7 +17,7 @@ from .distributed import sum_over_ranks
 from .equations import Moments, Parameters, Running, Settings
 from .errors import InputError
 from .ops import backend_for, dense
-from .tracing import is_compiling
+from .tracing import is_batched, is_compiling, is_transformed
 
 __all__ = ['Batch', 'SwitchNormFunction', 'forward_pass', 'used_scopes']
 
@@ -108,11 +108,12 @@ class SwitchNormFunction(torch.autograd.Function):
         scopes, settings, constant = ctx.constants
         moments = dict(zip(scopes, arrays))
         needed = ctx.needs_input_grad[:5]
-        if not is_compiling() and torch.is_grad_enabled():  # create_graph=True
+        if not is_compiling() and _wants_ordinary_operations(dy):
             if ctx.process_group is not None:
                 raise InputError(
-                    'second derivatives (create_graph=True) go through a layer with sync=False '
-                    'only, and this one is synchronised over ranks'
+                    'second derivatives (create_graph=True) and batches of gradients '
+                    '(is_grads_batched=True) go through a layer with sync=False only, and this one '
+                    'is synchronised over ranks'
                 )
             grads = _differentiable_backward(
                 dy, x, parameters, None if ctx.measured else moments.get('bn'), settings, needed
@@ -135,6 +136,11 @@ class SwitchNormFunction(torch.autograd.Function):
         return dx, *wanted, *(None,) * 5
 
 
+def _wants_ordinary_operations(dy: Tensor) -> bool:
+    """With ``create_graph=True`` gradients are enabled."""
+    return torch.is_grad_enabled() or is_transformed() or is_batched(dy)
+
+
 def _differentiable_backward(
     dy: Tensor,
     x: Tensor,
@@ -143,7 +149,9 @@ def _differentiable_backward(
     settings: Settings,
     needed: tuple[bool, ...],
 ) -> list[Tensor | None]:
-    """The first derivatives, by differentiating the ordinary operations, with a graph of their own.
+    """The first derivatives, by differentiating the ordinary operations.
+
+    They have a graph of their own where gradients are enabled.
 
     Args:
         fixed: (2, 1, C), the moments of 'bn' where it was not measured.
@@ -154,12 +162,14 @@ def _differentiable_backward(
     scopes = list(settings.scopes)
     if parameters.mean_weight.numel() > len(scopes):
         scopes.insert(0, 'in')
-    y = equations.switch_norm(
-        x, parameters.mean_weight, parameters.var_weight, mean, var, parameters.weight,
-        parameters.bias, False, None, settings.eps, scopes, settings.correction, None,
-    )  # fmt: skip
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = equations.switch_norm(
+            x, parameters.mean_weight, parameters.var_weight, mean, var, parameters.weight,
+            parameters.bias, False, None, settings.eps, scopes, settings.correction, None,
+        )  # fmt: skip
     if x.numel():
-        grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+        grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=create_graph))
     else:
         grads = iter([torch.zeros_like(t) for t in wanted])
     return [next(grads) if need and t is not None else None for t, need in zip(inputs, needed)]

@@ -100,8 +100,8 @@ def switch_norm(
 
     Raises:
         TypeError: ``input`` is not floating point.
-        InputError: Shapes that do not fit each other, unknown normalizers or correction, or no
-            statistics to normalise with.
+        InputError: Shapes that do not fit each other, tensors on several devices, unknown
+            normalizers or correction, or no statistics to normalise with.
     """
     normalizers = canonical_normalizers(normalizers)
     if not input.is_floating_point():
@@ -110,18 +110,27 @@ def switch_norm(
         raise InputError(f'input must be (N, C, *S), got {tuple(input.shape)}')
     if correction not in (0, 1):
         raise InputError(f'correction must be 0 or 1, got {correction!r}')
-    named = ('weight', weight), ('bias', bias)
-    for name, tensor in (*named, ('running_mean', running_mean), ('running_var', running_var)):
+    per_channel = (
+        ('weight', weight), ('bias', bias),
+        ('running_mean', running_mean), ('running_var', running_var),
+    )  # fmt: skip
+    for name, tensor in per_channel:
         if tensor is not None and tensor.shape != input.shape[1:2]:
             raise InputError(
                 f'{name} of shape {tuple(tensor.shape)} does not fit input of shape '
                 f'{tuple(input.shape)}: it must be ({input.shape[1]},)'
             )
-    for name, tensor in (('mean_weight', mean_weight), ('var_weight', var_weight)):
+    logits = ('mean_weight', mean_weight), ('var_weight', var_weight)
+    for name, tensor in logits:
         if tensor.shape != (len(normalizers),):
             raise InputError(
                 f'{name} must have one entry for each of {normalizers}, '
                 f'got shape {tuple(tensor.shape)}'
+            )
+    for name, tensor in (*logits, *per_channel):  # kernels take addresses as they are
+        if tensor is not None and tensor.device != input.device:
+            raise InputError(
+                f'input is on {input.device}, {name} on {tensor.device}: all must be on one device'
             )
     if (running_mean is None) != (running_var is None):
         raise InputError('running_mean and running_var must be given together')

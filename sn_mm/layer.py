@@ -144,7 +144,7 @@ class SwitchNorm(_InstanceNorm):
             if hasattr(self, name):  # not yet while nn.Module's constructor runs
                 logits = initial_logits(self.init_importance, self.normalizers)
                 with torch.no_grad():
-                    getattr(self, name).copy_(torch.tensor(logits))
+                    getattr(self, name).copy_(torch.tensor(logits, device='cpu'))
 
     def importance(self) -> dict[str, dict[str, float]]:
         """The learned mix: softmax of the importance weights.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ['is_compiling', 'is_exporting', 'is_transformed', 'is_watched']
+__all__ = ['is_batched', 'is_compiling', 'is_exporting', 'is_transformed', 'is_watched']
 
 
 def _never() -> bool:
@@ -25,6 +25,8 @@ _transforms = getattr(
     '_are_functorch_transforms_active',
     lambda: torch._C._functorch.maybe_current_level() is not None,
 )
+# That of autograd's own batches, older than torch.func's. (torch 2.1 does not tell.)
+_is_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', lambda tensor: False)
 
 is_compiling = _dynamo_traces if _has_fakes else _never
 """Whether ``torch.compile`` traces this call."""
@@ -38,6 +40,11 @@ def is_exporting(x: Tensor) -> bool:
 def is_transformed() -> bool:
     """Whether ``torch.func`` or forward-mode differentiation, which want ordinary operations."""
     return _transforms() or forward_ad._current_level >= 0
+
+
+def is_batched(dy: Tensor) -> bool:
+    """Whether ``dy`` is a batch of gradients: ``autograd.grad(..., is_grads_batched=True)``."""
+    return _is_batched(dy)
 
 
 def is_watched() -> bool:

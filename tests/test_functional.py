@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -448,6 +448,42 @@ def test_empty_batch(shape, normalizers, training):
     assert count == 7
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(
+    'defaults',
+    [
+        partial(default_dtype, torch.float64),
+        partial(default_dtype, torch.float16),
+        partial(torch.device, 'meta'),
+    ],
+    ids=['float64', 'float16', 'meta'],
+)
+def test_defaults_of_the_process_change_nothing(defaults, device):
+    """Nothing that a pass allocates takes its dtype or its device from them."""
+    x, dy = torch.randn(2, 2, 64, 5, 5, device=device).unbind()
+    x.requires_grad_()
+    state = make_state(64, dtype=torch.float32, device=device)
+
+    def step() -> list[Tensor]:
+        moved = copy_state(state)
+        y = switch_norm(x, **moved, training=True)
+        return [y, *gradients(y, dy, x, moved).values(), moved['running_var']]
+
+    expected = step()
+    with defaults():
+        found = step()
+    assert all(map(torch.equal, found, expected))
+
+
 # --- autograd ----------------------------------------------------------------------------------
 
 
@@ -651,6 +687,16 @@ def test_importance_must_fit_the_normalizers(name):
     with pytest.raises(ValueError) as error:
         switch_norm(X, **args, training=True, normalizers=('in', 'ln'))
     assert all(part in str(error.value) for part in (name, "('in', 'ln')", '(3,)'))
+
+
+@pytest.mark.parametrize(
+    'name', ['mean_weight', 'var_weight', 'weight', 'bias', 'running_mean', 'running_var']
+)
+def test_all_tensors_must_be_on_one_device(name):
+    state = make_state(3, dtype=torch.float32)
+    state[name] = state[name].detach().to('meta')
+    with pytest.raises(ValueError, match=f'input is on cpu, {name} on meta'):
+        switch_norm(torch.randn(2, 3, 4), **state, training=True)
 
 
 @pytest.mark.parametrize('given', ['running_mean', 'running_var'])

@@ -538,6 +538,13 @@ def test_reset_parameters_restores_the_initial_state():
     assert_same(sn.state_dict(), SwitchNorm2d(4).state_dict())
 
 
+def test_reset_parameters_under_another_default_device():
+    sn = trained_layer()
+    with torch.device('meta'):
+        sn.reset_parameters()
+    assert_same(sn.state_dict(), SwitchNorm2d(4).state_dict())
+
+
 def test_device_and_dtype_of_all_tensors():
     sn = SwitchNorm2d(4, device='meta', dtype=torch.float64)
     floating = [t for t in sn.state_dict().values() if t.is_floating_point()]

@@ -93,6 +93,36 @@ def test_first_derivatives_are_the_same_with_and_without_a_graph_of_their_own():
     assert layer.num_batches_tracked == 2
 
 
+@pytest.mark.skipif(torch.__version__ < '2.2', reason='torch 2.1 does not tell such batches')
+@pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=str)
+def test_a_batch_of_gradients_gives_those_of_a_loop(dtype, training):
+    """``is_grads_batched=True``, as ``jacobian(vectorize=True)`` calls it."""
+    layer = layer_of(SCOPES).to(dtype).train(training)
+    x = torch.randn(2, 3, 4, 4, dtype=dtype, requires_grad=True)
+    y, inputs = layer(x), [x, *layer.parameters()]
+    batch = torch.randn(5, *y.shape, dtype=dtype)
+    found = torch.autograd.grad(y, inputs, batch, retain_graph=True, is_grads_batched=True)
+    loop = [torch.autograd.grad(y, inputs, dy, retain_graph=True) for dy in batch]
+    for grads, expected in zip(found, zip(*loop)):
+        assert not grads.requires_grad
+        torch.testing.assert_close(grads, torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=str)
+def test_forward_mode_goes_through_the_backward_pass(dtype):
+    layer = layer_of(SCOPES).to(dtype)
+    x = torch.randn(2, 3, 4, 4, dtype=dtype, requires_grad=True)
+    y = layer(x)
+    dy, tangent = torch.randn(2, *y.shape, dtype=dtype)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(dy, tangent)
+        (dx,) = torch.autograd.grad(y, x, dual, retain_graph=True)
+        found = torch.autograd.forward_ad.unpack_dual(dx).tangent
+    (expected,) = torch.autograd.grad(y, x, tangent)  # dx is linear in dy
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 # --- torch.func --------------------------------------------------------------------------------
 
 

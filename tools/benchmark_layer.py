@@ -3,8 +3,8 @@
     python tools/benchmark_layer.py
     python tools/benchmark_layer.py --filter 'RoI|square' --format contiguous --out quick.json
 
-goes through the maps of ResNet-50-FPN, DeepLabV3+, RoI heads and some square ones, at the sizes of
-the recipes on a GPU and with an eighth of the pixels on a CPU. On each map all layers take turns,
+goes through the inputs of ResNet-50-FPN, DeepLabV3+, RoI heads and some square ones, at the sizes
+of the recipes on a GPU and with an eighth of the pixels on a CPU. On each, all layers take turns,
 so that ratios hold even where the machine does not stay the same. Prints a table; writes the
 figures with the machine, versions and date as JSON, and a picture of them as PNG and SVG.
 """
@@ -43,7 +43,7 @@ RESULTS = Path(__file__).parents[1] / 'docs' / 'benchmarks'
 def make_layers(
     channels: int, device: torch.device, dtype: torch.dtype, compiled: bool = False
 ) -> dict[str, nn.Module]:
-    """The layers that take maps of so many channels, as mixed-precision training keeps them."""
+    """The layers that take inputs of so many channels, as mixed-precision training keeps them."""
     layers: dict[str, nn.Module] = {
         'BatchNorm': nn.BatchNorm2d(channels),
         'SN': SwitchNorm2d(channels),
@@ -53,10 +53,10 @@ def make_layers(
     if device.type == 'cuda':
         layers['SyncBatchNorm'] = nn.SyncBatchNorm(channels)
     if channels % 32 == 0:
-        # The only one that has no kernel for half-precision maps with float32 parameters.
+        # The only one that has no kernel for half-precision inputs with float32 parameters.
         layers['GroupNorm'] = nn.GroupNorm(32, channels).to(dtype)
     if compiled:
-        torch.compiler.reset()  # each map is compiled for itself
+        torch.compiler.reset()  # each input is compiled for itself
         for name in ('BatchNorm', 'SN'):
             layers[f'{name}, compiled'] = torch.compile(copy.deepcopy(layers[name]), fullgraph=True)
     return {name: layer.to(device) for name, layer in layers.items()}
@@ -79,8 +79,8 @@ def run(args: Namespace, chosen: list[tuple[Case, str, str]]) -> Iterator[dict[s
 
 
 def make_table(records: list[dict[str, Any]]) -> Table:
-    table = Table(title='Times in ms, median of the repeats; memory in sizes of the map')
-    table.add_column('map', no_wrap=True)
+    table = Table(title='Times in ms, median of the repeats; memory in sizes of the input')
+    table.add_column('input', no_wrap=True)
     table.add_column('layer', no_wrap=True)
     for name in ('forward', 'forward+backward', 'quartiles', '/ BatchNorm', 'limit', 'of copy',
                  'eval', '/ GN eval', '/ BN forward', 'kept', 'peak'):  # fmt: skip
@@ -133,14 +133,14 @@ def parse_args() -> Namespace:
         help='cpu, or cuda with an optional number (%(default)s)',
     )
     parser.add_argument(
-        '--dtype', nargs='+', choices=DTYPES, default=['float32'], help='of the maps (float32)'
+        '--dtype', nargs='+', choices=DTYPES, default=['float32'], help='of the inputs (float32)'
     )
     parser.add_argument(
         '--format',
         nargs='+',
         choices=list(FORMATS),
         default=list(FORMATS),
-        help='memory formats of the maps (both)',
+        help='memory formats of the inputs (both)',
     )
     parser.add_argument(
         '--compile', action='store_true', help='BatchNorm and SN under torch.compile, too'
@@ -149,7 +149,7 @@ def parse_args() -> Namespace:
         '--filter',
         default='',
         metavar='REGEX',
-        help="only maps whose name it is found in, as 'R50-FPN 2x64x'",
+        help="only inputs whose name matches, as 'R50-FPN 2x64x'",
     )
     parser.add_argument(
         '--threads',

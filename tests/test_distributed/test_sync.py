@@ -399,6 +399,9 @@ def test_second_derivatives_of_a_synchronised_layer_are_refused(rank, size):
         torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     with pytest.raises(InputError, match='sync=False'):
         torch.func.grad(lambda x: layer(x).square().sum())(x)
+    y = layer(x)
+    with pytest.raises(InputError, match='sync=False'):
+        torch.autograd.grad(y, x, torch.randn(3, *y.shape).double(), is_grads_batched=True)
     layer.sync = False
     torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     dist.barrier()

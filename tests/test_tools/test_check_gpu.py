@@ -83,8 +83,8 @@ def result(name: str, records: list, status: str = 'done', reason: str = '') -> 
 def marks(*results: Result, on_gpu: bool = True):
     """Value, mark and note of the bounds of contiguous float32 maps, training and launches."""
     names = {
-        'ResNet maps >= 16 MB, float32, contiguous': 'time',
-        'maps >= 256 MB, float32, contiguous': 'bandwidth',
+        'ResNet inputs >= 16 MB, float32, contiguous': 'time',
+        'inputs >= 256 MB, float32, contiguous': 'bandwidth',
         'synchronised, eager': 'eager',
         'SN, compiled': 'compiled',
         'training forward': 'forward',
@@ -101,7 +101,7 @@ def marks(*results: Result, on_gpu: bool = True):
     }
 
 
-def test_the_worst_map_decides_a_bound():
+def test_the_worst_input_decides_a_bound():
     records = [layer_record(0.9, 0.95), layer_record(1.0, 0.9, shape=[1, 2, 3, 4])]
     found = marks(result('layers', records))
     assert found['time'] == (1.0, 'held', '1x2x3x4')
@@ -111,7 +111,7 @@ def test_the_worst_map_decides_a_bound():
     assert found['bandwidth'] == (0.89, 'not held', '5x6')
 
 
-def test_maps_that_no_bound_is_for_do_not_count():
+def test_inputs_that_no_bound_is_for_do_not_count():
     others = [
         layer_record(9, 0.1, bytes=15e6),
         layer_record(9, 0.95, model='FPN'),
@@ -122,7 +122,7 @@ def test_maps_that_no_bound_is_for_do_not_count():
     ]
     found = marks(result('layers', [layer_record(0.8, 0.99), *others]))
     assert found['time'][:2] == (0.9, 'held') and found['bandwidth'][:2] == (0.95, 'held')
-    missing = (None, 'not measured', 'no such map in this run')
+    missing = (None, 'not measured', 'no such input in this run')
     assert marks(result('layers', others[:1]))['time'] == missing
 
 

@@ -1,4 +1,4 @@
-"""The figure of a layer benchmark: time against BatchNorm, map by map."""
+"""The figure of a layer benchmark: time against BatchNorm, input by input."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PITCH, _MARGIN, _WIDTH, _LABELS = 0.26, 1.5, 4.2, 2.4  # inches
 def draw_ratios(machine: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws forward with backward of each layer in times of BatchNorm's, quartiles as whiskers.
 
-    One panel for each dtype and memory format, one row for each map.
+    One panel for each dtype and memory format, one row for each input.
 
     Args:
         machine: What ``machine.describe`` says.
@@ -38,13 +38,13 @@ def draw_ratios(machine: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
         return record['dtype'], record['format']
 
     panels = {key: list(group) for key, group in groupby(sorted(records, key=panel), panel)}
-    maps = list(dict.fromkeys((r['model'], tuple(r['shape'])) for r in records))
-    height = _MARGIN + _PITCH * (len(maps) + 1)
+    inputs = list(dict.fromkeys((r['model'], tuple(r['shape'])) for r in records))
+    height = _MARGIN + _PITCH * (len(inputs) + 1)
     figure = Figure((_LABELS + _WIDTH * len(panels), height), layout='constrained')
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, ((dtype, memory_format), group) in zip(axes, panels.items()):
         for record in group:
-            row = maps.index((record['model'], tuple(record['shape'])))
+            row = inputs.index((record['model'], tuple(record['shape'])))
             batch = record['forward_backward']['median'] / record['ratio']
             if record['layer'] in _STYLES:
                 color, marker = _STYLES[record['layer']]
@@ -61,8 +61,8 @@ def draw_ratios(machine: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
         ax.xaxis.set_major_formatter('{x:g}')
         ax.set_title(f'{dtype}, {memory_format}', fontsize=10)
         ax.grid(axis='x', which='both', linewidth=0.3)
-    axes[0].set_yticks(range(len(maps)), [f'{m} {"x".join(map(str, s))}' for m, s in maps])
-    axes[0].set_ylim(len(maps) - 0.5, -0.5)
+    axes[0].set_yticks(range(len(inputs)), [f'{m} {"x".join(map(str, s))}' for m, s in inputs])
+    axes[0].set_ylim(len(inputs) - 0.5, -0.5)
     drawn = {r['layer'] for r in records}
     handles = [
         Line2D([], [], color=color, marker=marker, linestyle='', label=name)

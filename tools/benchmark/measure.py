@@ -1,4 +1,4 @@
-"""Time and memory of norm layers on one map, measured side by side."""
+"""Time and memory of norm layers on one input, measured side by side."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-# How often SN goes over a map, at the least; a copy goes over it twice.
+# How often SN goes over an input, at the least; a copy goes over it twice.
 SWEEPS = {'forward': 3, 'forward_backward': 8, 'eval': 3}
 _SECONDS = 0.02
 """Least duration of one timing."""
 
 
 class Passes:
-    """The passes of one layer over one map, each without arguments."""
+    """The passes of one layer over one input, each without arguments."""
 
     def __init__(self, layer: nn.Module, x: Tensor, dy: Tensor) -> None:
         self.trained = deepcopy(layer).eval()

@@ -1,6 +1,6 @@
-"""The maps that norm layers see in the models that SN is for.
+"""The inputs that norm layers see in the models that SN is for.
 
-A network's maps follow from the size of its images. A GPU gets the images of the published
+A network's inputs follow from the size of its images. A GPU gets the images of the published
 recipes, two of them; a CPU gets images of an eighth of the pixels, of the same proportions and a
 size that the network accepts.
 """
@@ -23,7 +23,7 @@ class Case(NamedTuple):
         return f'{self.model} {"x".join(map(str, self.shape))}'
 
 
-# (channels, stride) of the maps behind a norm. ResNet-50, and a pyramid of 256 channels.
+# (channels, stride) of the inputs behind a norm. ResNet-50, and a pyramid of 256 channels.
 _RESNET_FPN = [
     (64, 2), (64, 4), (256, 4), (128, 4), (128, 8), (512, 8), (256, 8), (256, 16), (1024, 16),
     (512, 16), (512, 32), (2048, 32), (256, 32),
@@ -52,7 +52,7 @@ _FIXED = [
 
 
 def cases(device_type: str) -> Iterator[Case]:
-    """All maps of a device of this type, the largest of a network first."""
+    """All inputs of a device of this type, the largest of a network first."""
     for model, layers in _NETWORKS.items():
         height, width = _IMAGES[model]['cuda' if device_type == 'cuda' else 'cpu']
         for channels, stride in layers:

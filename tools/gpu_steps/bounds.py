@@ -58,8 +58,8 @@ def _time(steps: Mapping[str, Result], dtype: str, memory: str, on_gpu: bool) ->
         for r in _layer_records(steps, dtype, memory)
         if r['model'] == 'ResNet' and r['bytes'] >= 16 * MB
     }
-    name = f"forward + backward in times of BatchNorm's, ResNet maps >= 16 MB, {dtype}, {memory}"
-    return _mark(name, 1.0, values, steps.get('layers'), on_gpu, 'no such map in this run')
+    name = f"forward + backward in times of BatchNorm's, ResNet inputs >= 16 MB, {dtype}, {memory}"
+    return _mark(name, 1.0, values, steps.get('layers'), on_gpu, 'no such input in this run')
 
 
 def _bandwidth(steps: Mapping[str, Result], dtype: str, memory: str, on_gpu: bool) -> Mark:
@@ -68,8 +68,8 @@ def _bandwidth(steps: Mapping[str, Result], dtype: str, memory: str, on_gpu: boo
         for r in _layer_records(steps, dtype, memory)
         if r['bytes'] >= 256 * MB
     }
-    name = f"share of a copy's bandwidth, maps >= 256 MB, {dtype}, {memory}"
-    missing = 'no such map in this run'
+    name = f"share of a copy's bandwidth, inputs >= 256 MB, {dtype}, {memory}"
+    missing = 'no such input in this run'
     return _mark(name, 0.9, values, steps.get('layers'), on_gpu, missing, at_least=True)
 
 

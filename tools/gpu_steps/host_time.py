@@ -1,6 +1,6 @@
 """What a layer takes of the host: seconds until its work is enqueued, with no wait for it.
 
-On a small map, so that a GPU keeps up; on a CPU this is the whole time of the layer.
+On a small input, so that a GPU keeps up; on a CPU this is the whole time of the layer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Layers side by side: SN, BatchNorm, SyncBatchNorm and GroupNorm on the maps of a ResNet.
+"""Layers side by side: SN, BatchNorm, SyncBatchNorm and GroupNorm on the inputs of a ResNet.
 
 SyncBatchNorm and 'SN, synchronised' call their collectives, in a group of one rank.
 """
@@ -38,7 +38,7 @@ def make_layers(channels: int, device: torch.device, dtype: torch.dtype) -> dict
         'BatchNorm': nn.BatchNorm2d(channels),
         'SN': SwitchNorm2d(channels),
         'SN, synchronised': SynchronisedSwitchNorm2d(channels),
-        # The only one that has no kernel for half-precision maps with float32 parameters.
+        # The only one that has no kernel for half-precision inputs with float32 parameters.
         'GroupNorm': nn.GroupNorm(32, channels).to(dtype),
     }
     if device.type == 'cuda':

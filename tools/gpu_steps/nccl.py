@@ -29,7 +29,7 @@ def run(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
                 errors = compare(x)
                 case = f'{dtype} {name}'
                 yield {'case': case, 'backend': dist.get_backend(), 'errors': errors}
-                # Roundings of the map's dtype, and of float32 in sums over it.
+                # Roundings of the input's dtype, and of float32 in sums over it.
                 allowed = max(4 * torch.finfo(x.dtype).eps, 1e-4)
                 wrong = {key: error for key, error in errors.items() if not error <= allowed}
                 if wrong:

@@ -43,13 +43,13 @@ def make_report(
         for m in marks])]  # fmt: skip
     for title, header, rows in (
         ('Tests', ('backend', 'passed', 'failed', 'skipped', 'not run'), _tests(results)),
-        ('Launches', ('layer', 'map', 'forward', 'backward', 'evaluation'), _launches(steps)),
+        ('Launches', ('layer', 'input', 'forward', 'backward', 'evaluation'), _launches(steps)),
         ('Host time of a layer, microseconds',
          ('layer', 'forward', 'forward + backward', 'evaluation'), _host(steps)),
         ('Training step of a ResNet',
          ('norm', '', 'ms', 'in times of BatchNorm', 'peak MiB'), _training(steps)),
         ('Layers: forward + backward in times of BatchNorm',
-         ('map', 'dtype, format', 'SN', 'SN, synchronised', 'SyncBatchNorm', 'GroupNorm',
+         ('input', 'dtype, format', 'SN', 'SN, synchronised', 'SyncBatchNorm', 'GroupNorm',
           'SN of copy', 'copy GB/s'), _layers(steps)),
     ):  # fmt: skip
         if rows:

@@ -51,11 +51,11 @@ def measure(x: Tensor, settings: Settings, running: Running | None, training: bo
         given = torch.stack((running.mean.float(), running.var.float())).unsqueeze(1)
         if len(settings.scopes) == 1:
             return {'in': given.expand(2, n, c).contiguous(), 'bn': given}
-    moments['in'] = torch.empty((2, n, c), dtype=torch.float32)
+    moments['in'] = x.new_empty((2, n, c), dtype=torch.float32)
     if 'ln' in settings.scopes:
-        moments['ln'] = torch.empty((2, n, 1), dtype=torch.float32)
+        moments['ln'] = x.new_empty((2, n, 1), dtype=torch.float32)
     if given is None and 'bn' in settings.scopes:
-        moments['bn'] = torch.empty((2, 1, c), dtype=torch.float32)
+        moments['bn'] = x.new_empty((2, 1, c), dtype=torch.float32)
     moves = running if training and 'bn' in settings.scopes else None
     inside = moves is not None and _plain(moves.mean) and _plain(moves.var)
     _call(
@@ -95,7 +95,9 @@ def reduce(
         torch.empty_like(moments['ln']) if 'ln' in moments else None,
         torch.empty_like(moments['bn']) if measured and 'bn' in moments else None,
     )
-    gradients = Parameters._make(None if p is None else torch.zeros(p.shape) for p in parameters)
+    gradients = Parameters._make(
+        None if p is None else x.new_zeros(p.shape, dtype=torch.float32) for p in parameters
+    )
     _call(_kernels.sn_reduce, x, settings, moments, parameters, dy, sums, gradients)
     if any(p is not None and p.dtype != torch.float32 for p in parameters):
         pairs: Any = zip(gradients, parameters)

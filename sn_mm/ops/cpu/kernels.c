@@ -713,7 +713,7 @@ static void mix(const struct pass *p, const struct shares *shares, int64_t n, in
         rstd[k] = 1 / sqrtf((float)var[k]);
 }
 
-/* ---- from map to map: out = a dy + b (x - m) + c, without dy in the forward pass ---- */
+/* ---- from input to output: out = a dy + b (x - m) + c, without dy in the forward pass ---- */
 
 struct coefficients {
     float a[CHUNK], b[CHUNK], c[CHUNK], m[CHUNK];

@@ -1,8 +1,8 @@
-r"""The backend for float32, float16 and bfloat16 maps on CUDA: both passes as Triton kernels.
+r"""The backend for float32, float16 and bfloat16 input on CUDA: both passes as Triton kernels.
 
-A pass is two or three launches: one reads the map and leaves the moments, or the sums, of each
+A pass is two or three launches: one reads the input and leaves the moments, or the sums, of each
 channel; a tiny one pools them over channels and over instances and does what else is (N, C)
-algebra; one reads the map again and writes y or dx, mixing the scopes for each tile as it goes.
+algebra; one reads the input again and writes y or dx, mixing the scopes for each tile as it goes.
 :mod:`sn_mm.ops.protocol` says what these functions do, and :mod:`sn_mm.ops.triton.kernels` what the
 arguments of the kernels are.
 

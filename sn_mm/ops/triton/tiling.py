@@ -44,7 +44,7 @@ class Tiling:
 
 
 def tiling(x: Tensor, reduction: bool) -> Tiling:
-    """For a map that is dense in memory; ``reduction``: the kernel sums over positions."""
+    """For an input that is dense in memory; ``reduction``: the kernel sums over positions."""
     n, c = x.shape[:2]
     return cut(not x.is_contiguous(), n, c, x.numel() // (n * c), reduction, TILE, PROGRAMS)
 

@@ -17,7 +17,7 @@ Sizes: ``instances`` N, ``channels`` C, ``positions`` L, ``chunks`` K. A kernel 
     eps, momentum, correction (a factor), unbiased (a factor)                 float
     blocks, chunks, steps, chunk                                see ``triton.tiling.Tiling``
 
-all in float32 but for maps, parameters and running statistics, whose dtypes are free. Constants:
+all in float32 but for inputs, parameters and running statistics, whose dtypes are free. Constants:
 
     IN, LN, BN              whether these scopes are mixed
     FIRST                   the place of the first mixed scope among the logits

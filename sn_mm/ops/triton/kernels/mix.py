@@ -14,7 +14,7 @@ PARAMETERS = ['mean_weight', 'var_weight', 'weight']
 def shares(logits, IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr, FIRST: tl.constexpr):
     """Shares of 'in', 'ln' and 'bn' in a mix: the softmax of their logits, 0 for other scopes.
 
-    Whatever map to numbers that sum to 1 stands here, :func:`shares_backward` is the other half.
+    Any function to shares that sum to 1 may stand here; :func:`shares_backward` is its derivative.
     """
     # In place of a scope that is not mixed another one's logit is read, and then dropped.
     of_in = tl.load(logits + FIRST).to(tl.float32)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 SIZES = ['instances', 'channels', 'positions', 'blocks', 'chunks', 'steps']
-"""What a kernel takes for a map's sizes and tiles: it is not compiled for each of their values."""
+"""The sizes of an input and its tiles, as a kernel takes them: not compiled for each value."""
 
 
 @triton.jit
@@ -77,7 +77,7 @@ def tile_of(
     BLOCK_CHANNELS: tl.constexpr,
     BLOCK_POSITIONS: tl.constexpr,
 ):
-    """Offsets in a map: of a program's first channel at position 0; of the values of a tile
+    """Offsets in an input: of a program's first channel at position 0; of the values of a tile
     (BLOCK_CHANNELS, BLOCK_POSITIONS) from the tile's first; of a position from the one before it.
     """
     channel, position = tl.arange(0, BLOCK_CHANNELS), tl.arange(0, BLOCK_POSITIONS)
