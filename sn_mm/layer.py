@@ -159,6 +159,9 @@ class SwitchNorm(_InstanceNorm):
         }
 
     def forward(self, input: Tensor) -> Tensor:
+        return self._normalize(input)
+
+    def _normalize(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             return equations.switch_norm(
                 input,

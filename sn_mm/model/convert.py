@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..errors import InputError
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from ..norm_act import SwitchNormAct
 from .replace import replace_modules
 
 __all__ = ['convert_switch_norm']
@@ -21,6 +23,16 @@ __all__ = ['convert_switch_norm']
 logger = logging.getLogger(__name__)
 
 _STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
+_FOLLOWERS = ('drop', 'act')
+_TIMM: dict[str, type[SwitchNorm]] = {
+    'BatchNormAct2d': SwitchNormAct,
+    'SyncBatchNormAct': SwitchNormAct,
+    'GroupNormAct': SwitchNormAct,
+    'GroupNorm1Act': SwitchNormAct,
+    'GroupNorm': SwitchNorm,
+    'GroupNorm1': SwitchNorm,
+}
+"""The norms of timm with a forward of their own, by name in ``timm.layers``."""
 
 
 def convert_switch_norm(
@@ -38,9 +50,13 @@ def convert_switch_norm(
     :class:`SwitchNorm`, which takes any number of spatial axes. Norms without running statistics
     start them as a new layer does, except BatchNorm, which stays without.
 
-    LayerNorm and SN stay as they are. So do norms that do more than torch's (a forward of their
-    own, as timm's BatchNormAct2d; further parameters, buffers or modules, as pruning adds): SN
-    would drop that part. They are reported.
+    timm's norms that drop and activate as well (BatchNormAct2d, SyncBatchNormAct, GroupNormAct,
+    GroupNorm1Act) become :class:`sn_mm.norm_act.SwitchNormAct` with their drop layer and
+    activation.
+
+    LayerNorm and SN stay as they are. So do other norms that do more than torch's (a forward of
+    their own; further parameters, buffers or modules, as pruning adds): SN would drop that part.
+    They are reported, with a warning.
 
     Convert before building the optimizer, which must see the new ``mean_weight`` and
     ``var_weight``.
@@ -58,14 +74,38 @@ def convert_switch_norm(
         ``model``, or the new layer where ``model`` itself is a norm.
 
     Raises:
-        InputError: ``layer_args`` outside what :class:`SwitchNorm` allows, or a lazy norm that has
-            not seen its first input. The model is then as it was.
+        InputError: No norm to convert, ``layer_args`` outside what :class:`SwitchNorm` allows, or a
+            lazy norm that has not seen its first input. The model is then as it was.
         TypeError: ``layer_args`` that :class:`SwitchNorm` does not have. Likewise.
+    """
+    model, lines, left = replace_norms(model, select, layer_args)
+    some = '; '.join(left[:3]) + ('; ...' if len(left) > 3 else '')
+    if len(lines) == len(left):
+        raise InputError(
+            'no norm to convert: the model has '
+            + (some or 'no BatchNorm, SyncBatchNorm, GroupNorm or InstanceNorm that is selected')
+        )
+    for line in lines:
+        report(line)
+    report(f'Norms converted to Switchable Normalization: {len(lines) - len(left)}')
+    if left:
+        warnings.warn(f'{len(left)} norms are not converted: {some}', stacklevel=2)
+    return model
+
+
+def replace_norms(
+    model: nn.Module, select: Callable[[str], bool], layer_args: Mapping[str, Any]
+) -> tuple[nn.Module, list[str], list[str]]:
+    """Replaces norms as :func:`convert_switch_norm` does, without a word if there are none.
+
+    Returns:
+        ``model``, or the new layer where ``model`` itself is a norm; one line for each norm
+        replaced or left; those of the norms left.
     """
     kinds = layers_by_kind()
     fallback = next(model.parameters(), torch.empty(0))
     converted: dict[nn.Module, SwitchNorm] = {}
-    lines = []
+    lines, left = [], []
     for name, module in model.named_modules():
         kind = next((k for k in kinds if isinstance(module, k)), None)
         if kind is None or isinstance(module, SwitchNorm) or not select(name):
@@ -75,21 +115,20 @@ def convert_switch_norm(
             raise InputError(f'{line} has no num_features before its first input')
         extras = extras_of(module)
         if extras:
-            lines.append(f'{line} left as it is, SN would drop its {extras}')
-            continue
-        new = converted[module] = _convert(module, kinds[kind], fallback, layer_args)
-        lines.append(f'{line} -> {type(new).__name__}')
-
-    model = replace_modules(model, converted)
-    for line in lines:
-        report(line)
-    report(f'Norms converted to Switchable Normalization: {len(converted)}')
-    return model
+            line = f'{line} left as it is, SN would drop its {extras}'
+            left.append(line)
+        else:
+            new = converted[module] = _convert(module, kinds[kind], fallback, layer_args)
+            line = f'{line} -> {type(new).__name__}'
+        lines.append(line)
+    return replace_modules(model, converted), lines, left
 
 
 def layers_by_kind() -> dict[type[nn.Module], type[SwitchNorm]]:
     """Norm classes, special ones before their bases, and the layers that take their place."""
+    timm = sys.modules.get('timm.layers')  # without it no model has its norms; likewise mmcv.ops
     kinds: dict[type[nn.Module], type[SwitchNorm]] = {
+        **{getattr(timm, name): layer for name, layer in _TIMM.items() if hasattr(timm, name)},
         nn.BatchNorm1d: SwitchNorm1d,
         nn.BatchNorm2d: SwitchNorm2d,
         nn.BatchNorm3d: SwitchNorm3d,
@@ -102,22 +141,23 @@ def layers_by_kind() -> dict[type[nn.Module], type[SwitchNorm]]:
         nn.GroupNorm: SwitchNorm,
     }
     mmcv_sync_bn = getattr(sys.modules.get('mmcv.ops'), 'SyncBatchNorm', None)
-    if mmcv_sync_bn is not None:  # without mmcv.ops no model has it
+    if mmcv_sync_bn is not None:
         kinds[mmcv_sync_bn] = SwitchNorm
     return kinds
 
 
 def extras_of(norm: nn.Module) -> str:
     """The parts of a norm beyond its library class, which SN would drop; '' if it has none."""
-    kind = next(kind for kind in layers_by_kind() if isinstance(norm, kind))
+    kind, layer = next(item for item in layers_by_kind().items() if isinstance(norm, item[0]))
     if getattr(norm.forward, '__func__', None) is not kind.forward:
         return 'own forward'
     members = {*norm._parameters, *norm._buffers, *norm._modules}
-    return ', '.join(sorted(members - {'weight', 'bias', *_STATISTICS}))
+    kept = {'weight', 'bias', *_STATISTICS, *(_FOLLOWERS if layer is SwitchNormAct else ())}
+    return ', '.join(sorted(members - kept))
 
 
 def _convert(
-    norm: Any, layer: type[SwitchNorm], fallback: torch.Tensor, layer_args: dict[str, Any]
+    norm: Any, layer: type[SwitchNorm], fallback: torch.Tensor, layer_args: Mapping[str, Any]
 ) -> SwitchNorm:
     statistics = {name: getattr(norm, name, None) for name in _STATISTICS}
     origin = next(t for t in (norm.weight, statistics['running_mean'], fallback) if t is not None)
@@ -134,6 +174,8 @@ def _convert(
         group = getattr(norm, 'process_group', getattr(norm, 'group', None))
         if group is not None and group is not torch.distributed.group.WORLD:
             args['process_group'] = group
+    if layer is SwitchNormAct:
+        args.update({name: getattr(norm, name, None) for name in _FOLLOWERS})
     channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
     new = layer(channels, **{**args, **layer_args})
     new.train(norm.training)

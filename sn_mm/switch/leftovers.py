@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..model.convert import convert_switch_norm
+from ..model.convert import replace_norms
 from .components import norm_layer, shares_levels
 from .extent import reason_to_leave
 from .target import layer_arguments, leave_out_batch
@@ -52,9 +52,8 @@ def convert_leftovers(model: nn.Module, norm_cfg: dict, extent: str = 'existing'
     levels = {inner for m in model.modules() if shares_levels(type(m)) for inner in m.modules()}
     shared = {name for name in names if model.get_submodule(name) in levels}
     arguments = layer_arguments(norm_cfg)
-    convert_switch_norm(model, select=(names - shared).__contains__, **arguments)
-    without_batch = leave_out_batch(arguments)
-    convert_switch_norm(model, select=shared.__contains__, **without_batch)
+    replace_norms(model, (names - shared).__contains__, arguments)
+    replace_norms(model, shared.__contains__, leave_out_batch(arguments))
     if 'requires_grad' in norm_cfg:
         for name in names:
             model.get_submodule(name).requires_grad_(norm_cfg['requires_grad'])

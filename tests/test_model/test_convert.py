@@ -290,17 +290,32 @@ def test_shared_parameters_stay_shared():
 
 
 def test_layer_norm_and_switch_norm_are_untouched():
-    model = nn.Sequential(nn.LayerNorm(6), SwitchNorm2d(6), SwitchNorm(6), nn.LocalResponseNorm(2))
+    model = nn.Sequential(nn.LayerNorm(6), SwitchNorm2d(6), SwitchNorm(6), nn.BatchNorm2d(6))
+    before = list(model)
+    after = convert_switch_norm(model)
+    assert all(a is b for a, b in zip(after[:3], before)) and after[3] is not before[3]
+
+
+@pytest.mark.parametrize(
+    ('model', 'select'),
+    (
+        (nn.Sequential(nn.LayerNorm(6), nn.LocalResponseNorm(2)), lambda name: True),
+        (nn.Sequential(SwitchNorm2d(6)), lambda name: True),
+        (nn.Sequential(nn.BatchNorm2d(6)), lambda name: False),
+    ),
+    ids=('no norms', 'converted already', 'none selected'),
+)
+def test_a_conversion_of_nothing_is_refused(model, select):
     before, lines = list(model), []
-    after = convert_switch_norm(model, report=lines.append)
-    assert all(a is b for a, b in zip(after, before))
-    assert lines == ['Norms converted to Switchable Normalization: 0']
+    with pytest.raises(InputError, match='^no norm to convert: the model has no BatchNorm'):
+        convert_switch_norm(model, report=lines.append, select=select)
+    assert list(model) == before and not lines
 
 
-def test_converting_twice_changes_nothing():
-    model = convert_switch_norm(nn.Sequential(Block()))
-    before = dict(model.named_modules())
-    assert dict(convert_switch_norm(model).named_modules()) == before
+def test_a_conversion_that_leaves_all_norms_is_refused_and_names_them():
+    model = nn.Sequential(*(patched(nn.BatchNorm2d(6)) for _ in range(4)))
+    with pytest.raises(InputError, match=r'the model has 0: .* own forward; 1: .*; 2: .*; \.\.\.$'):
+        convert_switch_norm(model)
 
 
 def test_optimizer_state_of_the_old_parameters_still_applies():
@@ -487,11 +502,13 @@ def test_norms_that_do_more_are_left_and_reported(norm, extras):
     model, lines = nn.Sequential(norm, nn.BatchNorm2d(6)), []
     x = torch.randn(SHAPES[2])
     want = norm.eval()(x)
-    new = convert_switch_norm(model, report=lines.append)
+    line = f'0: {type(norm).__name__} left as it is, SN would drop its {extras}'
+    with pytest.warns(UserWarning, match=f'^1 norms are not converted: {line}$') as record:
+        new = convert_switch_norm(model, report=lines.append)
+    assert record[0].filename == __file__
     assert new[0] is norm and isinstance(new[1], SwitchNorm2d)
     torch.testing.assert_close(new[0](x), want)
-    name = type(norm).__name__
-    assert lines[0] == f'0: {name} left as it is, SN would drop its {extras}'
+    assert lines[0] == line
     assert lines[-1].endswith(': 1')
 
 
@@ -563,13 +580,11 @@ def check_trains(model, x):
 def test_converted_mmdet_resnet50_trains():
     model = mmdet_resnet({'type': 'BN'}, depth=50, base_channels=64)
     state = model.state_dict()
-    model, lines = convert_switch_norm(model), []
+    model = convert_switch_norm(model)
     assert sum(isinstance(m, SwitchNorm2d) for m in model.modules()) == 53
     missing = set(model.state_dict()) - set(state)
     assert set(state) <= set(model.state_dict())
     assert {name.rpartition('.')[2] for name in missing} == {'mean_weight', 'var_weight'}
-    convert_switch_norm(model, report=lines.append)
-    assert lines[-1].endswith(': 0')
     check_trains(model, torch.randn(2, 3, 64, 64))
 
 
