@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from ctypes import c_char_p, c_int
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -146,7 +146,7 @@ def _call(
     logits = parameters[0]
     failed = function(
         _PASS.pack(
-            *[0 if t is None else t.data_ptr() for t in tensors],
+            *[0 if t is None else t.data_ptr() or _no_memory(t) for t in tensors],
             n, c, positions, _TYPES[x.dtype],
             positions == 1 or not x.is_contiguous(),  # one position: N rows of C
             min(torch.get_num_threads(), 1 + values // _GRAIN),
@@ -160,13 +160,17 @@ def _call(
         raise MemoryError('the CPU kernels of sn_mm got no memory for their sums')
 
 
+def _no_memory(t: Tensor) -> NoReturn:
+    raise TypeError(f'the CPU kernels of sn_mm got a tensor without memory: {type(t).__name__}')
+
+
 def _plain(t: Tensor) -> bool:
     """Whether the kernels take ``t`` as it is."""
-    return t.dtype == torch.float32 and t.is_contiguous()
+    return t.dtype == torch.float32 and t.is_contiguous() and not t.is_neg()
 
 
 def _float(t: Tensor | None) -> Tensor | None:
-    return t if t is None or _plain(t) else t.to(torch.float32).contiguous()
+    return t if t is None or _plain(t) else t.to(torch.float32).contiguous().resolve_neg()
 
 
 def _share(running: Running) -> float:
