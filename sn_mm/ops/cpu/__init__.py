@@ -50,7 +50,7 @@ def measure(x: Tensor, settings: Settings, running: Running | None, training: bo
     if running is not None and not training and 'bn' in settings.scopes:
         given = torch.stack((running.mean.float(), running.var.float())).unsqueeze(1)
         if len(settings.scopes) == 1:
-            return {'in': given.expand(2, n, c).contiguous(), 'bn': given}
+            return {'in': given.repeat(1, n, 1), 'bn': given}
     moments['in'] = x.new_empty((2, n, c), dtype=torch.float32)
     if 'ln' in settings.scopes:
         moments['ln'] = x.new_empty((2, n, 1), dtype=torch.float32)
