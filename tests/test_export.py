@@ -58,6 +58,14 @@ def test_a_scripted_layer_leaves_the_instance_scope_out_of_single_positions():
     torch.testing.assert_close(torch.jit.script(model[1])(x), model[1](x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_a_scripted_layer_stops_tracking_where_the_attribute_is_false():
+    layer = SwitchNorm2d(3)
+    layer.track_running_stats = False
+    torch.jit.script(layer)(torch.randn(2, 3, 4, 5))
+    assert layer.num_batches_tracked == 0 and not layer.running_mean.any()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')
 def test_torchs_newer_onnx_exporter_takes_the_layer(tmp_path):
