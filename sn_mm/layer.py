@@ -205,6 +205,19 @@ class SwitchNorm(_InstanceNorm):
             self.num_batches_tracked,
         )
 
+    def __prepare_scriptable__(self) -> SwitchNorm:
+        """TorchScript's call before it compiles the layer, without its collectives.
+
+        Raises:
+            InputError: The layer trains, synchronised over ranks.
+        """
+        if self.training and self._group() is not None:
+            raise InputError(
+                'TorchScript takes layers with sync=False in training, and this one is '
+                'synchronised over ranks'
+            )
+        return self
+
     def _group(self) -> ProcessGroup | None:
         if 'bn' not in self.normalizers:
             return None
