@@ -1,4 +1,4 @@
-"""Graphs that leave Python compute what the layer computes, at other sizes too."""
+"""Graphs that leave Python give the numbers of the layer, at other sizes too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""switch_norm against the slow reference, and what its backward promises."""
+"""switch_norm against the slow reference, and the promises of its backward pass."""
 
 from __future__ import annotations
 
@@ -329,7 +329,7 @@ def test_a_lazy_zero_gives_gradients_of_zero(dtype):
 @pytest.mark.parametrize('memory_format', FORMATS, ids=str)
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_maps_have_float32_statistics(dtype, memory_format, training, device):
-    """Squares of these maps overflow float16; only the output itself may be rounded."""
+    """Squares of these inputs overflow float16; only the output itself may be rounded."""
     x = (torch.randn(2, 4, 16, 16, device=device) * 200 + 500).to(dtype)
     x = x.to(memory_format=memory_format).requires_grad_()
     state = make_state(4, dtype=torch.float32, device=device)

@@ -1,4 +1,4 @@
-"""convert_switch_norm: what it replaces, what it keeps, what it leaves and what it refuses."""
+"""convert_switch_norm: the norms that it replaces, keeps, leaves alone or refuses."""
 
 import copy
 import logging
@@ -53,7 +53,7 @@ def assert_same_state(norm, expected):
         torch.testing.assert_close(state[name], value, rtol=0, atol=0)
 
 
-# --- what is replaced, and what is kept
+# --- norms that are replaced, and the parts that are kept
 
 
 @pytest.mark.parametrize('dim', (1, 2, 3))
@@ -155,7 +155,7 @@ def test_batch_norm_without_affine_stays_without(layer_args):
 def test_norm_without_bias_stays_without(scope):
     if scope == 'bn':
         old = nn.BatchNorm2d(6)
-        old.register_parameter('bias', None)  # what bias=False of newer torch does
+        old.register_parameter('bias', None)  # as bias=False of newer torch does
     else:
         old = nn.GroupNorm(1, 6)
         old.register_parameter('bias', None)

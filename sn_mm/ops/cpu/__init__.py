@@ -138,7 +138,7 @@ def _call(
     values = x.numel()
     positions = values // (n * c)
     scopes = settings.scopes
-    # Holds what was converted until the function is through.
+    # Keeps converted copies alive until the function returns.
     tensors = [
         x, dy, out, moments['in'], moments.get('ln'), moments.get('bn'),
         *sums, *map(_float, parameters), *gradients, *running,
