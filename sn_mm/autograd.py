@@ -121,6 +121,8 @@ class SwitchNormFunction(torch.autograd.Function):
             return *grads, *(None,) * 5
 
         if not is_compiling():  # which does not know dy's format; the operators do this themselves
+            x = dense(x)  # hooks on saved tensors may give them another layout
+            moments = {scope: t.contiguous() for scope, t in moments.items()}
             dy = dense(dy, like=x)
         backend = backend_for(x)
         sums, gradients = backend.reduce(dy, x, moments, parameters, settings, ctx.measured)

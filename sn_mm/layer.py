@@ -162,13 +162,17 @@ class SwitchNorm(_InstanceNorm):
         return self._normalize(input)
 
     def _normalize(self, input: Tensor) -> Tensor:
+        # As in BatchNorm, the attribute set to False later on stops the tracking.
+        tracks = self.track_running_stats or not self.training
+        running_mean = self.running_mean if tracks else None
+        running_var = self.running_var if tracks else None
         if torch.jit.is_scripting():
             return equations.switch_norm(
                 input,
                 self.mean_weight,
                 self.var_weight,
-                self.running_mean,
-                self.running_var,
+                running_mean,
+                running_var,
                 self.weight,
                 self.bias,
                 self.training,
@@ -188,11 +192,11 @@ class SwitchNorm(_InstanceNorm):
             input,
             self.mean_weight,
             self.var_weight,
-            self.running_mean,
-            self.running_var,
+            running_mean,
+            running_var,
             self.weight,
             self.bias,
-            self.training or self.running_mean is None,
+            self.training or running_mean is None,
             self.momentum,
             self.eps,
             self.normalizers,
@@ -200,6 +204,19 @@ class SwitchNorm(_InstanceNorm):
             self._group() if self.training else None,
             self.num_batches_tracked,
         )
+
+    def __prepare_scriptable__(self) -> SwitchNorm:
+        """TorchScript's call before it compiles the layer, without its collectives.
+
+        Raises:
+            InputError: The layer trains, synchronised over ranks.
+        """
+        if self.training and self._group() is not None:
+            raise InputError(
+                'TorchScript takes layers with sync=False in training, and this one is '
+                'synchronised over ranks'
+            )
+        return self
 
     def _group(self) -> ProcessGroup | None:
         if 'bn' not in self.normalizers:

@@ -1,4 +1,4 @@
-"""SN with what follows it in the same module: the place of timm's norm-and-activation layers."""
+"""SN, a drop layer and an activation in one module, for timm's norm-and-activation layers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How PyTorch looks at a call: it runs it, compiles it, records it or transforms it.
+"""Whether PyTorch runs, compiles, records or transforms the current call.
 
-One answer each, asked here. ``torch.compiler.is_compiling()`` and ``is_exporting()`` are flags of
+The whole package asks here. ``torch.compiler.is_compiling()`` and ``is_exporting()`` are flags of
 the whole process: they are also true in a thread that runs a layer while another one compiles.
 """
 

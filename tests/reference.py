@@ -2,8 +2,8 @@ r"""Switchable Normalization as its paper writes it: slow, plain, in float64. Ju
 
 Luo et al., arXiv 1806.10779, equations 2 to 5. Each scope's mean and variance are taken over its
 own pixels, by definition: I_in = {(i, j)}, I_ln = {(c, i, j)}, I_bn = {(n, i, j)}. Gradients are
-autograd's. ``inputs`` is a list of maps that may differ in N and \*S: together they are one batch,
-as the maps of several ranks are.
+autograd's. ``inputs`` is a list of tensors that may differ in N and \*S: together they are one
+batch, as the inputs of several ranks are.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def switch_norm(
 
     outputs = []
     for x, given in zip(maps, inputs):
-        # One position per map has no statistics of its own (the paper's one-dimensional form).
+        # One position per channel has no statistics of its own (the paper's one-dimensional form).
         used = [k for k in normalizers if k != 'in' or x.shape[2] != 1]
         logits = [normalizers.index(k) for k in used]
         p = mean_weight.double()[logits].softmax(0)  # equation 5
@@ -103,7 +103,7 @@ def layer_scope(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
 
 
 def batch_scope(maps: Sequence[Tensor], correction: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance (C,) over the (n, i, j) of all maps together; without pixels 0."""
+    """Mean and variance (C,) over the (n, i, j) of all inputs together; without pixels 0."""
     if correction:
         mean, var = (torch.cat(k) for k in zip(*(instance_scope(x, 1) for x in maps)))
         sizes = torch.cat([torch.full_like(x[:, :, :1].sum(2), x.shape[2]) for x in maps])

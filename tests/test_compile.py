@@ -120,6 +120,14 @@ def test_the_operators_keep_what_pytorch_asks_of_them(memory_format, scopes):
         torch.library.opcheck(operator.default, args, test_utils=('test_schema', 'test_faketensor'))
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=str)
+def test_no_result_of_an_operator_aliases_another(dtype):
+    """Of one instance 'in' is as large as 'bn', with which it is filled in evaluation."""
+    x = torch.randn(1, 3, 4, 5, dtype=dtype)
+    moments = torch.ops.sn_mm.measure(x, torch.zeros(3), torch.ones(3), ['bn'], 0)
+    assert moments[0].data_ptr() != moments[2].data_ptr()
+
+
 def test_copies_of_a_compiled_layer_are_layers_of_their_own(tmp_path):
     """``Module.compile`` keeps the compiled forward, which runs the original's weights."""
     layer = SwitchNorm2d(3)

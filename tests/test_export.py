@@ -1,4 +1,4 @@
-"""Graphs that leave Python compute what the layer computes, at other sizes too."""
+"""Graphs that leave Python give the numbers of the layer, at other sizes too."""
 
 from __future__ import annotations
 
@@ -56,6 +56,14 @@ def test_a_scripted_layer_leaves_the_instance_scope_out_of_single_positions():
     model = network()
     x = torch.randn(3, 8, 1, 1)
     torch.testing.assert_close(torch.jit.script(model[1])(x), model[1](x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_a_scripted_layer_stops_tracking_where_the_attribute_is_false():
+    layer = SwitchNorm2d(3)
+    layer.track_running_stats = False
+    torch.jit.script(layer)(torch.randn(2, 3, 4, 5))
+    assert layer.num_batches_tracked == 0 and not layer.running_mean.any()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""switch_norm against the slow reference, and what its backward promises."""
+"""switch_norm against the slow reference, and the promises of its backward pass."""
 
 from __future__ import annotations
 
@@ -296,6 +296,32 @@ def test_gradient_of_the_output_in_any_layout(make, memory_format):
     check_against_reference(x, make_state(3), dy=dy, training=True)
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize('name', ['x', 'dy', 'weight', 'bias', 'mean_weight', 'running_mean'])
+def test_a_lazy_negation_is_read_as_the_numbers_that_it_stands_for(name, dtype):
+    """As ``z.conj().imag`` is: PyTorch notes the minus and leaves the memory as it was."""
+    x, dy = torch.randn(2, 2, 3, 4, 5, dtype=dtype).unbind()
+    tensors = {'x': x, 'dy': dy, **make_state(3, dtype=dtype)}
+
+    def step(tensors: dict[str, Tensor]) -> list[Tensor]:
+        state = {k: t.detach() for k, t in tensors.items()}
+        dy, x = state.pop('dy'), state.pop('x').requires_grad_()
+        y = switch_norm(x, **state, training=True)
+        return [y, *torch.autograd.grad(y, x, dy), state['running_mean']]
+
+    lazy = {k: t.detach().clone() for k, t in tensors.items()}
+    lazy[name] = torch._neg_view(-lazy[name])
+    torch.testing.assert_close(step(lazy), step(tensors))
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=str)
+def test_a_lazy_zero_gives_gradients_of_zero(dtype):
+    x = torch.randn(2, 3, 4, 5, dtype=dtype, requires_grad=True)
+    y = switch_norm(x, **make_state(3, dtype=dtype), training=True)
+    y.backward(torch._efficientzerotensor(y.shape, dtype=dtype))
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
 # --- precision ---------------------------------------------------------------------------------
 
 
@@ -303,7 +329,7 @@ def test_gradient_of_the_output_in_any_layout(make, memory_format):
 @pytest.mark.parametrize('memory_format', FORMATS, ids=str)
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_maps_have_float32_statistics(dtype, memory_format, training, device):
-    """Squares of these maps overflow float16; only the output itself may be rounded."""
+    """Squares of these inputs overflow float16; only the output itself may be rounded."""
     x = (torch.randn(2, 4, 16, 16, device=device) * 200 + 500).to(dtype)
     x = x.to(memory_format=memory_format).requires_grad_()
     state = make_state(4, dtype=torch.float32, device=device)
@@ -515,6 +541,22 @@ def test_backward_twice_with_retain_graph():
     y = switch_norm(x, **state, training=True)
     first = torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True)[0]
     assert torch.equal(first, torch.autograd.grad(y, x, torch.ones_like(y))[0])
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=str)
+def test_saved_tensors_may_come_back_in_another_layout(dtype):
+    """From hooks that offload or compress them."""
+    x = torch.randn(2, 3, 4, 5, dtype=dtype, requires_grad=True)
+    state = make_state(3, dtype=dtype)
+    dy = torch.randn_like(x)
+    expected = gradients(switch_norm(x, **copy_state(state), training=True), dy, x, {})
+
+    def transposed(t: Tensor) -> Tensor:
+        return t.mT.contiguous().mT if t.dim() > 1 else t
+
+    with saved_tensors_hooks(transposed, transposed):
+        y = switch_norm(x, **state, training=True)
+    torch.testing.assert_close(gradients(y, dy, x, {}), expected)
 
 
 def test_input_changed_before_backward_raises():

@@ -114,7 +114,7 @@ def test_a_scope_that_the_layer_has_not_is_refused():
         SwitchNorm2d(4, normalizers=('in', 'ln'), init_importance='bn')
 
 
-# --- where it is given, and what comes after
+# --- where it is given, and later
 
 
 def test_copies_reset_and_repr_keep_it():
@@ -181,7 +181,7 @@ def test_bn_keeps_the_gradients_in_training():
 
 
 def test_frozen_stages_with_a_batch_norm_checkpoint_are_the_batch_norm_network(tmp_path):
-    """Nothing adapts there: with equal shares frozen stages stay another network for good."""
+    """Nothing adapts in them: with equal shares frozen stages stay another network for good."""
     original, x = batch_norm_resnet(), images()
     torch.save(original.state_dict(), tmp_path / 'bn.pth')
     changes = {}

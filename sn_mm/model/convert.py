@@ -165,6 +165,7 @@ def _convert(
         'eps': norm.eps,
         'momentum': getattr(norm, 'momentum', 0.1),
         'affine': norm.affine,
+        'bias': norm.bias is not None or not norm.affine,
         'track_running_stats': isinstance(norm, (_InstanceNorm, nn.GroupNorm))
         or statistics['running_mean'] is not None,
         'device': origin.device,
@@ -180,10 +181,15 @@ def _convert(
     new = layer(channels, **{**args, **layer_args})
     new.train(norm.training)
     if new.affine and norm.affine:
-        new.weight, new.bias = norm.weight, norm.bias
+        new.weight = norm.weight
+        if norm.bias is not None and new.bias is not None:
+            new.bias = norm.bias
         for logits in (new.mean_weight, new.var_weight):
             logits.requires_grad_(norm.weight.requires_grad)
     for name, value in statistics.items():
         if value is not None and getattr(new, name) is not None:
             setattr(new, name, value)
+    stopped = statistics['running_mean'] is not None and not norm.track_running_stats
+    if stopped and 'track_running_stats' not in layer_args:
+        new.track_running_stats = False
     return new

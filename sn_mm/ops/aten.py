@@ -32,7 +32,7 @@ def measure(x: Tensor, settings: Settings, running: Running | None, training: bo
         # Copies: a later batch, or DDP's broadcast, may move the buffers before the backward pass.
         moments['bn'] = torch.stack((running.mean, running.var)).to(flat.dtype).view(2, 1, c)
     if settings.scopes == ('bn',) and moments:
-        return {'in': moments['bn'].expand(2, n, c).contiguous(), **moments}
+        return {'in': moments['bn'].repeat(1, n, 1), **moments}
     if x.numel():
         var, mean = torch.var_mean(flat, 2, correction=0)
         var = var * equations.unbiased(flat.shape[2], settings.correction)

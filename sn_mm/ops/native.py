@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..tracing import is_compiling
 from . import aten
 from .protocol import Backend
 
@@ -144,6 +145,10 @@ def _memory_format(x: Tensor) -> torch.memory_format:
 def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
     """``x`` itself where it is dense in the memory format of ``like`` (default: x), else a copy.
 
-    Formats are contiguous, channels_last and channels_last_3d; any other becomes contiguous.
+    Formats are contiguous, channels_last and channels_last_3d; any other becomes contiguous. A
+    tensor whose values are not in its memory (a lazy negation, a lazy zero) is copied too.
     """
-    return x.contiguous(memory_format=_memory_format(x if like is None else like))
+    x = x.contiguous(memory_format=_memory_format(x if like is None else like))
+    if is_compiling():  # the operators, when they run, get such tensors resolved
+        return x
+    return x.clone() if x.is_neg() or x._is_zerotensor() else x

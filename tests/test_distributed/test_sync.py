@@ -408,6 +408,17 @@ def test_second_derivatives_of_a_synchronised_layer_are_refused(rank, size):
 
 
 @on_ranks(2)
+def test_a_script_of_a_synchronised_layer_in_training_is_refused(rank, size):
+    """It would normalise with this rank's statistics."""
+    layer = SwitchNorm2d(C)
+    with pytest.raises(InputError, match='sync=False'):
+        torch.jit.script(layer)
+    x = torch.randn(2, C, 3, 3)
+    torch.testing.assert_close(torch.jit.script(layer.eval())(x), layer(x))
+    dist.barrier()
+
+
+@on_ranks(2)
 def test_no_collective_where_nothing_is_shared(rank, size):
     x = torch.randn(2, C, 3, 3, requires_grad=True)
     layers = {

@@ -1,4 +1,4 @@
-"""convert_switch_norm: what it replaces, what it keeps, what it leaves and what it refuses."""
+"""convert_switch_norm: the norms that it replaces, keeps, leaves alone or refuses."""
 
 import copy
 import logging
@@ -53,7 +53,7 @@ def assert_same_state(norm, expected):
         torch.testing.assert_close(state[name], value, rtol=0, atol=0)
 
 
-# --- what is replaced, and what is kept
+# --- norms that are replaced, and the parts that are kept
 
 
 @pytest.mark.parametrize('dim', (1, 2, 3))
@@ -137,8 +137,11 @@ def test_batch_norm_that_stopped_tracking_still_evaluates_with_its_statistics():
     old.track_running_stats = False  # torch goes on using the buffers in evaluation
     x = torch.randn(SHAPES[2])
     want = old(x)
+    kept = old.running_mean.clone()
     new = all_weight_on(convert_switch_norm(nn.Sequential(old)), 'bn')
     torch.testing.assert_close(new(x), want)
+    new.train()(x)
+    assert torch.equal(new[0].running_mean, kept)
 
 
 @pytest.mark.parametrize('layer_args', ({}, {'sync': False}))
@@ -152,7 +155,7 @@ def test_batch_norm_without_affine_stays_without(layer_args):
 def test_norm_without_bias_stays_without(scope):
     if scope == 'bn':
         old = nn.BatchNorm2d(6)
-        old.register_parameter('bias', None)  # what bias=False of newer torch does
+        old.register_parameter('bias', None)  # as bias=False of newer torch does
     else:
         old = nn.GroupNorm(1, 6)
         old.register_parameter('bias', None)
@@ -351,6 +354,14 @@ def test_affine_can_be_added_or_taken_away():
     new = convert_switch_norm(copy.deepcopy(model), affine=True)
     assert new[0].weight.tolist() == [1.0] * 6 and new[0].bias.tolist() == [0.0] * 6
     assert all(m.weight is None for m in convert_switch_norm(model, affine=False))
+
+
+def test_bias_can_be_taken_away_or_added():
+    old = randomize(nn.BatchNorm2d(6))
+    new = convert_switch_norm(copy.deepcopy(old), bias=False)
+    assert torch.equal(new.weight, old.weight) and new.bias is None
+    old.register_parameter('bias', None)
+    assert convert_switch_norm(old, bias=True).bias.tolist() == [0.0] * 6
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""simplify: which layers become BatchNorm, what the outputs then are, and that they fuse."""
+"""simplify: which layers become BatchNorm, their outputs, and that they fuse."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def conv_network(*offs: float) -> nn.Sequential:
 @pytest.mark.parametrize('correction', [0, 1])
 @pytest.mark.parametrize('layer', SHAPES)
 def test_all_weight_on_bn_stays_the_same_function(layer, correction):
-    """Maps of one position included, and training too."""
+    """Inputs of one position included, and training too."""
     sn = trained(layer(4, eps=1e-3, momentum=0.3, correction=correction)).double()
     model = nn.Sequential(copy.deepcopy(sn))
     assert simplify(model, 0.01) is model
@@ -159,7 +159,7 @@ def test_inputs_show_the_axes_of_the_general_layer(shape):
     torch.testing.assert_close(bn(x), want)
 
 
-# --- the report of what changed
+# --- the report
 
 
 def test_a_layer_may_be_called_by_keyword():

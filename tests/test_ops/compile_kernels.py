@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for GPUs that need not be there; prints what became of each as JSON.
+"""Compiles every Triton kernel for GPUs that this machine need not have; prints results as JSON.
 
 For sm_90 all kernels, dtypes, formats and scopes, for sm_80 and sm_70 float16 maps only.
 """
@@ -40,7 +40,7 @@ def launches_of_a_step(
     """Everything that a synchronised layer launches forward and backward, and in evaluation."""
     x = torch.empty(shape, dtype=dtype, device='meta').contiguous(memory_format=memory_format)
     three, channels = x.new_empty(3, dtype=torch.float32), x.new_empty(shape[1]).float()
-    logits = three[: max(2, len(scopes))]  # for one scope there is a logit of 'in', left out
+    logits = three[: max(2, len(scopes))]  # with one scope also a logit of 'in', left out
     parameters = Parameters(logits, logits, *(channels if affine else None for _ in range(2)))
     running = Running(channels, channels, x.new_empty((), dtype=torch.int64), 0.1)
     settings = Settings(scopes, 1e-5, 0)
@@ -62,7 +62,7 @@ def launches_of_a_step(
 class Driver:
     """Stands in for CUDA's, so that Triton compiles all that a launch needs, and launches nothing.
 
-    A device is named by its architecture: Triton keeps what it has compiled for each device.
+    A device is named by its architecture: Triton keeps its compiled kernels for each device.
     """
 
     def __init__(self, architecture: int) -> None:

@@ -452,3 +452,11 @@ def test_results_are_new_tensors():
     assert torch.equal(x, kept)
     assert len({t.data_ptr() for t in (x, step.y, step.dx)}) == 3
     assert not step.y._is_view() and not step.dx._is_view()
+
+
+def test_a_tensor_without_memory_is_refused():
+    """Not taken for one that is left out: its address is 0 too."""
+    parameters = Parameters(*torch.randn(2, 3), torch.ones(3, device='meta'), None)
+    x = torch.randn(2, 3, 4)
+    with pytest.raises(TypeError, match='without memory'):
+        cpu.normalize(x, cpu.measure(x, ALL, None, True), parameters, ALL)

@@ -1,4 +1,4 @@
-"""Which backend computes, what it is given, and that the reference is right on every device."""
+"""The choice of a backend, the layout of its input, and the reference on every device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 def as_cuda_writes(x, weight, bias, mean, var, training, momentum, eps, out):
     """``native_batch_norm`` in CUDA's order: it saves the mean, then the inverse deviation, then
-    normalises with what is saved."""
+    normalises with these two."""
     y, save_mean, save_invstd = out
     channels = (1, -1) + (1,) * (x.dim() - 2)
     for saved, value in ((save_mean, mean), (save_invstd, (var + eps).rsqrt())):

@@ -1,4 +1,4 @@
-"""The Triton backend: on CUDA where there is one, in Triton's interpreter on the CPU elsewhere.
+"""The Triton backend: on CUDA if it is available, in Triton's interpreter on the CPU elsewhere.
 
 The interpreter takes a few milliseconds for each tile: the batches here are small, and small tiles
 make programs share them as they share large ones. It shortens float32 to bfloat16 without rounding.
@@ -320,7 +320,7 @@ def test_given_batch_scope_alone_does_not_read_the_map():
 @pytest.mark.parametrize('correction', [0, 1])
 @pytest.mark.parametrize('scopes', [s for s in SUBSETS if 'bn' in s], ids='-'.join)
 def test_ranks_see_the_union_of_their_batches(chunked, scopes, correction):
-    """Two ranks with maps of different sizes and a third one without any."""
+    """Two ranks with inputs of different sizes and a third one without any."""
     xs = [random_map(s, torch.float32, 'contiguous') for s in ((2, 3, 4, 5), (1, 3, 7, 3))]
     dys = [torch.randn_like(x) for x in xs]
     layer, parameters = Settings(scopes, 0.1, correction), random_parameters(3, len(scopes))
@@ -648,7 +648,7 @@ def test_offsets_beyond_32_bits(channels_last, instances, channels, positions, r
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_kernels_compile_for_sm_70_sm_80_and_sm_90():
-    """To machine code that spills no registers, and moves maps by 16 bytes at a time."""
+    """To machine code that spills no registers, and moves inputs by 16 bytes at a time."""
     script = Path(__file__).with_name('compile_kernels.py')
     env = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
     env['PYTHONPATH'] = str(ROOT)
@@ -719,7 +719,7 @@ class AllReduce:
 
 
 def launches_of(function: Callable[[], Any]) -> tuple[list[str], Any]:
-    """Names of the kernels and operations that a call starts, and what it returns."""
+    """Names of the kernels and operations that a call starts, and its result."""
     with recorded_launches() as launches, Operations() as operations:
         result = function()
     return [launch.name for launch in launches] + operations.names, result

@@ -1,4 +1,4 @@
-"""Records what the Triton backend launches, and by what Triton tells compiled kernels apart."""
+"""Records the launches of the Triton backend, and how Triton tells compiled kernels apart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
 
     def variant(self) -> tuple:
-        """What a kernel is compiled for anew."""
+        """The arguments for which a kernel is compiled anew."""
         kept = [(k, v) for k, v in self.arguments.items() if k not in self.kernel.arg_names]
         return self.name, *kept, *map(self._kind, self.kernel.arg_names)
 

@@ -1,4 +1,4 @@
-"""tools/benchmark_layer.py: what it measures, on small maps, and what it writes."""
+"""tools/benchmark_layer.py: its measurements, on small inputs, and the files that it writes."""
 
 from __future__ import annotations
 

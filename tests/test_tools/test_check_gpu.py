@@ -81,7 +81,7 @@ def result(name: str, records: list, status: str = 'done', reason: str = '') -> 
 
 
 def marks(*results: Result, on_gpu: bool = True):
-    """Value, mark and note of the bounds of contiguous float32 maps, training and launches."""
+    """Value, mark and note of the bounds of contiguous float32 inputs, training and launches."""
     names = {
         'ResNet inputs >= 16 MB, float32, contiguous': 'time',
         'inputs >= 256 MB, float32, contiguous': 'bandwidth',

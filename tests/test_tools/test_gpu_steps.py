@@ -1,4 +1,4 @@
-"""The steps of tools/check_gpu.py: their processes, the choice of tests, what they measure."""
+"""The steps of tools/check_gpu.py: their processes, the choice of tests, their measurements."""
 
 from __future__ import annotations
 

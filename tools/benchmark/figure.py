@@ -30,8 +30,8 @@ def draw_ratios(machine: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
     One panel for each dtype and memory format, one row for each input.
 
     Args:
-        machine: What ``machine.describe`` says.
-        records: What ``measure.measure`` says, with model, shape, dtype and format.
+        machine: The result of ``machine.describe``.
+        records: The results of ``measure.measure``, with model, shape, dtype and format.
     """
 
     def panel(record: Mapping[str, Any]) -> tuple[str, str]:

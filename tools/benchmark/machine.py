@@ -15,7 +15,7 @@ import torch
 from sn_mm.errors import InputError
 
 # Read when a process starts. glibc gives freed memory back to the kernel, and the page faults of
-# the next step can cost more than what is measured.
+# the next step can cost more than the layer.
 _ENVIRONMENT = {
     'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1',
     'MALLOC_MMAP_THRESHOLD_': str(2**32),
@@ -26,7 +26,7 @@ _ENVIRONMENT = {
 
 
 def hold_freed_memory() -> None:
-    """Starts this process over, once, so that its allocator keeps what is freed."""
+    """Starts this process over, once, so that its allocator keeps freed memory."""
     if any(os.environ.get(name) != value for name, value in _ENVIRONMENT.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_ENVIRONMENT})
 

@@ -40,7 +40,7 @@ class Passes:
         return self.trained(self.x)
 
     def kept_bytes(self) -> int:
-        """What forward keeps for backward: distinct storages, but for the layer's own."""
+        """Bytes that forward keeps for backward: distinct storages, but for the layer's own."""
         own = {t.untyped_storage().data_ptr() for t in self.layer.state_dict().values()}
         kept: dict[int, Tensor] = {}
 
@@ -54,7 +54,7 @@ class Passes:
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
-    """The most that a pass holds at a time, beyond what was there before."""
+    """The most that a pass holds at a time, beyond the memory in use before it."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -96,7 +96,7 @@ def time_side_by_side(
     """Seconds of each pass, one a repeat: in each repeat all passes take their turn.
 
     Args:
-        passes: What to time.
+        passes: The functions to time, by name.
         device: Where they run.
         repeats: Timings of each.
         warmup: Runs before each timing that do not count.

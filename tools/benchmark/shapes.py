@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """Maps of one size: which model they come from, and (N, C, H, W)."""
+    """Inputs of one size: the model that they come from, and (N, C, H, W)."""
 
     model: str
     shape: tuple[int, int, int, int]

@@ -1,4 +1,4 @@
-"""What the collectives of synchronised norms move and take: arithmetic and the alpha-beta model.
+"""Bytes and time of the collectives of synchronised norms: arithmetic and the alpha-beta model.
 
 A collective takes (rounds * alpha + bytes / bandwidth): alpha is the time of a message without
 content, bytes are those that one rank receives. The algorithms and their costs are those of Thakur,
@@ -44,7 +44,7 @@ class Collective(NamedTuple):
         return self.numbers * self.size
 
     def result(self, ranks: int) -> int:
-        """Bytes of what each rank gets, in its memory."""
+        """Bytes that each rank gets into its memory."""
         return self.given * (ranks if self.kind == 'all_gather' else 1)
 
 

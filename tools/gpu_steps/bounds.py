@@ -21,7 +21,7 @@ class Mark(NamedTuple):
     """One bound.
 
     Attributes:
-        name: What is bounded.
+        name: The quantity.
         bound: The limit, as text.
         value: The worst value of the run, None where there is none.
         mark: 'held', 'not held' or 'not measured'.
@@ -124,8 +124,8 @@ def _mark(
 ) -> Mark:
     """Marks the worst of ``values``.
 
-    A step that did not come to its end may have left out the worst: what it measured can only show
-    that a bound is not held.
+    A step that did not come to its end may have left out the worst: its values can only show that
+    a bound is not held.
 
     Args:
         values: By the case that each is of.

@@ -1,4 +1,4 @@
-"""What a layer takes of the host: seconds until its work is enqueued, with no wait for it.
+"""A layer's time on the host: seconds until its work is enqueued, with no wait for it.
 
 On a small input, so that a GPU keeps up; on a CPU this is the whole time of the layer.
 """

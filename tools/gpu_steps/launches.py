@@ -1,4 +1,4 @@
-"""What a layer starts on the GPU, counted by PyTorch's profiler: kernels, fills and copies."""
+"""The launches of a layer on the GPU, counted by PyTorch's profiler: kernels, fills and copies."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def count(passes: Passes) -> dict[str, list[str]]:
-    """Names of what each pass starts, after it has run twice."""
+    """Names of the launches of each pass, after it has run twice."""
     for _ in range(2):
         passes.forward_backward()
         passes.eval()

@@ -16,7 +16,7 @@ REASON = 'hypothesis is not installed'
 
 
 def stand_in_for_hypothesis() -> None:
-    """Puts modules ``hypothesis`` and ``hypothesis.strategies`` where there are none."""
+    """Puts up modules ``hypothesis`` and ``hypothesis.strategies`` if they are not installed."""
     if find_spec('hypothesis') is None:
         package, strategies = _Package('hypothesis'), _Package('hypothesis.strategies')
         package.strategies = strategies  # type: ignore[attr-defined]
@@ -24,7 +24,7 @@ def stand_in_for_hypothesis() -> None:
 
 
 class _Anything:
-    """What strategies are made from and into; never drawn from."""
+    """Strategies, and the functions that make them; never drawn from."""
 
     def __getattr__(self, name: str) -> _Anything:
         return self

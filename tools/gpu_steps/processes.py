@@ -24,7 +24,7 @@ class Result(NamedTuple):
         status: 'done', 'failed' or 'not measured'.
         reason: Why it failed or was not measured, in one line; else ''.
         seconds: How long it took.
-        records: What it wrote until it ended.
+        records: Those that it wrote until it ended.
     """
 
     name: str
@@ -90,7 +90,7 @@ def step_command(step: str, records: Path, quick: bool) -> list[str | Path]:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """Ends the step's process group: also what a step that ended has left behind."""
+    """Ends the step's process group: also the processes that an ended step has left."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""What tools/check_gpu.py prints and writes: tables in Markdown, JSON, and the figure."""
+"""The report of tools/check_gpu.py: tables in Markdown, JSON, and the figure."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def make_json(
 
 
 def draw(machine: dict[str, Any], results: Sequence[Result], out: Path) -> str:
-    """Draws the layers' times into ``out``; says what it wrote, or why nothing."""
+    """Draws the layers' times into ``out``; returns one line: the file, or why it is missing."""
     records = next((r.records for r in results if r.name == 'layers'), [])
     if not records or not machine:
         return 'No figure: no layer was measured.'

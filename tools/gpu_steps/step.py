@@ -20,7 +20,7 @@ class NotMeasured(Exception):
 
 
 class Failed(Exception):
-    """The step found something wrong; the message says what."""
+    """The step shows a fault; the message names it."""
 
 
 def one_line(error: BaseException) -> str:

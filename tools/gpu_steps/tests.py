@@ -104,7 +104,7 @@ def _reason(report: Any) -> str:
 def missing_packages(module: Path) -> list[str]:
     """Packages that ``module`` imports at its top level and that are not installed.
 
-    ``pytest.importorskip`` says itself what it misses.
+    ``pytest.importorskip`` names its package itself.
     """
     source = module.read_text(encoding='utf-8')
     names = set()

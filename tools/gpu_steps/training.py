@@ -48,7 +48,7 @@ def compare(
         norms: Makes the norm layers of each model.
         device: Where to train.
         quick: A small and narrow ResNet on two small images.
-        prepare: What is done to a model before it trains.
+        prepare: Called with each model before it trains.
         quick_blocks: Blocks of each stage of the small ResNet.
 
     Raises:

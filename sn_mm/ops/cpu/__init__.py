@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from ctypes import c_char_p, c_int
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def measure(x: Tensor, settings: Settings, running: Running | None, training: bo
     if running is not None and not training and 'bn' in settings.scopes:
         given = torch.stack((running.mean.float(), running.var.float())).unsqueeze(1)
         if len(settings.scopes) == 1:
-            return {'in': given.expand(2, n, c).contiguous(), 'bn': given}
+            return {'in': given.repeat(1, n, 1), 'bn': given}
     moments['in'] = x.new_empty((2, n, c), dtype=torch.float32)
     if 'ln' in settings.scopes:
         moments['ln'] = x.new_empty((2, n, 1), dtype=torch.float32)
@@ -138,7 +138,7 @@ def _call(
     values = x.numel()
     positions = values // (n * c)
     scopes = settings.scopes
-    # Holds what was converted until the function is through.
+    # Keeps converted copies alive until the function returns.
     tensors = [
         x, dy, out, moments['in'], moments.get('ln'), moments.get('bn'),
         *sums, *map(_float, parameters), *gradients, *running,
@@ -146,7 +146,7 @@ def _call(
     logits = parameters[0]
     failed = function(
         _PASS.pack(
-            *[0 if t is None else t.data_ptr() for t in tensors],
+            *[0 if t is None else t.data_ptr() or _no_memory(t) for t in tensors],
             n, c, positions, _TYPES[x.dtype],
             positions == 1 or not x.is_contiguous(),  # one position: N rows of C
             min(torch.get_num_threads(), 1 + values // _GRAIN),
@@ -160,13 +160,17 @@ def _call(
         raise MemoryError('the CPU kernels of sn_mm got no memory for their sums')
 
 
+def _no_memory(t: Tensor) -> NoReturn:
+    raise TypeError(f'the CPU kernels of sn_mm got a tensor without memory: {type(t).__name__}')
+
+
 def _plain(t: Tensor) -> bool:
     """Whether the kernels take ``t`` as it is."""
-    return t.dtype == torch.float32 and t.is_contiguous()
+    return t.dtype == torch.float32 and t.is_contiguous() and not t.is_neg()
 
 
 def _float(t: Tensor | None) -> Tensor | None:
-    return t if t is None or _plain(t) else t.to(torch.float32).contiguous()
+    return t if t is None or _plain(t) else t.to(torch.float32).contiguous().resolve_neg()
 
 
 def _share(running: Running) -> float:

@@ -7,7 +7,7 @@
  *
  * Threads come from the OpenMP runtime that torch has loaded: GOMP_parallel, the entry that a
  * compiled "#pragma omp parallel" calls, is called by its name. So any C compiler will do, with
- * OpenMP or without, and there is never a second pool of threads. Without the runtime one thread
+ * OpenMP or without, and never starts a second pool of threads. Without the runtime one thread
  * does everything.
  */
 #include <math.h>
@@ -969,7 +969,7 @@ static void grad_logits(const struct pass *p, const double *shares, const double
             *out++ = (float)(-factor * shares[k] * (of_shares[k] - mean));
 }
 
-/* ---- what Python calls; each returns 1 where memory is not to be had, else 0 ---- */
+/* ---- the functions that Python calls; each returns 1 if it gets no memory, else 0 ---- */
 
 int sn_measure(const struct pass *given)
 {

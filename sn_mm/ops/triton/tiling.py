@@ -3,8 +3,8 @@
 A tile is channels by positions, its rows: those of a contiguous batch are N*C channels, one after
 the other, each a run of L positions; in a channels_last batch the C channels of an instance lie
 side by side at each of L positions. A reduction walks along the positions with statistics of its
-own in each lane of the tile, and pools the lanes at the end. Where there are too few channels to
-fill a GPU, their positions are cut into chunks for several programs.
+own in each lane of the tile, and pools the lanes at the end. Where the channels are too few to fill
+a GPU, their positions are cut into chunks for several programs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Tiling:
 
     Attributes:
         grid: The number of programs.
-        arguments: What every such kernel takes for N, C, L and the tiles. ``UNIT`` divides the size
+        arguments: Those of every such kernel for N, C, L and the tiles. ``UNIT`` divides the size
             of the dimension that is dense in memory, and the kernel gets that size in units: so it
             knows, without being compiled for each size, where it can load 16 bytes at a time.
         chunks: Into how many chunks the positions are cut.

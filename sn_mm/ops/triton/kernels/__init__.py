@@ -1,4 +1,4 @@
-r"""What each program of the Triton backend does.
+r"""The kernels of the Triton backend.
 
 Sizes: ``instances`` N, ``channels`` C, ``positions`` L, ``chunks`` K. A kernel takes some of
 

@@ -103,7 +103,7 @@ def grad_input(
         program, channels, positions, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS,
         BLOCK_POSITIONS,
     )  # fmt: skip
-    # What takes longest is asked for first.
+    # The slowest loads come first.
     mask = rows[:, None] & (first + tl.arange(0, BLOCK_POSITIONS) < positions)[None, :]
     start = origin + first * stride
     grad = tl.load(dy + start + inside, mask=mask).to(tl.float32)

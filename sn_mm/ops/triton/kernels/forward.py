@@ -106,7 +106,7 @@ def apply(
         program, channels, positions, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS,
         BLOCK_POSITIONS,
     )  # fmt: skip
-    # What takes longest is asked for first.
+    # The slowest loads come first.
     mask = rows[:, None] & (first + tl.arange(0, BLOCK_POSITIONS) < positions)[None, :]
     start = origin + first * stride
     value = tl.load(x + start + inside, mask=mask).to(tl.float32)

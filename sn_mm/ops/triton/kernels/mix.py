@@ -1,4 +1,4 @@
-"""Which scopes there are and how they are mixed: the one place of this backend that says so."""
+"""The scopes and their mix: no other module of this backend knows them."""
 
 # mypy: allow-untyped-defs
 from __future__ import annotations
