@@ -1,0 +1,64 @@
+"""``PACKAGE::PATH`` in a config's ``_base_``: sn_mm's own, and toolboxes under another name."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.hub import get_config
+from mmengine.registry import MODELS, DefaultScope
+
+from sn_mm import SwitchNorm
+from sn_mm.cli.config import locate_config
+from sn_mm.engine.config_packages import register_config_packages
+
+ROOT = Path(__file__).parents[2]
+RECIPE = 'mask_rcnn/mask-rcnn_r50-sn_fpn_8xb2-2x_coco.py'
+
+
+def test_a_recipe_is_a_base_from_any_folder(tmp_path):
+    pytest.importorskip('mmdet')
+    (tmp_path / 'child.py').write_text(
+        f"_base_ = 'sn_mm::{RECIPE}'\nmodel = dict(backbone=dict(init_cfg=None))\n"
+    )
+    cfg = Config.fromfile(tmp_path / 'child.py')
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    assert sum(isinstance(module, SwitchNorm) for module in model.modules()) > 60
+
+
+def test_a_recipe_is_found_by_its_name_alone():
+    assert locate_config(f'sn_mm::{RECIPE}').samefile(ROOT / 'configs' / RECIPE)
+    pytest.importorskip('mmdet')
+    assert get_config(f'sn_mm::{RECIPE}').model.type == 'MaskRCNN'
+
+
+def test_the_index_names_every_folder_with_recipes():
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    assert index == sorted(str(p.relative_to(ROOT)) for p in ROOT.glob('configs/*/metafile.yml'))
+
+
+@pytest.mark.parametrize(
+    ('package', 'path'),
+    (
+        ('mmdet', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'),
+        ('mmseg', 'fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'),
+    ),
+)
+def test_a_toolbox_of_another_distribution_is_found(package, path, tmp_path, monkeypatch):
+    """As the maintained forks are: the package's name is the old one, the distribution's is not."""
+    pytest.importorskip(package)
+    name = 'a-distribution-that-is-not-here'
+    with pytest.raises(PackageNotFoundError):
+        distribution(name)
+    (tmp_path / 'child.py').write_text(f"_base_ = '{package}::{path}'\n")
+    monkeypatch.setitem(MODULE2PACKAGE, package, name)
+    with pytest.raises(ModuleNotFoundError, match=f'{re.escape(name)} is not installed'):
+        Config.fromfile(tmp_path / 'child.py')
+    register_config_packages()
+    assert Config.fromfile(tmp_path / 'child.py').model.type
