@@ -11,9 +11,9 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from test_tools.small_runs import DETECTION, write_split
 
 import sn_mm
-from test_tools.small_runs import DETECTION, write_split
 
 ROOT = Path(__file__).parents[1]
 

@@ -86,7 +86,9 @@ def switch_norms(cfg: Config, args: Namespace) -> None:
         raise nothing
     if leftovers:
         convert_leftovers(model, norm_cfg, extent)
-        if nothing and not any(isinstance(model.get_submodule(n), SwitchNorm) for n, _ in leftovers):
+        if nothing and not any(
+            isinstance(model.get_submodule(n), SwitchNorm) for n, _ in leftovers
+        ):
             raise nothing
         _report_leftovers(report, leftovers, dict(model.named_modules()))
         _convert_when_built(cfg, {'norm_cfg': norm_cfg, 'scope': extent})
