@@ -17,7 +17,7 @@ import mend_packages
 ROOT = Path(__file__).parents[2]
 USE_TORCHVISION = """
 import torch, torchvision
-assert torchvision.models.resnet18()(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
+assert torchvision.models.resnet18().eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
 try:
     torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
 except RuntimeError as error:
