@@ -32,7 +32,7 @@ def copy_of(package: str, site: Path, *parts: str) -> Path:
         pytest.skip(f'{package} is not installed')
     original, folder = Path(spec.origin).parent, site / package
     for part in parts or ('.',):
-        ignore = shutil.ignore_patterns('__pycache__', 'drn')
+        ignore = shutil.ignore_patterns('__pycache__', 'drn', '_ext*')
         shutil.copytree(original / part, folder / part, ignore=ignore)
     return folder
 
@@ -44,6 +44,7 @@ def run(site: Path, *command: object) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.version.cuda is not None, reason='torchvision goes with this torch')
 def test_torchvision_for_cuda_imports_beside_a_cpu_torch_and_a_second_run_changes_nothing(tmp_path):
     folder = copy_of('torchvision', tmp_path)
@@ -66,6 +67,24 @@ def test_mmaction_gets_the_module_that_it_lacks(tmp_path):
     done = run(folder / 'models/localizers', '-c', 'from drn.drn import DRN; DRN(1, a=2)')
     assert 'NotImplementedError: mmaction2 1.2.0 was published without DRN' in done.stderr
     assert not mend_packages.mend_mmaction(folder)
+
+
+@pytest.mark.slow
+def test_mmcv_lite_imports_its_operators_which_say_that_they_are_missing(tmp_path):
+    copy_of('mmcv', tmp_path)
+    call = "import mmcv.ops; mmcv.ops.RoIPool(1)(*map(__import__('torch').ones, ((1, 1), (1, 5))))"
+    command = (tmp_path, ROOT / 'tools/mend_packages.py')
+    assert run(*command).stdout == ''  # mmcv itself: without its operators the set-up is to fail
+    assert "No module named 'mmcv._ext'" in run(tmp_path, '-c', call).stderr
+    metadata = tmp_path / 'mmcv_lite-2.1.0.dist-info/METADATA'
+    metadata.parent.mkdir()
+    metadata.write_text('Metadata-Version: 2.1\nName: mmcv-lite\nVersion: 2.1.0\n')
+    assert str(tmp_path / 'mmcv') in run(*command).stdout
+    assert (
+        'mmcv-lite has no operators; roi_pool_forward needs mmcv'
+        in run(tmp_path, '-c', call).stderr
+    )
+    assert run(*command).stdout == ''
 
 
 def test_what_is_not_installed_is_no_error(monkeypatch, capsys):
