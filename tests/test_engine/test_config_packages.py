@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -29,6 +32,16 @@ def test_a_recipe_is_a_base_from_any_folder(tmp_path):
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
     assert sum(isinstance(module, SwitchNorm) for module in model.modules()) > 60
+
+
+def test_a_base_may_import_the_package_in_a_script_that_does_not(tmp_path):
+    pytest.importorskip('mmdet')
+    (tmp_path / 'child.py').write_text(f"_base_ = __import__('sn_mm') and 'sn_mm::{RECIPE}'\n")
+    code = "from mmengine.config import Config; print(Config.fromfile('child.py').model.type)"
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout == 'MaskRCNN\n', done.stderr
 
 
 def test_a_recipe_is_found_by_its_name_alone():
