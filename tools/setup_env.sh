@@ -208,5 +208,7 @@ say 'checking the imports'
 
 fingerprint > "$stamp.new"
 mv "$stamp.new" "$stamp"
-say "ready; to have it as python in this shell: source $env/bin/activate"
+hint=''
+[[ ! -f $env/bin/activate ]] || hint="; to have it as python in this shell: source $env/bin/activate"
+say "ready$hint"
 echo "$python"
