@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -13,11 +14,13 @@ import pytest
 import yaml
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.runner import Runner
 
 from sn_mm import SwitchNorm
 from sn_mm.cli.config import locate_config
 from sn_mm.engine.config_packages import register_config_packages
+from zoo.configs import dicts
 
 ROOT = Path(__file__).parents[2]
 RECIPE = 'mask_rcnn/mask-rcnn_r50-sn_fpn_8xb2-2x_coco.py'
@@ -32,6 +35,29 @@ def test_a_recipe_is_a_base_from_any_folder(tmp_path):
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
     assert sum(isinstance(module, SwitchNorm) for module in model.modules()) > 60
+
+
+@pytest.mark.slow
+def test_all_that_a_recipe_adds_to_its_toolbox_is_known_where_it_is_a_base(tmp_path):
+    """MMEngine marks it with the scope of the base, sn_mm, in which it then looks for the type."""
+    for package in ('mmdet', 'mmseg', 'mmpretrain', 'mmaction'):
+        pytest.importorskip(package)
+    registries = {
+        'model': MODELS,
+        'optim_wrapper': OPTIM_WRAPPERS,
+        'param_scheduler': PARAM_SCHEDULERS,
+        'custom_hooks': HOOKS,
+    }
+    for file in sorted((ROOT / 'configs').glob('*/*.py')):
+        name = f'{file.parent.name}/{file.name}'
+        (tmp_path / 'child.py').write_text(f"_base_ = 'sn_mm::{name}'\n")
+        cfg = Config.fromfile(tmp_path / 'child.py')
+        for key in inspect.signature(Runner.__init__).parameters.keys() & cfg.keys():
+            for node in dicts(cfg[key]):
+                if node.get('_scope_') == 'sn_mm':
+                    with registries[key].switch_scope_and_registry('sn_mm') as registry:
+                        assert registry.scope == 'sn_mm', f'{name}: {key}'  # else it warns
+                        assert registry.get(node['type']) is not None, f'{name}: {key}'
 
 
 def test_a_base_may_import_the_package_in_a_script_that_does_not(tmp_path):
