@@ -19,9 +19,10 @@ class SwitchNormAct(SwitchNorm):
     names that they have in a plain norm.
 
     Args:
-        *args, **kwargs: Those of :class:`SwitchNorm`.
+        *args: Those of :class:`SwitchNorm`.
         drop: Applied to the normalized input, such as ``nn.Dropout``. Default: none.
         act: Applied last. Default: none.
+        **kwargs: Those of :class:`SwitchNorm`.
 
     Shape:
         As :class:`SwitchNorm`.

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import Registry
+from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS, Registry
 
 from .engine.complexity import register_flop_handles
+from .engine.config_packages import register_config_packages
 from .engine.hooks import LeftoverNormHook, PreciseSNHook, SwitchWeightsHook
 from .engine.safe_globals import register_safe_globals
 from .layer import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
@@ -50,5 +51,8 @@ def _register(root: Registry, modules: Mapping[str, Callable]) -> Registry:
 
 MODELS = _register(ROOT_MODELS, _MODELS)
 HOOKS = _register(ROOT_HOOKS, _HOOKS)
+for root in (OPTIM_WRAPPERS, PARAM_SCHEDULERS):
+    _register(root, {})  # MMEngine looks here for those of a base 'sn_mm::...', then in the root
+register_config_packages()
 register_safe_globals()
 register_flop_handles()

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import sn_mm
 from sn_mm import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from sn_mm.cli.config import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SN = {'type': 'SN'}
@@ -470,10 +471,9 @@ def test_efficient_conv_bn_eval_of_mmengine_never_changes_switch_norm():
 @pytest.mark.parametrize(('norm_cfg', 'synced'), ((SN, False), (BN, True)), ids=('SN', 'BN'))
 def test_use_syncbn_of_rtmdet_leaves_switch_norm(norm_cfg, synced, monkeypatch):
     from mmdet.models.detectors import rtmdet
-    from mmengine.hub import get_config
 
     monkeypatch.setattr(rtmdet, 'get_world_size', lambda: 2)
-    cfg = get_config('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py').model
+    cfg = read_config('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py').model
     cfg.backbone.update(init_cfg=None, norm_cfg=norm_cfg, widen_factor=0.125)
     cfg.neck.update(norm_cfg=norm_cfg, in_channels=[32, 64, 128], out_channels=32)
     cfg.bbox_head.update(norm_cfg=norm_cfg, in_channels=32, feat_channels=32)
@@ -570,9 +570,8 @@ def count_frozen(model):
 @pytest.mark.slow
 def test_ready_made_mask_rcnn():
     from mmdet.testing import demo_mm_inputs
-    from mmengine.hub import get_config
 
-    cfg = get_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').model
+    cfg = read_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').model
     cfg.backbone.update(init_cfg=None, norm_cfg=SN)
     cfg.neck.norm_cfg = SN
     model = MODELS.build({**cfg, '_scope_': 'mmdet'})
@@ -594,12 +593,11 @@ def test_ready_made_mask_rcnn():
 
 
 def test_ready_made_deeplabv3plus():
-    from mmengine.hub import get_config
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
     name = 'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024.py'
-    cfg = get_config(name).model
+    cfg = read_config(name).model
     cfg.pretrained = None
     for part in ('backbone', 'decode_head', 'auxiliary_head'):
         cfg[part].norm_cfg = SN

@@ -48,7 +48,7 @@ log=$env/sn_mm-setup.log
 # --- Ready already? ----------------------------------------------------------------------------
 
 fingerprint() {
-    local files=(constraints.txt pyproject.toml setup.py tools/setup_env.sh)
+    local files=(constraints.txt pyproject.toml setup.py tools/setup_env.sh tools/mend_packages.py)
     { echo "$root" && "$python" --version && cat "${files[@]}"; } | sha256sum
 }
 is_ready() { [[ -x $python && -f $stamp && $(< "$stamp") == $(fingerprint) ]]; }
@@ -116,7 +116,8 @@ say 'installing torch'
 "${install[@]}" setuptools wheel ninja psutil numpy torch &>> "$log"
 
 # Packages that do not need mmcv are installed while its operators compile.
-"${install[@]}" mmengine mmdet mmsegmentation ftfy regex -e '.[demo,export,test]' &>> "$log" &
+"${install[@]}" mmengine mmdet mmsegmentation ftfy regex mmpretrain torchvision timm \
+    -e '.[demo,export,test]' &>> "$log" &
 rest=$!
 
 # --- mmcv's operators --------------------------------------------------------------------------
@@ -193,15 +194,21 @@ rm -rf "$building"
 say 'installing the toolboxes'
 wait $rest
 "${install[@]}" --no-deps --force-reinstall "$(wheel_dir)"/mmcv-*.whl &>> "$log"
+# mmaction2 asks for a second OpenCV, which takes the place of the first, and for a video reader.
+"${install[@]}" --no-deps mmaction2 &>> "$log"
 "${install[@]}" -e '.[det,seg]' &>> "$log"
 "$python" -c 'import cv2' &>> "$log" || {
     say 'no libGL: taking the headless OpenCV'
     "${install[@]}" --no-deps --force-reinstall opencv-python-headless &>> "$log"
 }
+mended=$("$python" tools/mend_packages.py 2>> "$log")
+[[ -z $mended ]] || say "$mended"
 say 'checking the imports'
-"$python" -c 'import mmcv.ops, mmdet, mmseg, sn_mm' &>> "$log"
+"$python" -c 'import mmcv.ops, mmdet, mmseg, timm, sn_mm' &>> "$log"
 
 fingerprint > "$stamp.new"
 mv "$stamp.new" "$stamp"
-say 'ready'
+hint=''
+[[ ! -f $env/bin/activate ]] || hint="; to have it as python in this shell: source $env/bin/activate"
+say "ready$hint"
 echo "$python"

@@ -13,6 +13,7 @@ channels = 64
 norm_cfg = dict(type='SN')
 model = dict(
     _delete_=True,
+    _scope_='mmdet',
     type='ATSS',
     data_preprocessor=dict(
         type='DetDataPreprocessor',

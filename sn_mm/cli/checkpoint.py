@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
 from mmengine.dist import broadcast_object_list
@@ -128,14 +130,39 @@ def check_pretrained(model: dict | list) -> None:
         InputError: If an ``init_cfg.checkpoint`` or ``pretrained`` names a local file that does not
             exist, or torchvision's weights where torchvision is not installed.
     """
+    for key, value in _initial_weights(model):
+        if value.startswith('torchvision://') and find_spec('torchvision') is None:
+            raise InputError(f'{key}={value!r} in the model needs torchvision, not installed')
+        if '://' not in value and not Path(value).expanduser().is_file():
+            raise InputError(f'{key}={value!r} in the model does not exist')
+
+
+def _initial_weights(model: dict | list) -> Iterator[tuple[str, str]]:
+    """Key and value of each ``checkpoint`` and ``pretrained`` in a model's config."""
     for key, value in model.items() if isinstance(model, dict) else enumerate(model):
         if isinstance(value, (dict, list)):
-            check_pretrained(value)
+            yield from _initial_weights(value)
         elif key in ('checkpoint', 'pretrained') and isinstance(value, str):
-            if value.startswith('torchvision://') and find_spec('torchvision') is None:
-                raise InputError(f'{key}={value!r} in the model needs torchvision, not installed')
-            if '://' not in value and not Path(value).expanduser().is_file():
-                raise InputError(f'{key}={value!r} in the model does not exist')
+            yield key, value
+
+
+@contextmanager
+def downloading(model: dict, load_from: str | None) -> Iterator[None]:
+    """Runs its body, which may download weights.
+
+    Args:
+        model: The model's config.
+        load_from: The checkpoint to start from.
+
+    Raises:
+        InputError: A download in the body failed; the message names the weights that are not local.
+    """
+    names = [value for _, value in _initial_weights(model)] + [load_from or '']
+    try:
+        yield
+    except URLError as error:
+        remote = ', '.join(dict.fromkeys(name for name in names if '://' in name))
+        raise InputError(f'a download failed, of {remote}: {error.reason}') from error
 
 
 def _misfits(message: str) -> str:

@@ -100,7 +100,9 @@ def read_config(name: str) -> Config:
     try:
         return Config.fromfile(file)
     except (OSError, SyntaxError, ImportError, KeyError, TypeError) as error:
-        raise InputError(f'config {name} cannot be loaded: {error}') from error
+        lacks = getattr(error, 'name', None) == 'pkg_resources'
+        hint = "; setuptools 82 dropped it: pip install 'setuptools<82'" if lacks else ''
+        raise InputError(f'config {name} cannot be loaded: {error}{hint}') from error
 
 
 def load_config(args: Namespace, split: str) -> Config:

@@ -86,10 +86,13 @@ def switch_norms(cfg: Config, args: Namespace) -> None:
         raise nothing
     if leftovers:
         convert_leftovers(model, norm_cfg, extent)
-        converted = any(isinstance(model.get_submodule(name), SwitchNorm) for name, _ in leftovers)
-        if nothing and not converted:
-            raise nothing
-        _report_leftovers(report, leftovers, dict(model.named_modules()))
+        layers = dict(model.named_modules())
+        names = [name for name, _ in leftovers]
+        if nothing and not any(isinstance(layers[name], SwitchNorm) for name in names):
+            raise InputError(
+                f'{nothing}; those hard-coded in it do more than a norm: {", ".join(names)}'
+            )
+        _report_leftovers(report, leftovers, layers)
         _convert_when_built(cfg, {'norm_cfg': norm_cfg, 'scope': extent})
     if local_rank() == 0:
         Console(width=None if sys.stdout.isatty() else _WIDTH).print(report.table())

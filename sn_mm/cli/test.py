@@ -15,7 +15,7 @@ from mmengine.registry import METRICS
 
 from ..errors import InputError
 from ..switch.toolbox import toolbox
-from .checkpoint import check_checkpoint, load_strictly
+from .checkpoint import check_checkpoint, downloading, load_strictly
 from .config import add_config_arguments, load_config
 from .data import build_loops, check_data
 from .errors import report_input_errors
@@ -114,5 +114,5 @@ def main() -> None:
     check_checkpoint(args.checkpoint)
     cfg.load_from, cfg.resume = args.checkpoint, False
     check_data(cfg, ['test'])
-    with launched(cfg):
+    with launched(cfg), downloading(cfg.model, cfg.load_from):
         test(cfg, args.out if to_pickle else None)

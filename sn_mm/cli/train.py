@@ -8,7 +8,13 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from ..errors import InputError
-from .checkpoint import check_checkpoint, check_pretrained, find_resumable, load_strictly
+from .checkpoint import (
+    check_checkpoint,
+    check_pretrained,
+    downloading,
+    find_resumable,
+    load_strictly,
+)
 from .config import add_config_arguments, load_config
 from .data import build_loops, check_data
 from .errors import report_input_errors
@@ -93,5 +99,5 @@ def main() -> None:
         check_checkpoint(cfg.load_from, resume=cfg.get('resume', False))
     check_pretrained(cfg.model)
     check_data(cfg, ('train', 'val'))
-    with launched(cfg):
+    with launched(cfg), downloading(cfg.model, cfg.get('load_from')):
         train(cfg)

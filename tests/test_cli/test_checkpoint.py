@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import Runner
+from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
 from sn_mm.cli import checkpoint
-from sn_mm.cli.checkpoint import check_checkpoint, check_pretrained, find_resumable, load_strictly
+from sn_mm.cli.checkpoint import (
+    check_checkpoint,
+    check_pretrained,
+    downloading,
+    find_resumable,
+    load_strictly,
+)
 from sn_mm.engine.safe_globals import TAKES_NAMES, register_safe_globals
 from sn_mm.errors import InputError
 
@@ -152,6 +158,15 @@ def test_initial_weights_that_are_not_there_are_refused(tmp_path):
     file.touch()
     check_pretrained({**model, 'pretrained': 'open-mmlab://resnet50_v1c'})
     check_pretrained({'init_cfg': {'checkpoint': None}, 'norm': [1, 'a']})
+
+
+def test_a_download_that_fails_is_one_line_with_the_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    url = 'http://127.0.0.1:1/weights.pth'
+    model = {'backbone': {'init_cfg': {'checkpoint': url}}, 'neck': {'checkpoint': 'local.pth'}}
+    with pytest.raises(InputError, match=f'^a download failed, of {url}: .*refused'):
+        with downloading(model, load_from=None):
+            load_checkpoint(nn.Linear(1, 1), url)
 
 
 class Net(nn.Module):

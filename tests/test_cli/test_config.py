@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser
 
 import pytest
@@ -55,6 +56,13 @@ def test_a_folder_and_a_package_that_is_not_installed_are_refused(folder):
         locate_config('configs')
     with pytest.raises(InputError, match="package 'mmnone' is not installed"):
         locate_config('mmnone::a/b.py')
+
+
+def test_a_setuptools_that_is_too_new_for_mmengine_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pkg_resources', None)
+    (folder / 'child.py').write_text("_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'\n")
+    with pytest.raises(InputError, match=r"pkg_resources.*: pip install 'setuptools<82'$"):
+        load('child.py')
 
 
 def test_a_config_that_cannot_be_loaded_is_refused(folder):

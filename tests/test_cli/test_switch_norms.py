@@ -81,6 +81,20 @@ def test_what_is_hard_coded_is_reported_and_converted_whenever_the_config_is_bui
     assert [layer.momentum for layer in (model.backbone, *model.stem)] == [0.2] * 3
 
 
+def test_a_switch_that_could_convert_no_norm_is_refused(monkeypatch):
+    def patched(**parts: object) -> Net:
+        net = Net(**parts)
+        for norm in net.stem:
+            norm.forward = nn.functional.relu
+        return net
+
+    monkeypatch.setitem(MODELS.module_dict, 'Net', patched)
+    with pytest.raises(
+        InputError, match=r'^nothing to switch: .* more than a norm: stem.0, stem.1$'
+    ):
+        switch(config(backbone=None, own=2), '--norm', 'SN')
+
+
 def test_the_scope_backbone_leaves_what_is_hard_coded_elsewhere():
     cfg = switch(config(own=2), '--norm', 'SN', '--norm-scope', 'backbone')
     model = MODELS.build(cfg.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 import yaml
@@ -120,10 +122,7 @@ def test_readme_and_metafile_list_the_recipes_of_a_folder(folder: str) -> None:
 )
 def test_classifiers_and_video_models_train_one_step(file: Path) -> None:
     package = OTHER[file.parent.name]
-    try:
-        import_module(f'{package}.models')
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f'{package} does not import here: {error}')
+    pytest.importorskip(package)
     cfg = Config.fromfile(file)
     init_default_scope(cfg.default_scope)
     model = MODELS.build({**cfg.model, 'data_preprocessor': None})
@@ -140,6 +139,67 @@ def test_classifiers_and_video_models_train_one_step(file: Path) -> None:
     total.backward()
     assert total.isfinite()
     assert all(p.grad.isfinite().all() for norm in norms for p in norm.parameters())
+
+
+# Images in folders by class, and frames of videos in folders with a list, in place of the sets.
+SMALL_DATA = {
+    'resnet/resnet50-sn_8xb32_in1k.py': """
+dataset = dict(
+    _delete_=True,
+    type='CustomDataset',
+    data_prefix='images',
+    pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')])
+""",
+    'slowonly/slowonly_r50-sn_8xb16-4x16x1-256e_kinetics400-rgb.py': """
+dataset = dict(
+    _delete_=True,
+    type='RawframeDataset',
+    ann_file='videos.txt',
+    data_prefix=dict(img='images'),
+    filename_tmpl='{:02}.png',
+    pipeline=[
+        dict(type='SampleFrames', clip_len=4, frame_interval=1, num_clips=1),
+        dict(type='RawFrameDecode'),
+        dict(type='FormatShape', input_format='NCTHW'),
+        dict(type='PackActionInputs')
+    ])
+model = dict(backbone=dict(pretrained=None))
+""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('recipe', SMALL_DATA, ids=lambda recipe: recipe.split('/')[0])
+def test_a_classifier_and_a_video_model_train_with_the_real_script(
+    recipe: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(OTHER[recipe.split('/')[0]])
+    for folder in ('a', 'b', 'c', 'd'):
+        (tmp_path / 'images' / folder).mkdir(parents=True)
+        for number in range(1, 5):
+            file = tmp_path / 'images' / folder / f'{number:02}.png'
+            image = torch.randint(256, (64, 64, 3), dtype=torch.uint8).numpy()
+            assert cv2.imwrite(str(file), image)
+    (tmp_path / 'videos.txt').write_text('a 4 0\nb 4 1\nc 4 2\nd 4 3\n')
+    (tmp_path / 'small.py').write_text(
+        f"""_base_ = '{CONFIGS / recipe}'
+{SMALL_DATA[recipe]}
+train_dataloader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False, dataset=dataset)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=2)
+val_dataloader = val_cfg = val_evaluator = test_dataloader = test_cfg = test_evaluator = None
+param_scheduler = None
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2))
+"""
+    )
+    command = [sys.executable, ROOT / 'tools/train.py', 'small.py', '--work-dir', 'out']
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    state = torch.load(tmp_path / 'out/iter_2.pth', weights_only=True)['state_dict']
+    logits = [v for k, v in state.items() if k.endswith(('mean_weight', 'var_weight'))]
+    assert len(logits) == 2 * 53 and all(v.isfinite().all() for v in logits)
+    assert all((v != 1).any() for v in logits[:2])  # the stem's; zero_init_residual holds others
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ if 'wheel' in args and '-w' in args:
     folder = pathlib.Path(args[args.index('-w') + 1])
     folder.mkdir(parents=True)
     (folder / 'mmcv-2.1.0-py3-none-any.whl').write_text('')
-for module in ('cv2', 'mmcv', 'mmcv/ops', 'mmdet', 'mmseg', 'sn_mm'):
+for module in ('cv2', 'mmcv', 'mmcv/ops', 'mmdet', 'mmseg', 'timm', 'sn_mm'):
     (site / module).mkdir(exist_ok=True)
 """
 FAKE_TORCH = """
@@ -62,7 +62,8 @@ class Checkout:
         self.folder = folder
         self.tools = folder / 'checkout' / 'tools'
         self.tools.mkdir(parents=True)
-        shutil.copy(ROOT / 'tools' / 'setup_env.sh', self.tools)
+        for name in ('setup_env.sh', 'mend_packages.py'):
+            shutil.copy(ROOT / 'tools' / name, self.tools)
         for name in ('constraints.txt', 'pyproject.toml', 'setup.py'):
             shutil.copy(ROOT / name, self.tools.parent)
         self.cxx = folder / 'c++'
@@ -144,6 +145,9 @@ def test_prints_the_python_alone_on_stdout(checkout, env):
     code, out, err, _ = checkout.run(env)
     assert code == 0, err
     assert out == f'{env}/bin/python\n'
+    assert err.splitlines()[-1].endswith(
+        f'ready; to have it as python in this shell: source {env}/bin/activate'
+    )
 
 
 def test_second_run_does_nothing_and_takes_no_time(checkout, env):
@@ -156,7 +160,14 @@ def test_second_run_does_nothing_and_takes_no_time(checkout, env):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'name', ['constraints.txt', 'pyproject.toml', 'setup.py', 'tools/setup_env.sh']
+    'name',
+    [
+        'constraints.txt',
+        'pyproject.toml',
+        'setup.py',
+        'tools/setup_env.sh',
+        'tools/mend_packages.py',
+    ],
 )
 def test_a_change_sets_up_again_and_keeps_the_wheel(checkout, env, name):
     checkout.run(env)
