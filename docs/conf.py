@@ -16,7 +16,7 @@ exclude_patterns = ['build']
 
 html_theme = 'furo'
 html_title = f'sn_mm {release}'
-html_static_path: list[str] = []
+html_show_copyright = False
 html_math_renderer = 'mathml'
 
 myst_enable_extensions = ['dollarmath']
@@ -36,7 +36,7 @@ def _inline(self: HTML5Translator, node: nodes.math) -> None:
 
 
 def _block(self: HTML5Translator, node: nodes.math_block) -> None:
-    self.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    self.body.append(f'<p class="equation">{tex2mathml(node.astext(), as_block=True)}</p>')
     raise nodes.SkipNode
 
 

@@ -117,7 +117,7 @@ say 'installing torch'
 
 # Packages that do not need mmcv are installed while its operators compile.
 "${install[@]}" mmengine mmdet mmsegmentation ftfy regex mmpretrain torchvision timm \
-    -e '.[demo,export,test]' &>> "$log" &
+    -e '.[demo,docs,export,test]' &>> "$log" &
 rest=$!
 
 # --- mmcv's operators --------------------------------------------------------------------------
