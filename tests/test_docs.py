@@ -22,6 +22,9 @@ from mmdet.datasets import CocoDataset
 from test_tools.small_runs import DETECTION, LIMIT, ROOT, write_split
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+SAMPLE = 'quick_start.md', 'tutorial_segmentation.md'
+"""The pages of an ordinary run of the tests; `pytest -m every_command` has the others."""
+
 COMMANDS = 'python|bash|sn-mm|mim|pip|source'
 
 ELSEWHERE = {
@@ -181,11 +184,21 @@ def run(folder: Path, command: str, **variables: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * LIMIT)
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    'page',
+    [
+        pytest.param(
+            page,
+            id=str(page.relative_to(ROOT)),
+            marks=() if page.name in SAMPLE else pytest.mark.every_command,
+        )
+        for page in PAGES
+    ],
+)
 def test_the_commands_of_a_page_run(page: Path, folder: Path) -> None:
     for name, text in files(page).items():
         (folder / name).write_text(text)
-    setting = re.compile(r'(?:export )?(\w+)=(?:"(.*)"|\'(.*)\'|(\S*))$')
+    setting = re.compile(r'(?:export )?(\w+)=(?:"([^"]*)"|\'([^\']*)\'|(\S*))$')
     variables: dict[str, str] = {}
     for command in commands(page):
         if match := setting.match(command):
