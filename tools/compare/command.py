@@ -266,6 +266,8 @@ def _write(
 ) -> None:
     """Writes the report of the cells that the command line names."""
     chosen = [records[name] for name in order if name in records]
+    if not chosen:
+        return
     write_report(out, header, chosen, metric)
 
 

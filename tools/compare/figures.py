@@ -15,26 +15,28 @@ if TYPE_CHECKING:
 _COLORS = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 _MARKERS = 'osv^Dpx'
 _SCOPE_COLORS = {'in': '#E69F00', 'ln': '#56B4E9', 'bn': '#0072B2'}
+_SPREAD = 0.025
 _LINES = ('-', '--', ':', '-.')
 
 
-def draw_metric(groups: Mapping[tuple[str, int], Group], processes: int, name: str) -> Figure:
+def draw_metric(
+    groups: Mapping[tuple[str, int], Group], norms: Sequence[str], processes: int, name: str
+) -> Figure:
     """Draws the means over images per process, a line for each norm, the range shaded."""
     figure = Figure((6.4, 4), layout='constrained')
     axes = figure.subplots()
     images = sorted({count for _, count in groups})
-    norms = list(dict.fromkeys(norm for norm, _ in groups))
     for number, norm in enumerate(norms):
         style = _style(number)
+        shift = _SPREAD * (number - (len(norms) - 1) / 2)  # lines that coincide stay visible
         drawn = [n for n in images if (norm, n) in groups and groups[norm, n].values]
         found = [groups[norm, n] for n in drawn]
-        places = [images.index(n) for n in drawn]
+        places = [images.index(n) + shift for n in drawn]
         label = norm if drawn else f'{norm}: does not run'
         axes.plot(places, [g.mean for g in found], label=label, **style)
         low, high = ([edge(g.values) for g in found] for edge in (min, max))
         axes.fill_between(places, low, high, color=style['color'], alpha=0.15, linewidth=0)
-        if len(drawn) == 1:
-            axes.vlines(places, low, high, color=style['color'], linewidth=1)
+        axes.vlines(places, low, high, color=style['color'], linewidth=1)
     _batches(axes, images, processes)
     axes.set_ylabel(name)
     axes.grid(linewidth=0.3)
@@ -75,9 +77,10 @@ def draw_importance(weights: Mapping[str, Mapping[int, Any]], processes: int) ->
     return figure
 
 
-def draw_cost(costs: Mapping[tuple[str, int], Sequence[float]], processes: int) -> Figure:
+def draw_cost(
+    costs: Mapping[tuple[str, int], Sequence[float]], norms: Sequence[str], processes: int
+) -> Figure:
     """Draws seconds per iteration and peak memory, a bar for each norm at each batch."""
-    norms = list(dict.fromkeys(norm for norm, _ in costs))
     images = sorted({count for _, count in costs})
     figure = Figure((9, 3.4), layout='constrained')
     panels = figure.subplots(1, 2)
@@ -91,6 +94,7 @@ def draw_cost(costs: Mapping[tuple[str, int], Sequence[float]], processes: int) 
         _batches(axes, images, processes)
         axes.set_ylabel(('seconds per iteration', 'peak memory of a process, MiB')[panel])
         axes.grid(axis='y', linewidth=0.3)
+        axes.set_axisbelow(True)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside right upper', fontsize=8, frameon=False)
     return figure

@@ -219,18 +219,21 @@ def write_report(
     processes = header['processes']
     groups = group(records, metric)
     table, notes = metric_table(groups, processes, metric)
+    norms = list(dict.fromkeys(norm for norm, _ in groups))
     seeds = len({r['seed'] for r in records})
     lines = [
         f'# Norms compared: {header["config"]}',
         '',
-        f'Mean over {seeds} seeds, with the smallest and the largest value. Bold: better than '
-        'every other norm with any seed.',
+        'One seed: differences between norms may be chance.'
+        if seeds == 1
+        else f'Mean over {seeds} seeds, with the smallest and the largest value. Bold: better with '
+        'every seed than every other norm with any.',
         '',
         *table,
         '',
         *[f'{note}  ' for note in notes],
     ]
-    drawn = {'metric': figures.draw_metric(groups, processes, _NAMES.get(metric, metric))}
+    drawn = {'metric': figures.draw_metric(groups, norms, processes, _NAMES.get(metric, metric))}
     lines += ['', '![by images per process](metric.png)', '']
     if any('batch_average' in r for r in records):
         averaged = {
@@ -248,7 +251,7 @@ def write_report(
     found = {(n, i): cost for n, i in groups if (cost := costs(records, n, i))}
     if found:
         lines += ['![time and memory](cost.png)', '']
-        drawn['cost'] = figures.draw_cost(found, processes)
+        drawn['cost'] = figures.draw_cost(found, norms, processes)
     lines += ['## Commands', '', '```shell', header['command'], '```', '']
     lines += [
         'It runs these scripts for each cell, whose folder has the complete config and the logs:',
