@@ -78,7 +78,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '--categories',
         choices=CATEGORY_SETS,
         default='digits',
-        help="COCO categories: ten named 0 to 9, or COCO's 80 with the digits under the first ten",
+        help="COCO categories: ten named 0 to 9, one for all digits, or COCO's 80 with the digits "
+        'under the first ten',
     )
     parser.add_argument(
         '--digits',
