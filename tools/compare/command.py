@@ -250,9 +250,10 @@ def main() -> None:
         speed_estimate_period=10**9,
     )
     order = {cell.name: number for number, cell in enumerate(cells)}
+    runner = Runner(args.out, args.jobs, args.batch_average)
     with bar:
         task = bar.add_task('cells', total=len(cells), completed=len(cells) - len(remaining))
-        for record in Runner(args.out, args.jobs, args.batch_average).run(remaining, configs):
+        for record in runner.run(remaining, configs):
             records[record['name']] = record
             bar.advance(task)
             bar.console.print(_line(record, metric, bar.tasks[0].time_remaining))

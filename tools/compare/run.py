@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import IO, Any
 
 import torch
 from mmengine.config import Config
@@ -45,10 +46,14 @@ class Runner:
             each that is done.
         jobs: Cells at a time.
         batch_average: Mini-batches for a second test with the batch average; 0: none.
+
+    Raises:
+        InputError: Another comparison, or a script that one left when it was killed, is at work.
     """
 
     def __init__(self, out: Path, jobs: int, batch_average: int = 0) -> None:
         self.out = out
+        self.lock = lock(out)
         self.jobs = jobs
         self.batch_average = batch_average
         self.slots: SimpleQueue[int] = SimpleQueue()
@@ -147,6 +152,7 @@ class Runner:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
+                pass_fds=[self.lock.fileno()],  # so that a script holds the lock, too
             )
             self.processes.add(process)
             try:
@@ -157,6 +163,19 @@ class Runner:
         if code != 0:
             raise CellFailed(reason_of(log.read_text(errors='replace'), code))
         return round(usage.ru_maxrss / 1024, 1)
+
+
+def lock(out: Path) -> IO[str]:
+    """Locks a folder for as long as the file that this returns is open in any process."""
+    file = (out / '.lock').open('w')
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f'another comparison, or a training that one left, is at work in {out}: wait for it, '
+            'or end it'
+        ) from None
+    return file
 
 
 def environment(slot: int, processes: int, jobs: int) -> dict[str, str]:
