@@ -1,6 +1,6 @@
 """The study's detector: a Mask R-CNN for digits of one class, which 2 CPU cores train in a minute.
 
-Half as wide as the demo's, and 1600 images of 96 pixels in all. docs/compare_norms.md has the commands.
+Half as wide as the demo's, and 1600 images of 96 pixels in all. docs/study.md has the commands.
 """
 
 _base_ = '../demo/mask-rcnn_r18-sn_fpn_2xb2-3e_scenes.py'
@@ -47,7 +47,8 @@ val_dataloader = dict(
     batch_size=4,
     dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file='{{$DATA:data/study/scenes-low}}/coco/annotations/instances_val2017.json')
+val_evaluator = dict(
+    ann_file='{{$DATA:data/study/scenes-low}}/coco/annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
 max_iters = 200

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
+from test_tools.small_runs import DETECTION, SEGMENTATION, TOOLS, run, start, write_split
+
 from compare import run as cells_run
 from compare.plan import Cell, cell_config, check_config, norm_cfg_of, plan_cells, switch
 from compare.report import Group, best_apart, write_report
 from compare.run import finished, reason_of
-from mmengine.config import Config
-from test_tools.small_runs import DETECTION, SEGMENTATION, TOOLS, run, start, write_split
-
 from sn_mm.errors import InputError
 
 
