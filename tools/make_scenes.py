@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from rich.progress import track
 
-from scenes.compose import RECIPE, SceneOptions, make_scene
+from scenes.compose import RECIPE, VARIETIES, SceneOptions, make_scene
 from scenes.layouts import CATEGORY_SETS, LAYOUTS
 from scenes.sources import SPLITS, SourceError, Sources
 
@@ -78,7 +78,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '--categories',
         choices=CATEGORY_SETS,
         default='digits',
-        help="COCO categories: ten named 0 to 9, or COCO's 80 with the digits under the first ten",
+        help="COCO categories: ten named 0 to 9, one for all digits, or COCO's 80 with the digits "
+        'under the first ten',
     )
     parser.add_argument(
         '--digits',
@@ -97,6 +98,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="length of a digit as a share of the scene's shorter side",
     )
     parser.add_argument(
+        '--variety',
+        choices=list(VARIETIES),
+        default=defaults.variety,
+        help='how much scenes differ from one another in light, contrast and kinds of ground',
+    )
+    parser.add_argument(
         '--force', action='store_true', help='replace sets that this command made otherwise'
     )
     args = parser.parse_args(argv)
@@ -107,6 +114,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             size=(args.size[0], args.size[-1]),
             digits=tuple(args.digits),
             digit_size=tuple(args.digit_size),
+            variety=args.variety,
         )
     except ValueError as error:
         parser.error(str(error))
@@ -137,7 +145,7 @@ def is_made(target: Path, settings: dict[str, Any], force: bool) -> bool:
     if not os.path.lexists(target):
         return False
     try:
-        record = json.loads((target / RECORD).read_text())
+        record = {'variety': 'medium', **json.loads((target / RECORD).read_text())}
         differing = [key for key in settings if record[key] != settings[key]]
     except (OSError, ValueError, KeyError, TypeError):
         raise SetError(

@@ -1,4 +1,4 @@
-"""``--norm SN``: the switch of a ready-made config on the command line."""
+"""``--norm SN [KEY=VALUE ...]``: the switch of a ready-made config on the command line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from rich.console import Console
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..errors import InputError
 from ..layer import SwitchNorm
@@ -26,7 +28,8 @@ from ..switch import (
     find_leftovers,
     switch_norm_cfg,
 )
-from ..switch.components import needs_process_group, resolve
+from ..switch.components import needs_process_group, norm_layer, resolve
+from ..switch.target import check_target, is_sn
 from ..switch.toolbox import toolbox
 from .config import CfgOptions
 from .errors import local_rank
@@ -34,15 +37,50 @@ from .errors import local_rank
 _WIDTH = 160  # of the table where it goes to a file
 
 
+class NormOption(CfgOptions):
+    """``TYPE [KEY=VALUE ...]`` as a norm_cfg; ``a.b=1`` gives ``a`` the value ``{'b': 1}``."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, option: Any = None
+    ) -> None:
+        kind, *pairs = values
+        wrong = [pair for pair in pairs if '=' not in pair]
+        if '=' in kind or wrong:
+            raise InputError(
+                f'{option} takes TYPE [KEY=VALUE ...], such as SN sync=False, got '
+                f'{" ".join(values)!r}; CONFIG goes before it'
+            )
+        super().__call__(parser, namespace, pairs, option)
+        given = Config()
+        given.merge_from_dict(getattr(namespace, self.dest))
+        if 'type' in given:
+            raise InputError(f'{option} names the norm first, without type=, got {values}')
+        setattr(namespace, self.dest, {'type': kind, **given.to_dict()})
+
+
+def parse_norm(text: str) -> dict:
+    """Reads a norm as ``--norm`` does, from one string: ``'SN normalizers=[in,ln]'``.
+
+    Returns:
+        The checked norm_cfg.
+
+    Raises:
+        InputError: As :class:`NormOption` and :func:`sn_mm.switch_norm_cfg`.
+    """
+    parser = ArgumentParser()
+    parser.add_argument('--norm', nargs='+', action=NormOption)
+    return check_target(parser.parse_args(['--norm', *(text.split() or [''])]).norm)
+
+
 def add_switch_arguments(parser: ArgumentParser) -> None:
     """Adds the options that switch the norms of a config."""
-    parser.add_argument('--norm', help='switch all norms of the config: SN')
     parser.add_argument(
-        '--norm-arg',
+        '--norm',
         nargs='+',
-        action=CfgOptions,
-        metavar='KEY=VALUE',
-        help='arguments of the layer, for example normalizers="[in,ln]" sync=False',
+        action=NormOption,
+        metavar=('TYPE', 'KEY=VALUE'),
+        help='switch all norms of the config to SN, with arguments of the layer, for example SN '
+        'normalizers=[in,ln] sync=False; or to BN, SyncBN, GN num_groups=32 or IN',
     )
     parser.add_argument(
         '--norm-scope',
@@ -55,23 +93,41 @@ def add_switch_arguments(parser: ArgumentParser) -> None:
 def switch_norms(cfg: Config, args: Namespace) -> None:
     """Switches the norms of a config as the options ask, and prints a table of the changes.
 
-    The model is built once to see which norms no config reaches. If there are any, the config's
-    model is built as ``sn_mm.SwitchedModel`` from then on, which converts them.
-
     Args:
         cfg: The complete config, changed in place.
         args: The parsed options of :func:`add_switch_arguments`.
 
     Raises:
-        InputError: As :func:`sn_mm.switch_norm_cfg`, or if there is a ``--norm-...`` without
-            ``--norm``.
+        InputError: As :func:`switch_config`, or if there is ``--norm-scope`` without ``--norm``.
     """
     if args.norm is None:
-        if args.norm_arg or args.norm_scope:
-            raise InputError('--norm-arg and --norm-scope need --norm SN')
+        if args.norm_scope:
+            raise InputError('--norm-scope needs --norm SN')
         return
-    norm_cfg = {'type': args.norm, **(args.norm_arg or {})}
-    extent = args.norm_scope or 'existing'
+    report = switch_config(cfg, args.norm, args.norm_scope or 'existing')
+    if local_rank() == 0:
+        Console(width=None if sys.stdout.isatty() else _WIDTH).print(report.table())
+
+
+def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
+    """Switches the norms of a config, those that no config reaches included.
+
+    The model is built once to see which norms no config reaches. If there are any, and the switch
+    is to SN, the config's model is built as ``sn_mm.SwitchedModel`` from then on, which converts
+    them. A switch to another norm leaves them, and the report says so.
+
+    Args:
+        cfg: The complete config, changed in place.
+        norm_cfg: As for :func:`sn_mm.switch_norm_cfg`.
+        extent: As its ``scope``.
+
+    Returns:
+        The norms switched and left.
+
+    Raises:
+        InputError: As :func:`sn_mm.switch_norm_cfg`.
+    """
+    to_sn = is_sn(check_target(norm_cfg))
     nothing = None
     try:
         report = switch_norm_cfg(cfg, norm_cfg, extent)
@@ -82,9 +138,16 @@ def switch_norms(cfg: Config, args: Namespace) -> None:
         _need_no_process_group(settings, toolbox(cfg))
         model = MODELS.build(settings)
     leftovers = find_leftovers(model, extent)
-    if nothing and not leftovers:
+    if nothing and not (leftovers and to_sn):
         raise nothing
-    if leftovers:
+    if not to_sn:
+        wanted = resolve(norm_cfg['type'], toolbox(cfg))
+        report.left += [
+            Left(name, kind.__name__, 'hard-coded: only a switch to SN converts it')
+            for name, kind in leftovers
+            if norm_layer(kind) and not _same_norm(kind, wanted)
+        ]
+    elif leftovers:
         convert_leftovers(model, norm_cfg, extent)
         layers = dict(model.named_modules())
         names = [name for name, _ in leftovers]
@@ -94,8 +157,13 @@ def switch_norms(cfg: Config, args: Namespace) -> None:
             )
         _report_leftovers(report, leftovers, layers)
         _convert_when_built(cfg, {'norm_cfg': norm_cfg, 'scope': extent})
-    if local_rank() == 0:
-        Console(width=None if sys.stdout.isatty() else _WIDTH).print(report.table())
+    return report
+
+
+def _same_norm(kind: type[nn.Module], wanted: type[nn.Module]) -> bool:
+    """Whether two classes are the same norm, of any number of dimensions."""
+    families = (nn.SyncBatchNorm, _BatchNorm, nn.GroupNorm, _InstanceNorm)
+    return next(issubclass(kind, f) for f in families if issubclass(wanted, f))
 
 
 def _need_no_process_group(config: Any, registry_scope: str) -> None:

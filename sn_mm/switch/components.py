@@ -59,6 +59,11 @@ def norm_layer(kind: Any) -> type[SwitchNorm] | None:
     return next((layer for norm, layer in layers_by_kind().items() if issubclass(kind, norm)), None)
 
 
+def is_switch_norm(kind: Any) -> bool:
+    """Whether a class is SN."""
+    return inspect.isclass(kind) and issubclass(kind, SwitchNorm)
+
+
 def is_other_norm(kind: Any) -> bool:
     """Whether a class is a norm that a switch leaves alone: a layer norm, or SN already."""
     return inspect.isclass(kind) and issubclass(kind, (nn.LayerNorm, SwitchNorm))

@@ -46,7 +46,7 @@ def take_notes(model: dict, report: SwitchReport) -> list[str]:
     if fixed:
         notes.append(
             f'requires_grad=False keeps the equal mix of SN in {", ".join(fixed)}; requires_grad='
-            'True in the norm_cfg (--norm-arg requires_grad=True) lets it learn, and '
+            'True in the norm_cfg (--norm SN requires_grad=True) lets it learn, and '
             'init_importance=bn starts it as BatchNorm'
         )
     return notes

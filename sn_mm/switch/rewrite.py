@@ -1,4 +1,4 @@
-"""One switch for a whole config: every norm of the batch norm family becomes SN."""
+"""One switch for a whole config: every norm of the batch norm family becomes SN, or another."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .components import (
     ancestors,
     constructor_arguments,
     is_other_norm,
+    is_switch_norm,
     norm_layer,
     resolve,
     shares_levels,
@@ -20,7 +21,7 @@ from .extent import EXTENTS, reason_to_leave
 from .heads import add_norms
 from .notes import take_notes
 from .report import Left, Switched, SwitchReport
-from .target import check_target, replace
+from .target import check_target, is_sn, replace
 from .toolbox import import_sn_mm, toolbox
 
 # The arguments of sn_mm.SwitchedModel, which an earlier switch wrote: not a component.
@@ -28,6 +29,7 @@ _EARLIER = 'model.switched'
 # Building blocks whose owner passes them its norm: their own default has no effect.
 _BLOCKS = ('upsample_cfg',)
 _HOOK = 'sn_mm.LeftoverNormHook'
+_SN_HOOKS = {'LeftoverNormHook', 'SwitchWeightsHook', 'PreciseSNHook'}
 
 
 class NothingToSwitch(InputError):
@@ -48,10 +50,13 @@ def switch_norm_cfg(
     A head whose one set of weights serves several levels of a feature pyramid gets
     ``normalizers=['in', 'ln']``, unless ``norm_cfg`` names its normalizers.
 
+    For a comparison, ``norm_cfg`` may name BN, SyncBN, GN or IN instead. Then SN layers are
+    switched too, and the hooks that need SN go.
+
     Args:
         cfg: Config of any MMEngine toolbox that is installed, changed in place.
-        norm_cfg: ``type``: SN, SN1d, SN2d or SN3d; further keys: the layer's arguments. 1d and 3d
-            norms become SN1d and SN3d. Default: ``dict(type='SN')``.
+        norm_cfg: ``type``: SN, SN1d, SN2d or SN3d, or BN, SyncBN, GN or IN; further keys: the
+            layer's arguments. 1d and 3d norms become SN1d and SN3d. Default: ``dict(type='SN')``.
         scope: The extent of the switch. 'existing': every norm; 'backbone': those of backbones;
             'all': every norm, and the neck, the box head (the four convolutions of the paper) and
             the mask head get SN where they have no norm. Default: 'existing'.
@@ -84,8 +89,12 @@ def switch_norm_cfg(
             f'nothing to switch: the model has no BN, SyncBN, GN or IN in the scope {scope!r} '
             f'that its config reaches (norms left: {left})'
         )
-    report.notes = take_notes(model, report)
     cfg.model = ConfigDict(model)
+    if not is_sn(target):
+        hooks = cfg.get('custom_hooks') or []
+        cfg.custom_hooks = [h for h in hooks if str(h['type']).split('.')[-1] not in _SN_HOOKS]
+        return report
+    report.notes = take_notes(model, report)
     import_sn_mm(cfg)
     others = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] != _HOOK]
     cfg.custom_hooks = [*others, {'type': _HOOK, 'scope': scope}]
@@ -115,7 +124,7 @@ class _Rewriter:
         # Not ConfigDict's own items(), which import what a lazy config names.
         config = dict(dict.items(value))
         cls: Any = resolve(config['type'], self.registry_scope) if 'type' in config else None
-        if norm_layer(cls) is not None:
+        if norm_layer(cls) is not None or (is_switch_norm(cls) and not is_sn(self.target)):
             return self._switch(config, cls, path, owner, reason)
         if is_other_norm(cls):
             norm = _name(config['type'], cls)

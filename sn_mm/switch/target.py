@@ -13,6 +13,16 @@ from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .components import norm_layer
 
 _TYPES = ('SN', 'SN1d', 'SN2d', 'SN3d')
+# The other norms that a switch can write: their class, and the arguments that a norm_cfg gives it.
+_BATCH = ('eps', 'momentum', 'affine', 'track_running_stats')
+_OTHERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    'BN': (nn.BatchNorm2d, _BATCH),
+    'SyncBN': (nn.SyncBatchNorm, _BATCH),
+    'GN': (nn.GroupNorm, ('num_groups', 'eps', 'affine')),
+    'IN': (nn.InstanceNorm2d, _BATCH),
+}
+# mmcv wants a number of groups, and leaves InstanceNorm without weight and bias.
+_WRITTEN: dict[str, dict[str, Any]] = {'GN': {'num_groups': 32}, 'IN': {'affine': True}}
 _NOT_FOR_CONFIGS = ('self', 'num_features', 'process_group', 'device', 'dtype')
 ARGUMENTS = ('requires_grad',) + tuple(
     name
@@ -28,37 +38,73 @@ _WANTED: dict[str, tuple[type, ...]] = {
 }
 
 
+def is_sn(norm_cfg: dict) -> bool:
+    """Whether a norm_cfg that :func:`check_target` gave names SN."""
+    return norm_cfg['type'] not in _OTHERS
+
+
 def check_target(norm_cfg: dict) -> dict:
-    """Checks a norm_cfg that names SN.
+    """Checks the norm_cfg to switch to.
 
     Args:
         norm_cfg: ``type``: SN, SN1d, SN2d or SN3d, with or without the scope ``sn_mm.``, or the
-            layer's class; other keys: the layer's arguments and ``requires_grad``.
+            layer's class; or BN, SyncBN, GN (32 groups, if it does not say) or IN (with weight and
+            bias, if it does not say). Other keys: the layer's arguments and ``requires_grad``.
 
     Returns:
         A copy with the type as a string.
 
     Raises:
-        InputError: Another type, an argument that SN does not have, or a value that it refuses.
+        InputError: Another type, an argument that the layer does not have, or a value that it
+            refuses.
     """
+    kind = norm_cfg.get('type')
+    if isinstance(kind, str) and kind in _OTHERS:
+        return _check_other({**_WRITTEN.get(kind, {}), **norm_cfg})
+    return check_sn(norm_cfg)
+
+
+def _check_other(norm_cfg: dict) -> dict:
+    kind = norm_cfg['type']
+    layer, arguments = _OTHERS[kind]
+    given = {key: value for key, value in norm_cfg.items() if key != 'type'}
+    _check_arguments(kind, given, ('requires_grad', *arguments))
+    groups = given.get('num_groups', 1)
+    if type(groups) is not int or groups < 1:
+        raise InputError(f'num_groups must be a whole number of at least 1, got {groups!r}')
+    channels = {'num_channels': groups} if kind == 'GN' else {'num_features': 1}
+    try:
+        layer(**channels, **layer_arguments(given))
+    except (TypeError, ValueError) as error:
+        raise InputError(f'{kind} refuses {given}: {error}') from error
+    return {'type': kind, **given}
+
+
+def check_sn(norm_cfg: dict) -> dict:
+    """Checks a norm_cfg of SN, as :func:`check_target`."""
     kind = norm_cfg.get('type')
     if inspect.isclass(kind) and issubclass(kind, SwitchNorm):
         kind = f'sn_mm.{kind.__name__.replace("SwitchNorm", "SN")}'
     if not isinstance(kind, str) or kind.replace('sn_mm.', '') not in _TYPES:
-        raise InputError(f'the norm to switch to must be one of {", ".join(_TYPES)}, got {kind!r}')
+        allowed = ', '.join([*_TYPES, *_OTHERS])
+        raise InputError(f'the norm to switch to must be one of {allowed}, got {kind!r}')
     given = {key: value for key, value in norm_cfg.items() if key != 'type'}
-    unknown = [key for key in given if key not in ARGUMENTS]
-    if unknown:
-        raise InputError(f'{kind} takes {", ".join(ARGUMENTS)}, got {", ".join(unknown)}')
-    for name, value in given.items():
-        wanted = _WANTED.get(name)
-        if wanted and not isinstance(value, wanted):
-            raise InputError(f'{name} must be {_words(wanted)}, got {value!r}')
+    _check_arguments(kind, given, ARGUMENTS)
     try:
         SwitchNorm2d(1, **layer_arguments(given))
     except (TypeError, ValueError) as error:
         raise InputError(f'{kind} refuses {given}: {error}') from error
     return {'type': kind, **given}
+
+
+def _check_arguments(kind: str, given: dict, allowed: tuple[str, ...]) -> None:
+    unknown = [key for key in given if key not in allowed]
+    if unknown:
+        raise InputError(f'{kind} takes {", ".join(allowed)}, got {", ".join(unknown)}')
+    for name, value in given.items():
+        wanted = _WANTED.get(name)
+        if wanted and not isinstance(value, wanted):
+            raise InputError(f'{name} must be {_words(wanted)}, got {value!r}')
 
 
 def check_norms(config: Any, path: str = 'model') -> None:
@@ -69,7 +115,7 @@ def check_norms(config: Any, path: str = 'model') -> None:
         path: Dotted path of ``config``, for the message.
 
     Raises:
-        InputError: As :func:`check_target`, with the path of the norm_cfg.
+        InputError: As :func:`check_sn`, with the path of the norm_cfg.
     """
     children: Iterable[tuple[Any, Any]] = ()
     if isinstance(config, dict):
@@ -78,7 +124,7 @@ def check_norms(config: Any, path: str = 'model') -> None:
         if isinstance(kind, str) and kind.replace('sn_mm.', '') in _TYPES:
             given = {k: v for k, v in children if k not in _NOT_FOR_CONFIGS}
             try:
-                check_target(given)
+                check_sn(given)
             except InputError as error:
                 raise InputError(f'{path}: {error}') from error
     elif isinstance(config, (list, tuple)):
@@ -125,7 +171,12 @@ def replace(old: dict, norm: type[nn.Module] | None, target: dict, shared: bool)
         The new norm_cfg.
     """
     kind = target['type']
-    layer = norm_layer(norm)
+    layer = norm if norm and issubclass(norm, SwitchNorm) else norm_layer(norm)
+    if not is_sn(target):
+        kept = {k: v for k, v in old.items() if k in ('requires_grad', *_OTHERS[kind][1])}
+        if kind in ('BN', 'IN') and layer in (SwitchNorm1d, SwitchNorm3d):
+            kind += layer.__name__[-2:]
+        return {**kept, **target, 'type': kind}
     if layer is SwitchNorm1d or layer is SwitchNorm3d:
         registry_scope = kind.rpartition('SN')[0]
         kind = registry_scope + layer.__name__.replace('SwitchNorm', 'SN')

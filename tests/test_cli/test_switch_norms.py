@@ -1,4 +1,4 @@
-"""``--norm``, ``--norm-arg`` and ``--norm-scope``, from the command line to the built model."""
+"""``--norm`` and ``--norm-scope``, from the command line to the built model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_without_the_option_nothing_changes():
 
 
 def test_arguments_reach_the_norm_and_the_config_builds_again(capsys):
-    argv = ('--norm', 'SN', '--norm-arg', 'normalizers=[in,ln]', 'sync=False', 'eps=1e-3')
+    argv = ('--norm', 'SN', 'normalizers=[in,ln]', 'sync=False', 'eps=1e-3')
     cfg = switch(config(), *argv)
     wanted = dict(type='SN', normalizers=['in', 'ln'], sync=False, eps=1e-3)
     assert cfg.model.backbone.norm_cfg == wanted
@@ -68,7 +68,7 @@ def test_arguments_reach_the_norm_and_the_config_builds_again(capsys):
 def test_what_is_hard_coded_is_reported_and_converted_whenever_the_config_is_built(
     capsys, tmp_path
 ):
-    cfg = switch(config(own=2), '--norm', 'SN', '--norm-arg', 'momentum=0.2')
+    cfg = switch(config(own=2), '--norm', 'SN', 'momentum=0.2')
     shown = capsys.readouterr().out
     assert (
         'BatchNorm2d' in shown
@@ -104,7 +104,7 @@ def test_the_scope_backbone_leaves_what_is_hard_coded_elsewhere():
 
 def test_a_second_switch_of_a_dumped_config_adds_to_the_first(tmp_path):
     cfg = config(own=1, inner=1)
-    for argv in (['--norm-scope', 'backbone', '--norm-arg', 'eps=0.5'], []):
+    for argv in (['eps=0.5', '--norm-scope', 'backbone'], []):
         switch(cfg, '--norm', 'SN', *argv).dump(tmp_path / 'dumped.py')
         cfg = Config.fromfile(tmp_path / 'dumped.py')
     model = MODELS.build(cfg.model)
@@ -149,15 +149,54 @@ def test_other_ranks_print_nothing(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ('argv', 'said'),
     [
-        (['--norm-scope', 'all'], '--norm-arg and --norm-scope need --norm SN'),
-        (['--norm-arg', 'eps=1'], 'need --norm SN'),
-        (['--norm', 'GN'], "one of SN, SN1d, SN2d, SN3d, got 'GN'"),
-        (['--norm', 'SN', '--norm-arg', 'num_groups=4'], 'got num_groups'),
-        (['--norm', 'SN', '--norm-arg', 'normalizers=[foo]'], "got .'foo',"),
-        (['--norm', 'SN', '--norm-arg', 'type=BN'], "got 'BN'"),
-        (['--norm', 'SN', '--norm-arg', 'eps'], '--norm-arg expects KEY=VALUE'),
+        (['--norm-scope', 'all'], '--norm-scope needs --norm SN'),
+        (['--norm', 'LN'], "one of SN, SN1d, SN2d, SN3d, BN, SyncBN, GN, IN, got 'LN'"),
+        (['--norm', 'SN', 'num_groups=4'], 'got num_groups'),
+        (['--norm', 'BN', 'sync=False'], 'BN takes .*, got sync'),
+        (['--norm', 'GN', 'num_groups=0'], 'num_groups must be .*, got 0'),
+        (['--norm', 'SN', 'normalizers=[foo]'], "got .'foo',"),
+        (['--norm', 'SN', 'type=BN'], 'without type='),
+        (['--norm', 'SN', 'config.py'], "takes TYPE .KEY=VALUE ....*, got 'SN config.py'"),
+        (['--norm', 'SN', 'normalizers=[(in]'], '--norm expects KEY=VALUE'),
     ],
 )
 def test_wrong_options_are_refused(argv, said):
     with pytest.raises(InputError, match=said):
         switch(config(), *argv)
+
+
+def test_a_dotted_key_makes_shares():
+    cfg = switch(config(), '--norm', 'SN', 'init_importance.bn=0.9')
+    assert cfg.model.backbone.norm_cfg == dict(type='SN', init_importance=dict(bn=0.9))
+
+
+@pytest.mark.parametrize(
+    ('norm', 'layer'),
+    [
+        (['BN'], nn.BatchNorm2d),
+        (['SyncBN'], nn.SyncBatchNorm),
+        (['GN', 'num_groups=2'], nn.GroupNorm),
+        (['IN'], nn.InstanceNorm2d),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else '',
+)
+@pytest.mark.parametrize('old', ['BN', 'SN', 'GN'])
+def test_any_norm_takes_the_place_of_any_other(norm, layer, old):
+    norm_cfg = dict(type=old, eps=0.5, **({'num_groups': 4} if old == 'GN' else {}))
+    cfg = config(backbone=dict(norm_cfg=norm_cfg))
+    cfg.custom_hooks = [dict(type='SwitchWeightsHook'), dict(type='NumClassCheckHook')]
+    switch(cfg, '--norm', *norm)
+    built = MODELS.build(cfg.model).backbone
+    assert isinstance(built, layer) and built.eps == 0.5 and built.weight is not None
+    assert getattr(built, 'num_groups', 2) == 2
+    assert cfg.custom_hooks == [dict(type='NumClassCheckHook')]
+
+
+def test_another_norm_than_sn_leaves_what_is_hard_coded_and_says_so(capsys):
+    cfg = switch(config(own=1), '--norm', 'GN', 'num_groups=2')
+    model = MODELS.build(cfg.model)
+    assert type(model.backbone) is nn.GroupNorm and type(model.stem[0]) is nn.BatchNorm2d
+    shown = capsys.readouterr().out
+    assert 'stem.0' in shown and 'hard-coded: only a switch to SN converts it' in shown
+    switch(config(own=1), '--norm', 'BN')
+    assert 'stem.0' not in capsys.readouterr().out

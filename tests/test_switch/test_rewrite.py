@@ -232,9 +232,9 @@ def test_a_switched_config_has_nothing_to_switch():
 @pytest.mark.parametrize(
     ('norm_cfg', 'said'),
     [
-        (dict(type='BN'), "one of SN, SN1d, SN2d, SN3d, got 'BN'"),
+        (dict(type='LN'), "one of SN, SN1d, SN2d, SN3d, BN, SyncBN, GN, IN, got 'LN'"),
         (dict(eps=1), 'got None'),
-        (dict(type=nn.BatchNorm2d), 'SN3d, got'),
+        (dict(type=nn.BatchNorm2d), 'IN, got'),
         (dict(type='SN', num_groups=2, foo=1), 'SN takes requires_grad, eps.*got num_groups, foo'),
         (dict(type='SN', normalizers=['foo']), "SN refuses.*got .'foo',"),
         (dict(type='SN', sync='no'), 'SN refuses'),

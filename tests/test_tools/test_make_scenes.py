@@ -451,3 +451,31 @@ def test_the_record_holds_the_settings(data):
     record = json.loads((data / 'coco' / make_scenes.RECORD).read_text())
     assert (record['train'], record['val'], record['size']) == (TRAIN, VAL, [*SIZE])
     assert 'categories' not in json.loads((data / 'ade' / make_scenes.RECORD).read_text())
+
+
+# --- variety --------------------------------------------------------------------------------------
+
+
+def test_scenes_of_high_variety_differ_more_than_those_of_low():
+    pixels = sources.Sources('train')
+
+    def spread(variety: str) -> tuple[float, float]:
+        options = compose.SceneOptions(size=SIZE, variety=variety)
+        images = [compose.make_scene(pixels, options, 0, 'train', i).image for i in range(TRAIN)]
+        return np.std([image.mean() for image in images]), np.std([i.std() for i in images])
+
+    low, high = spread('low'), spread('high')
+    assert high[0] > 2 * low[0] and high[1] > 2 * low[1]
+
+
+def test_set_from_before_there_was_a_variety_is_of_medium_variety(tmp_path, capsys):
+    root = make(tmp_path, '--layout', 'coco')
+    record = root / 'coco/scenes.json'
+    settings = json.loads(record.read_text())
+    assert settings.pop('variety') == 'medium'
+    record.write_text(json.dumps(settings))
+    make(root, '--layout', 'coco')
+    assert 'already there' in capsys.readouterr().out
+    arguments = [str(root), *BASE, '--layout', 'coco', '--variety', 'low']
+    assert make_scenes.main(arguments) == 1
+    assert 'variety medium instead of low' in capsys.readouterr().err

@@ -162,7 +162,7 @@ REFUSED = {
         "train_dataloader.dataset.ann_file: 'none/annotations/instances_train2017.json' does not",
     ),
     'norm': ('train', ['det.py', '--norm', 'GN'], "one of SN, SN1d, SN2d, SN3d, got 'GN'"),
-    'norm argument': ('train', ['det.py', '--norm', 'SN', '--norm-arg', 'foo=1'], 'got foo'),
+    'norm argument': ('train', ['det.py', '--norm', 'SN', 'foo=1'], 'got foo'),
     'nothing to switch': ('test', ['seg.py', 'no.pth', '--norm', 'SN'], 'nothing to switch'),
     'launcher': ('train', ['seg.py', '--launcher', 'pytorch'], 'finds no RANK'),
     'normalizer': (

@@ -44,6 +44,33 @@ COLOUR_TRIALS = 32
 
 
 @dataclass(frozen=True)
+class Variety:
+    """How much scenes differ from one another.
+
+    Args:
+        regions: Smallest and largest number of regions of a scene, each of another kind of ground.
+        light: Smallest and largest factor on all pixels of a scene. Default: (1, 1).
+        contrast: Smallest and largest factor on their distance from the scene's mean. Default:
+            (1, 1).
+        colour: Smallest and largest factor on each channel of a scene. Default: (1, 1).
+    """
+
+    regions: tuple[int, int]
+    light: tuple[float, float] = (1, 1)
+    contrast: tuple[float, float] = (1, 1)
+    colour: tuple[float, float] = (1, 1)
+
+
+# low: all kinds of ground in every scene, in one light. high: one or two kinds in each, from dusk
+# to glare, from haze to clear air.
+VARIETIES = {
+    'low': Variety(regions=(len(GROUNDS), len(GROUNDS))),
+    'medium': Variety(regions=REGIONS),
+    'high': Variety(regions=(1, 2), light=(0.3, 1.3), contrast=(0.35, 1.2), colour=(0.75, 1.25)),
+}
+
+
+@dataclass(frozen=True)
 class SceneOptions:
     """Size and content of scenes.
 
@@ -54,6 +81,8 @@ class SceneOptions:
             least one. Default: (2, 5).
         digit_size: Smallest and largest longer side of an upright digit, as a share of the scene's
             shorter side. Default: (0.19, 0.40), which is 30 to 64 pixels of 160.
+        variety: How much scenes differ from one another in light, contrast, colour and kinds of
+            ground: a key of :data:`VARIETIES`. Default: 'medium'.
 
     Raises:
         ValueError: A size, a number or a share is out of range.
@@ -62,11 +91,14 @@ class SceneOptions:
     size: tuple[int, int] = (160, 160)
     digits: tuple[int, int] = (2, 5)
     digit_size: tuple[float, float] = (0.19, 0.40)
+    variety: str = 'medium'
 
     def __post_init__(self) -> None:
         for side in self.size:
             if not SIDES[0] <= side <= SIDES[1]:
                 raise ValueError(f'size {side}: {SIDES[0]} to {SIDES[1]} pixels are allowed')
+        if self.variety not in VARIETIES:
+            raise ValueError(f'variety {self.variety}: {", ".join(VARIETIES)} are allowed')
         low, high = self.digits
         if not 1 <= low <= high <= MAX_DIGITS:
             raise ValueError(f'digits {low} {high}: 1 <= low <= high <= {MAX_DIGITS} is allowed')
@@ -115,7 +147,8 @@ def make_scene(sources: Sources, options: SceneOptions, seed: int, split: str, i
         index: Number of the scene within its split, from 0.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    image, semantic = _lay_ground(sources, options.size, rng)
+    variety = VARIETIES[options.variety]
+    image, semantic = _lay_ground(sources, options.size, variety.regions, rng)
     instance = np.zeros(options.size, np.uint8)
     classes: list[int] = []
     full_areas: list[int] = []
@@ -133,12 +166,22 @@ def make_scene(sources: Sources, options: SceneOptions, seed: int, split: str, i
         full_areas.append(int(solid.sum()))
         instance[spot][solid] = len(classes)
     semantic[instance > 0] = SEMANTIC_NAMES.index(DIGIT)
+    if options.variety == 'high':  # the others draw nothing more, and stay as they were
+        image = _expose(image, variety, rng)
     image += NOISE * rng.standard_normal(image.shape, dtype=np.float32)
     return Scene(np.clip(image, 0, 255).astype(np.uint8), semantic, instance, tuple(classes))
 
 
+def _expose(image: np.ndarray, variety: Variety, rng: np.random.Generator) -> np.ndarray:
+    """Gives a scene, (H, W, 3) float32, a contrast, a light and a tint of its own."""
+    middle = image.mean()
+    gain = rng.uniform(*variety.light) * rng.uniform(*variety.colour, 3)
+    pixels = (middle + rng.uniform(*variety.contrast) * (image - middle)) * gain
+    return pixels.astype(np.float32)
+
+
 def _lay_ground(
-    sources: Sources, size: tuple[int, int], rng: np.random.Generator
+    sources: Sources, size: tuple[int, int], regions: tuple[int, int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fills the cells of a bent Voronoi diagram with different kinds of ground.
 
@@ -146,7 +189,7 @@ def _lay_ground(
         The picture, (H, W, 3) float32, and its semantic labels, (H, W) uint8.
     """
     height, width = size
-    count = rng.integers(REGIONS[0], REGIONS[1] + 1)
+    count = rng.integers(regions[0], regions[1] + 1)
     names: list[str | None] = [list(GROUNDS)[i] for i in rng.permutation(len(GROUNDS))[:count]]
     if rng.random() < CLUTTER_SHARE:
         names[0] = None

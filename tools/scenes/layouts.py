@@ -62,7 +62,7 @@ COCO_CATEGORIES: dict[str, str] = {
     'indoor': 'book, clock, vase, scissors, teddy bear, hair drier, toothbrush',
 }
 COCO_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-CATEGORY_SETS = ('digits', 'coco')
+CATEGORY_SETS = ('digits', 'digit', 'coco')
 
 
 def coco_categories(category_set: str) -> list[dict[str, Any]]:
@@ -71,7 +71,10 @@ def coco_categories(category_set: str) -> list[dict[str, Any]]:
     Args:
         category_set: ``'digits'`` for ten categories named 0 to 9, ``'coco'`` for COCO's 80. In
             both, digit d has the id d + 1: under ``'coco'``, 0 is a person and 9 a traffic light.
+            Any other name, such as ``'digit'``, for one category of that name.
     """
+    if category_set not in ('digits', 'coco'):
+        return [{'supercategory': category_set, 'id': 1, 'name': category_set}]
     if category_set == 'digits':
         return [{'supercategory': 'digit', 'id': d + 1, 'name': str(d)} for d in range(10)]
     ids = (number for number in range(1, 91) if number not in COCO_UNUSED_IDS)
@@ -181,7 +184,7 @@ class Coco(Layout):
                 {
                     'id': len(self.annotations[split]) + 1,
                     'image_id': image_id,
-                    'category_id': digit + 1,
+                    'category_id': 1 if len(self.categories) == 1 else digit + 1,
                     'iscrowd': 0,
                     'area': float(mask.sum()),
                     'bbox': [float(x), float(y), float(box_width), float(box_height)],

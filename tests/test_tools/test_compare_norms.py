@@ -1,0 +1,233 @@
+"""``tools/compare_norms.py``: equal cells, honest reports, and comparisons that go on."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from test_tools.small_runs import DETECTION, SEGMENTATION, TOOLS, run, start, write_split
+
+from compare import run as cells_run
+from compare.plan import Cell, cell_config, check_config, norm_cfg_of, plan_cells, switch
+from compare.report import Group, best_apart, write_report
+from compare.run import finished, reason_of
+from sn_mm.errors import InputError
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('compare')
+    for split, count in (('train', 4), ('val', 2)):
+        write_split(folder / 'data', split, count)
+    (folder / 'det.py').write_text(DETECTION)
+    (folder / 'seg.py').write_text(SEGMENTATION)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def segmentation(folder: Path) -> Config:
+    cfg = Config.fromfile(folder / 'seg.py')
+    cfg.train_dataloader.batch_size = 4
+    return cfg
+
+
+def record(norm: str, images: int, seed: int, value: float, **others: object) -> dict:
+    return {
+        'name': f'{norm}-2x{images}-seed{seed}', 'norm': norm, 'processes': 2, 'images': images,
+        'seed': seed, 'lr': 0.01 * images, 'optimizer': 'SGD', 'max_iters': 24 // images,
+        'max_epochs': None, 'seconds_per_iteration': 0.1 * images, 'loss': 1.0,
+        'peak_memory_mib': 100.0, 'importance': None, 'metrics': {'mIoU': value}, **others,
+    }  # fmt: skip
+
+
+def test_all_cells_see_the_same_images_with_a_learning_rate_of_their_batch(segmentation):
+    small, large = (
+        cell_config(segmentation, Cell('SN', 2, images, 7), base_batch=8) for images in (1, 4)
+    )
+    assert (small.train_cfg.max_iters, large.train_cfg.max_iters) == (96, 24)
+    assert (small.train_dataloader.batch_size, large.train_dataloader.batch_size) == (1, 4)
+    assert small.optim_wrapper.optimizer.lr == pytest.approx(0.005)
+    assert large.optim_wrapper.optimizer.lr == 0.02
+    assert (small.param_scheduler[0]['end'], large.param_scheduler[0]['end']) == (96, 24)
+    assert small.default_hooks.checkpoint.interval == 16
+    assert small.randomness.seed == large.randomness.seed == 7
+    assert segmentation.train_cfg.max_iters == 24
+
+
+@pytest.mark.parametrize(
+    ('norm', 'kind'), [('BN', 'BN'), ('GN num_groups=4', 'GN'), ('SN sync=False', 'SN')]
+)
+def test_a_cell_has_its_norm_and_no_other(segmentation, norm, kind):
+    switched = switch(segmentation, norm, 'existing')
+    types = [found['type'] for found in cells_run._norms(switched.model)]
+    assert types and set(types) == {kind}
+
+
+def test_syncbn_on_a_cpu_is_sn_over_bn_alone(monkeypatch):
+    monkeypatch.setattr('compare.plan.get_device', lambda: 'cpu')
+    norm_cfg = norm_cfg_of('SyncBN')
+    assert (norm_cfg['type'], norm_cfg['normalizers']) == ('SN', ['bn'])
+    monkeypatch.setattr('compare.plan.get_device', lambda: 'cuda')
+    assert norm_cfg_of('SyncBN')['type'] == 'SyncBN'
+
+
+def test_cells_go_seed_by_seed():
+    cells = plan_cells(['BN', 'SN', 'BN'], 2, [1, 2], 2)
+    assert [c.seed for c in cells] == [0] * 4 + [1] * 4
+    assert len({c.name for c in cells}) == len(cells)
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        ({'train_dataloader': {}}, 'train_dataloader.batch_size'),
+        ({'train_cfg': {'type': 'EpochBasedTrainLoop'}}, 'max_iters or max_epochs'),
+        ({'optim_wrapper': {'type': 'OptimWrapper'}}, 'optim_wrapper.optimizer.lr'),
+    ],
+)
+def test_a_config_that_cannot_be_made_equal_is_refused(segmentation, change, said):
+    cfg = Config({**segmentation.to_dict(), **change})
+    with pytest.raises(InputError, match=said):
+        check_config(cfg)
+
+
+def test_bold_is_for_ranges_that_part():
+    def groups(**values: list[float]) -> dict[str, Group]:
+        return {
+            norm: Group([record(norm, 1, s, v) for s, v in enumerate(found)], 'mIoU', 'metrics')
+            for norm, found in values.items()
+        }
+
+    assert best_apart(groups(BN=[50, 52], SN=[53, 60])) == 'SN'
+    assert best_apart(groups(BN=[50, 54], SN=[53, 60])) is None
+    assert best_apart(groups(BN=[50], SN=[53])) is None
+    assert best_apart(groups(SN=[53, 60])) is None
+
+
+def test_a_report_says_all_that_was_measured(tmp_path):
+    weights = {s: {'in': 0.5, 'ln': 0.3, 'bn': 0.2} for s in ('mean', 'var')}
+    records = [
+        *(record('SN', 2, seed, 70 + seed, importance=weights) for seed in range(2)),
+        *(record('BN', 2, seed, 60 + seed) for seed in range(2)),
+        record('SN', 1, 0, 65, importance=weights, loss=None),
+        {'name': 'BN-2x1-seed0', 'norm': 'BN', 'processes': 2, 'images': 1, 'seed': 0,
+         'error': 'ValueError: one value per channel'},
+    ]  # fmt: skip
+    header = {
+        'config': 'a.py', 'command': 'python tools/compare_norms.py a.py', 'machine': 'Here.',
+        'processes': 2, 'base_batch': 4, 'base_from': 'somebody', 'notes': ['`BN`: a note'],
+        'memory': 'Resident memory.',
+    }  # fmt: skip
+    write_report(tmp_path, header, records, 'mIoU')
+    text = (tmp_path / 'README.md').read_text()
+    for line in (
+        '| `SN` | 65.0, 1 diverged | **70.5 (70.0 to 71.0)** |',
+        '| `BN` | - [1] | 60.5 (60.0 to 61.0) |',
+        '[1] does not run: ValueError: one value per channel',
+        '| `SN` | 2 x 2 | 0.500, 0.300, 0.200 | 0.500, 0.300, 0.200 |',
+        '| `BN` | - | 0.200, 100 |',
+        '| 2 x 2 | 0.02 (SGD) | 12 iterations | 48 |',
+        'python tools/compare_norms.py a.py',
+        '- `BN`: a note',
+    ):
+        assert line in text
+    for name in ('metric', 'importance', 'cost'):
+        assert (tmp_path / f'{name}.png').stat().st_size > 5000
+        assert (tmp_path / f'{name}.svg').read_text().startswith('<?xml')
+    with pytest.raises(InputError, match="--metric must be one of mIoU, got 'AP'"):
+        write_report(tmp_path, header, records, 'AP')
+
+
+def test_a_record_that_was_cut_off_does_not_count(tmp_path):
+    lines = [json.dumps(record('SN', 1, seed, 1.0)) for seed in range(2)]
+    (tmp_path / 'cells.jsonl').write_text(lines[0] + '\n' + lines[1][:-20])
+    assert list(finished(tmp_path)) == ['SN-2x1-seed0']
+
+
+@pytest.mark.parametrize(
+    ('log', 'code', 'reason'),
+    [
+        ('Traceback\n  File\nValueError: no\nChildFailedError: x', 1, 'ValueError: no'),
+        ('train.py: error: no such file', 2, 'no such file'),
+        ('[rank1]: torch.OutOfMemoryError: much', 1, 'torch.OutOfMemoryError: much'),
+        ('  exitcode  : -9 (pid: 1)', 1, 'ended by SIGKILL'),
+        ('', 3, 'ended with exit status 3'),
+    ],
+)
+def test_the_reason_of_a_failure_is_one_line(log, code, reason):
+    assert reason_of(log, code) == reason
+
+
+def test_one_comparison_works_in_a_folder(tmp_path):
+    held = cells_run.lock(tmp_path)
+    with pytest.raises(InputError, match='another comparison, .* is at work in'):
+        cells_run.lock(tmp_path)
+    child = subprocess.Popen(['sleep', '60'], pass_fds=[held.fileno()])
+    held.close()
+    try:
+        with pytest.raises(InputError, match='at work'):
+            cells_run.lock(tmp_path)
+    finally:
+        child.kill()
+        child.wait()
+    cells_run.lock(tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        ([], 'CONFIG or --quick is needed, and not both'),
+        (['det.py', '--quick'], 'CONFIG or --quick is needed, and not both'),
+        (['none.py'], 'none.py'),
+        (['det.py', '--images', '0'], "a whole number of at least 1 is allowed, got '0'"),
+        (['det.py', '--norms', 'LN'], 'LN'),
+        (['det.py', '--norms', 'SN sync'], 'SN sync'),
+    ],
+)
+@pytest.mark.slow
+def test_bad_input_is_one_line(folder, arguments, said):
+    code, out, error = run(folder, sys.executable, TOOLS / 'compare_norms.py', *arguments)
+    lines = [line for line in error.splitlines() if 'mmengine' not in line]
+    assert code == 2 and said in lines[-1] and 'Traceback' not in error
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_comparison_that_is_killed_goes_on(folder):
+    command = [
+        sys.executable, TOOLS / 'compare_norms.py', 'det.py', '--norms', 'SN', 'GN num_groups=3',
+        'BN', '--processes', '1', '--images', '2', '--seeds', '1', '--out', 'out',
+    ]  # fmt: skip
+    process = start(folder, *command)
+    cells = folder / 'out/cells.jsonl'
+    deadline = time.monotonic() + 300
+    while not (cells.is_file() and cells.read_text().count('\n') >= 2):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    before = cells.read_text().splitlines()
+
+    code, out, error = run(folder, *command)
+    assert code == 0, error[-3000:]
+    after = cells.read_text().splitlines()
+    assert after[: len(before)] == before
+    found = {r['norm']: r for r in map(json.loads, after)}
+    assert set(found) == {'SN', 'GN num_groups=3', 'BN'} and len(after) == 3
+    assert 'num_channels must be divisible by num_groups' in found['GN num_groups=3']['error']
+    for norm in ('SN', 'BN'):
+        assert math.isfinite(found[norm]['loss']) and found[norm]['peak_memory_mib'] > 100
+    shares = found['SN']['importance']['mean']
+    assert sum(shares.values()) == pytest.approx(1)
+    text = (folder / 'out/README.md').read_text()
+    assert '| `GN num_groups=3` | - [1] |' in text and '[1] does not run' in text
+
+    code, out, error = run(folder, *command, '--cfg-options', 'optim_wrapper.optimizer.lr=0.1')
+    assert code == 2 and '--out has a result of SN, 1 x 2, seed 0 with other settings' in error

@@ -1,0 +1,1 @@
+"""The same training with one norm after the other: planned, run, and reported."""

@@ -1,0 +1,278 @@
+"""``tools/compare_norms.py``: from the command line to the report."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from benchmark import machine
+from make_scenes import main as make_scenes
+from sn_mm.cli.config import CfgOptions, load_config
+from sn_mm.cli.data import check_data
+from sn_mm.errors import InputError
+from sn_mm.switch import EXTENTS
+from sn_mm.switch.toolbox import toolbox
+
+from .plan import (
+    Cell,
+    base_batch_size,
+    cell_config,
+    check_config,
+    digest,
+    norm_cfg_of,
+    plan_cells,
+    switch,
+)
+from .report import METRICS, write_report
+from .run import Runner, finished
+
+NORMS = ['BN', 'GN', 'SyncBN', 'SN', 'SN sync=False', 'SN normalizers=[in,ln]']
+ROOT = Path(__file__).parents[2]
+# The whole way in minutes: the demo's DeepLabV3+ on few of the demo's scenes.
+QUICK: dict[str, Any] = {
+    'config': str(ROOT / 'configs/demo/deeplabv3plus_r18-d8-sn_2xb2-150_scenes.py'),
+    'norms': ['BN', 'SyncBN', 'SN'],
+    'images': [1, 2],
+    'seeds': 2,
+    'cfg_options': {'train_cfg.max_iters': 20, 'param_scheduler.0.end': 5,
+                    'param_scheduler.1.begin': 5, 'param_scheduler.1.end': 20,
+                    'param_scheduler.1.T_max': 15},
+}  # fmt: skip
+QUICK_SCENES = ['--layout', 'cityscapes', '--size', '128', '--digits', '2', '4', '--digit-size',
+                '0.28', '0.5', '--train', '80', '--val', '10']  # fmt: skip
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f'a whole number of at least 1 is allowed, got {text!r}')
+    return int(text)
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description='Train a model with one norm after the other.')
+    parser.add_argument('config', nargs='?', help='a path, or PACKAGE::PATH, of mmdet or mmseg')
+    parser.add_argument(
+        '--norms',
+        nargs='+',
+        metavar='NORM',
+        help=f'norms as --norm takes them, each in quotes ({", ".join(map(repr, NORMS))})',
+    )
+    parser.add_argument('--processes', type=positive, default=2, help='of each cell (%(default)s)')
+    parser.add_argument('--images', type=positive, nargs='+', help='per process (1 2 4)')
+    parser.add_argument('--seeds', type=positive, help='trainings of each kind (3)')
+    parser.add_argument('--out', type=Path, help='folder of the results (work_dirs/norms/CONFIG)')
+    parser.add_argument('--jobs', type=positive, default=1, help='cells at a time (%(default)s)')
+    parser.add_argument(
+        '--base-batch-size',
+        type=positive,
+        help="images that the config's learning rate is for (its auto_scale_lr, else PROCESSES "
+        'times its batch_size)',
+    )
+    parser.add_argument('--metric', help='to compare (mmdet: coco/bbox_mAP, mmseg: mIoU)')
+    parser.add_argument(
+        '--batch-average',
+        type=positive,
+        default=0,
+        metavar='N',
+        help='test with the batch average of N mini-batches, too',
+    )
+    parser.add_argument(
+        '--norm-scope', choices=EXTENTS, default='existing', help='as --norm has it'
+    )
+    parser.add_argument(
+        '--retry-failed', action='store_true', help='run cells again that ended in an error'
+    )
+    parser.add_argument(
+        '--quick', action='store_true', help="the whole way in minutes, with the demo's data"
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        metavar='KEY=VALUE',
+        help='override settings of the config in every cell',
+    )
+    args = parser.parse_args()
+    if args.quick == bool(args.config):
+        raise InputError('CONFIG or --quick is needed, and not both')
+    if args.quick:
+        args.config = QUICK['config']
+        args.cfg_options = {**QUICK['cfg_options'], **(args.cfg_options or {})}
+    args.norms = args.norms or (QUICK['norms'] if args.quick else NORMS)
+    args.images = args.images or (QUICK['images'] if args.quick else [1, 2, 4])
+    args.seeds = args.seeds or (QUICK['seeds'] if args.quick else 3)
+    name = 'quick' if args.quick else Path(args.config.rpartition('::')[2]).stem
+    args.out = args.out or Path('work_dirs/norms') / name
+    gpus = torch.cuda.device_count()
+    if gpus and args.jobs * args.processes > gpus:
+        raise InputError(
+            f'--jobs {args.jobs} with --processes {args.processes} needs '
+            f'{args.jobs * args.processes} GPUs, {gpus} visible'
+        )
+    return args
+
+
+def load(args: Namespace) -> Config:
+    """The config, complete and with its data."""
+    if args.quick:
+        os.environ['SCENES'] = str(args.out / 'data')
+        if make_scenes([str(args.out / 'data'), *QUICK_SCENES]) != 0:
+            raise InputError('the scenes of --quick cannot be made')
+    loading = Namespace(
+        config=args.config,
+        cfg_options=args.cfg_options,
+        work_dir=None,
+        launcher='none',
+        local_rank=0,
+    )
+    cfg = load_config(loading, 'train')
+    load_config(loading, 'test')
+    check_data(cfg, ('train', 'test'))
+    check_config(cfg)
+    return cfg
+
+
+class Configs:
+    """The configs of the cells; each norm is switched to once."""
+
+    def __init__(self, cfg: Config, base_batch: int, extent: str) -> None:
+        self.base_batch = base_batch
+        self.switched = lru_cache(maxsize=None)(lambda norm: switch(cfg, norm, extent))
+
+    def __call__(self, cell: Cell) -> Config:
+        return cell_config(self.switched(cell.norm), cell, self.base_batch)
+
+
+def still_to_run(
+    cells: list[Cell], records: dict[str, dict], configs: Configs, retry_failed: bool
+) -> Iterator[Cell]:
+    """The cells without a result.
+
+    Raises:
+        InputError: A result is of a training with other settings.
+    """
+    for cell in cells:
+        record = records.get(cell.name)
+        if record is None or (retry_failed and 'error' in record):
+            yield cell
+        elif 'digest' in record and record['digest'] != digest(configs(cell)):
+            raise InputError(
+                f'--out has a result of {cell} with other settings: name another folder, or move '
+                'this one away'
+            )
+
+
+def notes(norms: list[str]) -> list[str]:
+    """What a norm stands for, where that is not its name."""
+    lines = []
+    for norm in norms:
+        norm_cfg = norm_cfg_of(norm)
+        if norm.split()[0] == 'SyncBN' and norm_cfg['type'] == 'SN':
+            lines.append(
+                f"`{norm}`: on the CPU, where torch's SyncBatchNorm does not run, SN over `bn` "
+                'alone, synchronised: the same function.'
+            )
+        if norm_cfg['type'] == 'GN' and 'num_groups' not in norm:
+            lines.append(f'`{norm}`: {norm_cfg["num_groups"]} groups.')
+    return lines
+
+
+def describe_machine() -> str:
+    described = machine.describe(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+    name = described['cpu'] if described['device'] == 'cpu' else described['device']
+    return (
+        f'Measured on {name}, {described["cores"]} cores, torch {described["torch"]}, sn_mm '
+        f'{described["sn_mm"]}, {described["date"]}.'
+    )
+
+
+def main() -> None:
+    """Runs the cells that have no result yet, and writes the report after each.
+
+    Raises:
+        InputError: Arguments or a config that no comparison can be made of.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the running cells as well
+    args = parse_args()
+    for norm in args.norms:
+        norm_cfg_of(norm)
+    args.out.mkdir(parents=True, exist_ok=True)
+    cfg = load(args)
+    base, origin = base_batch_size(cfg, args.processes)
+    if args.base_batch_size:
+        base, origin = args.base_batch_size, '--base-batch-size'
+    cells = plan_cells(args.norms, args.processes, args.images, args.seeds)
+    configs = Configs(cfg, base, args.norm_scope)
+    records = finished(args.out)
+    remaining = list(still_to_run(cells, records, configs, args.retry_failed))
+    metric = args.metric or METRICS.get(toolbox(cfg))
+    if metric is None:
+        raise InputError(f'--metric is needed for a config of {toolbox(cfg)}')
+    gpu = torch.cuda.is_available()
+    header = {
+        'config': Path(args.config).name if args.quick else args.config,
+        'command': shlex.join(['python', 'tools/compare_norms.py', *sys.argv[1:]]),
+        'machine': describe_machine(),
+        'processes': args.processes,
+        'base_batch': base,
+        'base_from': origin,
+        'notes': notes(args.norms),
+        'memory': f'{"GPU" if gpu else "Resident"} memory of the process that needs most; medians '
+        'over the seeds.',
+    }
+    bar = Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn('left:'),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=Console(soft_wrap=True),
+        speed_estimate_period=10**9,
+    )
+    order = {cell.name: number for number, cell in enumerate(cells)}
+    runner = Runner(args.out, args.jobs, args.batch_average)
+    with bar:
+        task = bar.add_task('cells', total=len(cells), completed=len(cells) - len(remaining))
+        for record in runner.run(remaining, configs):
+            records[record['name']] = record
+            bar.advance(task)
+            bar.console.print(_line(record, metric, bar.tasks[0].time_remaining))
+            _write(args.out, header, records, order, metric)
+    _write(args.out, header, records, order, metric)
+    print(f'{args.out / "README.md"}')
+
+
+def _write(
+    out: Path, header: dict, records: dict[str, dict], order: dict[str, int], metric: str
+) -> None:
+    """Writes the report of the cells that the command line names."""
+    chosen = [records[name] for name in order if name in records]
+    if not chosen:
+        return
+    write_report(out, header, chosen, metric)
+
+
+def _line(record: dict, metric: str, left: float | None) -> str:
+    result = record.get('error') or f'{metric} {record["metrics"].get(metric, 0):.4g}'
+    time = '' if left is None else f', about {left / 60:.0f} min left'
+    return f'{record["name"]}: {result} ({record["seconds"]:.0f} s{time})'

@@ -1,0 +1,115 @@
+"""The figures of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from .report import Group
+
+# Okabe and Ito's colours, which people with any kind of colour vision tell apart.
+_COLORS = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
+_MARKERS = 'osv^Dpx'
+_SCOPE_COLORS = {'in': '#E69F00', 'ln': '#56B4E9', 'bn': '#0072B2'}
+_SPREAD = 0.025
+_LINES = ('-', '--', ':', '-.')
+
+
+def draw_metric(
+    groups: Mapping[tuple[str, int], Group], norms: Sequence[str], processes: int, name: str
+) -> Figure:
+    """Draws the means over images per process, a line for each norm, the range shaded."""
+    figure = Figure((6.4, 4), layout='constrained')
+    axes = figure.subplots()
+    images = sorted({count for _, count in groups})
+    for number, norm in enumerate(norms):
+        style = _style(number)
+        shift = _SPREAD * (number - (len(norms) - 1) / 2)  # lines that coincide stay visible
+        drawn = [n for n in images if (norm, n) in groups and groups[norm, n].values]
+        found = [groups[norm, n] for n in drawn]
+        places = [images.index(n) + shift for n in drawn]
+        label = norm if drawn else f'{norm}: does not run'
+        axes.plot(places, [g.mean for g in found], label=label, **style)
+        low, high = ([edge(g.values) for g in found] for edge in (min, max))
+        axes.fill_between(places, low, high, color=style['color'], alpha=0.15, linewidth=0)
+        axes.vlines(places, low, high, color=style['color'], linewidth=1)
+    _batches(axes, images, processes)
+    axes.set_ylabel(name)
+    axes.grid(linewidth=0.3)
+    figure.legend(loc='outside right upper', fontsize=8, frameon=False)
+    return figure
+
+
+def draw_importance(weights: Mapping[str, Mapping[int, Any]], processes: int) -> Figure:
+    """Draws the shares of the scopes over the batch, the mean on the left, the variance right."""
+    figure = Figure((3.4 * len(weights) + 0.8, 4.4), layout='constrained')
+    panels = figure.subplots(2, len(weights), sharey=True, sharex=True, squeeze=False)
+    images = sorted({count for by_images in weights.values() for count in by_images})
+    for column, (norm, by_images) in enumerate(weights.items()):
+        for row, statistic in enumerate(('mean', 'var')):
+            axes = panels[row, column]
+            scopes = next(iter(by_images.values()))[statistic]
+            for scope in scopes:
+                axes.plot(
+                    [images.index(n) for n in by_images],
+                    [found[statistic][scope] for found in by_images.values()],
+                    marker='o',
+                    color=_SCOPE_COLORS[scope],
+                    label=scope,
+                )
+            axes.axhline(1 / len(scopes), color='grey', linewidth=0.7, linestyle=(0, (4, 3)))
+            axes.grid(linewidth=0.3)
+            if row == 0:
+                axes.set_title(norm, fontsize=9)
+            else:
+                _batches(axes, images, processes)
+            if column == 0:
+                axes.set_ylabel(
+                    {'mean': 'share in the mean', 'var': 'share in the variance'}[statistic]
+                )
+    handles = {h.get_label(): h for axes in panels.flat for h in axes.get_lines()}
+    chosen = {scope: handles[scope] for scope in _SCOPE_COLORS if scope in handles}
+    figure.legend(chosen.values(), chosen, loc='outside right upper', fontsize=8, frameon=False)
+    return figure
+
+
+def draw_cost(
+    costs: Mapping[tuple[str, int], Sequence[float]], norms: Sequence[str], processes: int
+) -> Figure:
+    """Draws seconds per iteration and peak memory, a bar for each norm at each batch."""
+    images = sorted({count for _, count in costs})
+    figure = Figure((9, 3.4), layout='constrained')
+    panels = figure.subplots(1, 2)
+    width = 0.8 / len(norms)
+    for panel, axes in enumerate(panels):
+        for number, norm in enumerate(norms):
+            drawn = [n for n in images if (norm, n) in costs]
+            places = [images.index(n) - 0.4 + width * (number + 0.5) for n in drawn]
+            heights = [costs[norm, n][panel] for n in drawn]
+            axes.bar(places, heights, width, color=_style(number)['color'], label=norm)
+        _batches(axes, images, processes)
+        axes.set_ylabel(('seconds per iteration', 'peak memory of a process, MiB')[panel])
+        axes.grid(axis='y', linewidth=0.3)
+        axes.set_axisbelow(True)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside right upper', fontsize=8, frameon=False)
+    return figure
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {
+        'color': _COLORS[number % len(_COLORS)],
+        'marker': _MARKERS[number % len(_MARKERS)],
+        'linestyle': _LINES[number // len(_COLORS) % len(_LINES)],
+        'markersize': 5,
+    }
+
+
+def _batches(axes: Axes, images: Sequence[int], processes: int) -> None:
+    axes.set_xticks(range(len(images)), [str(n) for n in images])
+    axes.set_xlim(-0.5, len(images) - 0.5)
+    axes.set_xlabel(f'images of each of {processes} processes')

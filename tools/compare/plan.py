@@ -1,0 +1,190 @@
+"""The cells of a comparison, and the config of each: all else equal."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+
+from sn_mm.cli.norm_option import parse_norm, switch_config
+from sn_mm.errors import InputError
+from sn_mm.switch import switch_norm_cfg
+
+# Settings of a param_scheduler that count iterations, where it goes by iterations.
+_ITERATIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps', 'milestones', 'periods')
+LOG_INTERVAL = 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training.
+
+    Attributes:
+        norm: The norm as ``--norm`` takes it, such as ``'SN sync=False'``.
+        processes: Number of processes.
+        images: Training images of each process in one iteration.
+        seed: Of the initial weights and of the order and augmentation of the images.
+    """
+
+    norm: str
+    processes: int
+    images: int
+    seed: int
+
+    @property
+    def batch(self) -> int:
+        return self.processes * self.images
+
+    @property
+    def name(self) -> str:
+        """The cell's folder."""
+        norm = re.sub(r'[^\w.=,-]+', '_', self.norm).strip('_')
+        return f'{norm}-{self.processes}x{self.images}-seed{self.seed}'
+
+    def __str__(self) -> str:
+        return f'{self.norm}, {self.processes} x {self.images}, seed {self.seed}'
+
+
+def plan_cells(
+    norms: Sequence[str], processes: int, images: Sequence[int], seeds: int
+) -> list[Cell]:
+    """All cells, seed by seed, so that an unfinished comparison has each norm and batch."""
+    return [
+        Cell(norm, processes, count, seed)
+        for seed in range(seeds)
+        for count in dict.fromkeys(images)
+        for norm in dict.fromkeys(norms)
+    ]
+
+
+def norm_cfg_of(norm: str) -> dict:
+    """The norm_cfg that a norm stands for on this machine.
+
+    torch's SyncBatchNorm is for GPUs only. On the CPU its place is taken by SN over ``bn`` alone,
+    synchronised, which is the same function.
+
+    Raises:
+        InputError: As :func:`sn_mm.cli.norm_option.parse_norm`.
+    """
+    norm_cfg = parse_norm(norm)
+    if norm_cfg['type'] == 'SyncBN' and get_device() == 'cpu':
+        norm_cfg.update(type='SN', normalizers=['bn'])
+    return norm_cfg
+
+
+def base_batch_size(cfg: Config, processes: int) -> tuple[int, str]:
+    """The images of one iteration that a config's learning rate is for, and who says so."""
+    stated = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
+    if stated:
+        return stated, "the config's auto_scale_lr"
+    return processes * cfg.train_dataloader.batch_size, (
+        f"{processes} processes of the config's batch_size, for it has no auto_scale_lr"
+    )
+
+
+def check_config(cfg: Config) -> None:
+    """Refuses a config whose trainings could not be made equal.
+
+    Raises:
+        InputError: It has no plain learning rate or batch size, or was written by ``--norm``.
+    """
+    if not isinstance(cfg.train_dataloader, dict) or 'batch_size' not in cfg.train_dataloader:
+        raise InputError('a comparison needs train_dataloader.batch_size in the config')
+    if 'lr' not in cfg.optim_wrapper.get('optimizer', {}):
+        raise InputError('a comparison needs optim_wrapper.optimizer.lr in the config, to scale it')
+    if cfg.train_cfg.get('max_iters') is None and cfg.train_cfg.get('max_epochs') is None:
+        raise InputError('a comparison needs train_cfg.max_iters or max_epochs in the config')
+    if 'switched' in cfg.model:
+        raise InputError('the config was written by --norm: compare with the one it was made from')
+
+
+def switch(cfg: Config, norm: str, extent: str) -> Config:
+    """A copy of a config with all norms switched, those that were SN already included."""
+    switched = copy.deepcopy(cfg)
+    switch_norm_cfg(switched, {'type': 'BN'})
+    switch_config(switched, norm_cfg_of(norm), extent)
+    return switched
+
+
+def cell_config(switched: Config, cell: Cell, base_batch: int) -> Config:
+    """The config of one cell.
+
+    The learning rate is scaled linearly with the batch. Whatever counts iterations is scaled the
+    other way, so that each cell sees the same number of images. Nothing is validated in between.
+
+    Args:
+        switched: The config with the cell's norm.
+        cell: The cell.
+        base_batch: The images of one iteration that the config is for.
+
+    Returns:
+        A new config.
+    """
+    cfg = copy.deepcopy(switched)
+    ratio = cell.batch / base_batch
+    cfg.train_dataloader.batch_size = cell.images
+    cfg.optim_wrapper.optimizer.lr *= ratio
+    cfg.auto_scale_lr = {**(cfg.get('auto_scale_lr') or {}), 'enable': False}
+    schedulers = cfg.get('param_scheduler') or []
+    cfg.param_scheduler = [
+        _scale(scheduler, ratio)
+        for scheduler in (schedulers if isinstance(schedulers, list) else [schedulers])
+    ]
+    if cfg.train_cfg.get('max_iters') is not None:
+        cfg.train_cfg.max_iters = _iterations(cfg.train_cfg.max_iters, ratio)
+    end = 'max_iters' if cfg.train_cfg.get('max_iters') is not None else 'max_epochs'
+    cfg.train_cfg.val_interval = cfg.train_cfg[end] + 1
+    cfg.train_cfg.pop('dynamic_intervals', None)
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    checkpoint = {'type': 'CheckpointHook', **(hooks.get('checkpoint') or {}), 'max_keep_ckpts': 1}
+    checkpoint.pop('save_best', None)
+    if checkpoint.get('by_epoch') is False and checkpoint.get('interval', -1) > 0:
+        checkpoint['interval'] = _iterations(checkpoint['interval'], ratio)
+    hooks.checkpoint = checkpoint
+    logger = {'type': 'LoggerHook', **(hooks.get('logger') or {})}
+    hooks.logger = {**logger, 'interval': min(logger.get('interval', 10), LOG_INTERVAL)}
+    cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': cell.seed}
+    cfg.pop('work_dir', None)
+    return cfg
+
+
+def _scale(scheduler: dict, ratio: float) -> dict:
+    """A param_scheduler for a batch that is ``ratio`` times as large."""
+    scaled = dict(scheduler)
+    if 'eta_min' in scaled:
+        scaled['eta_min'] *= ratio
+    if scaled.get('by_epoch', True) is False:
+        for key in _ITERATIONS:
+            value = scaled.get(key)
+            if isinstance(value, (list, tuple)):
+                scaled[key] = [_iterations(count, ratio) for count in value]
+            elif value:
+                scaled[key] = _iterations(value, ratio)
+    return scaled
+
+
+def _iterations(count: int, ratio: float) -> int:
+    return max(1, round(count / ratio))
+
+
+def digest(cfg: Config) -> str:
+    """Stands for all settings of a cell's config."""
+    text = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
+    return hashlib.sha1(text.encode()).hexdigest()[:12]
+
+
+def settings_of(cfg: Config) -> dict[str, Any]:
+    """What the report says about the training of a cell."""
+    return {
+        'lr': cfg.optim_wrapper.optimizer.lr,
+        'optimizer': str(cfg.optim_wrapper.optimizer.type),
+        'max_iters': cfg.train_cfg.get('max_iters'),
+        'max_epochs': cfg.train_cfg.get('max_epochs'),
+    }

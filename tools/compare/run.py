@@ -1,0 +1,275 @@
+"""One cell: trained, tested and measured by the real scripts, in a folder of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any
+
+import torch
+from mmengine.config import Config
+
+from sn_mm.analysis import importance
+from sn_mm.cli.checkpoint import read_checkpoint
+from sn_mm.errors import InputError
+
+from .plan import Cell, digest, settings_of
+
+TOOLS = Path(__file__).parents[1]
+_ERROR = re.compile(r'^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$', re.M)
+_REFUSED = re.compile(r'^\w+\.py: error: (.*)$', re.M)
+
+
+class CellFailed(Exception):
+    """A script of a cell ended with an error."""
+
+
+class Runner:
+    """Runs cells, a number of them at a time.
+
+    Args:
+        out: Folder of the comparison: ``cells/NAME`` for each cell, ``cells.jsonl`` with a line for
+            each that is done.
+        jobs: Cells at a time.
+        batch_average: Mini-batches for a second test with the batch average; 0: none.
+
+    Raises:
+        InputError: Another comparison, or a script that one left when it was killed, is at work.
+    """
+
+    def __init__(self, out: Path, jobs: int, batch_average: int = 0) -> None:
+        self.out = out
+        self.lock = lock(out)
+        self.jobs = jobs
+        self.batch_average = batch_average
+        self.slots: SimpleQueue[int] = SimpleQueue()
+        for slot in range(jobs):
+            self.slots.put(slot)
+        self.processes: set[subprocess.Popen] = set()
+        self.stopping = False
+
+    def run(self, cells: Sequence[Cell], config_of: Callable[[Cell], Config]) -> Iterator[dict]:
+        """Runs cells, and appends the record of each to ``cells.jsonl``.
+
+        Args:
+            cells: The cells.
+            config_of: Gives the config of a cell; an error of it is the result of the cell.
+
+        Yields:
+            The records, in the order in which the cells end.
+        """
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = [pool.submit(self._cell, cell, config_of) for cell in cells]
+            try:
+                for future in as_completed(futures):
+                    record = future.result()
+                    with (self.out / 'cells.jsonl').open('a') as file:
+                        file.write(json.dumps(record) + '\n')
+                    yield record
+            finally:
+                self.stopping = True
+                for future in futures:
+                    future.cancel()
+                for process in list(self.processes):
+                    process.terminate()
+
+    def _cell(self, cell: Cell, config_of: Callable[[Cell], Config]) -> dict:
+        slot = self.slots.get()
+        start = time.monotonic()
+        record: dict[str, Any] = {'name': cell.name, **asdict(cell)}
+        try:
+            cfg = config_of(cell)
+            record.update(digest=digest(cfg), **settings_of(cfg))
+            record.update(self._train_and_test(cell, cfg, slot))
+        except CellFailed as error:
+            record['error'] = str(error)
+        except Exception as error:  # of a model that cannot be built: a result, as any other
+            kind = '' if isinstance(error, InputError) else f'{type(error).__name__}: '
+            record['error'] = f'{kind}{error}'.strip().splitlines()[0]
+        finally:
+            self.slots.put(slot)
+        record['seconds'] = round(time.monotonic() - start, 1)
+        return record
+
+    def _train_and_test(self, cell: Cell, cfg: Config, slot: int) -> dict[str, Any]:
+        folder = self.out / 'cells' / cell.name
+        folder.mkdir(parents=True, exist_ok=True)
+        config, train = folder / 'config.py', folder / 'train'
+        cfg.dump(config)
+        resume = ['--resume'] if (train / 'last_checkpoint').is_file() else []
+        script = ['bash', TOOLS / 'dist_train.sh', config, cell.processes]
+        peak = self._call(cell, slot, 'train', [*script, '--work-dir', train, *resume])
+        checkpoint = Path((train / 'last_checkpoint').read_text().strip())
+        record = {**read_scalars(train), 'checkpoint': str(checkpoint)}
+        record.setdefault('peak_memory_mib', peak)
+        record['importance'] = read_importance(cfg, checkpoint)
+        record['metrics'] = self._test(cell, slot, config, checkpoint, 'test')
+        if self.batch_average and averages(cfg):
+            averaged = folder / 'batch_average.pth'
+            script = [sys.executable, TOOLS / 'batch_average.py', config, checkpoint, averaged]
+            options = ['--bn', '--num-iters', self.batch_average]
+            self._call(cell, slot, 'batch_average', [*script, *options])
+            record['batch_average'] = self._test(cell, slot, config, averaged, 'test_average')
+        return record
+
+    def _test(self, cell: Cell, slot: int, config: Path, checkpoint: Path, name: str) -> dict:
+        folder = config.parent / name
+        script = ['bash', TOOLS / 'dist_test.sh', config, checkpoint, cell.processes]
+        self._call(cell, slot, name, [*script, '--work-dir', folder])
+        return json.loads((folder / 'metrics.json').read_text())
+
+    def _call(self, cell: Cell, slot: int, name: str, command: Sequence[object]) -> float:
+        """Runs a script with its log in the cell's folder.
+
+        Returns:
+            The largest memory of one of its processes, in MiB.
+
+        Raises:
+            CellFailed: It ended with an error; the message is its last line.
+        """
+        if self.stopping:
+            raise CellFailed('stopped')
+        log = self.out / 'cells' / cell.name / f'{name}.log'
+        with log.open('w') as file:
+            process = subprocess.Popen(
+                [str(word) for word in command],
+                env=environment(slot, cell.processes, self.jobs),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                pass_fds=[self.lock.fileno()],  # so that a script holds the lock, too
+            )
+            self.processes.add(process)
+            try:
+                _, status, usage = os.wait4(process.pid, 0)
+            finally:
+                self.processes.discard(process)
+        process.returncode = code = os.waitstatus_to_exitcode(status)
+        if code != 0:
+            raise CellFailed(reason_of(log.read_text(errors='replace'), code))
+        return round(usage.ru_maxrss / 1024, 1)
+
+
+def lock(out: Path) -> IO[str]:
+    """Locks a folder for as long as the file that this returns is open in any process."""
+    file = (out / '.lock').open('w')
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f'another comparison, or a training that one left, is at work in {out}: wait for it, '
+            'or end it'
+        ) from None
+    return file
+
+
+def environment(slot: int, processes: int, jobs: int) -> dict[str, str]:
+    """The environment of a cell: a port, threads and GPUs of its own.
+
+    Args:
+        slot: Number of the cell among those that run at the same time.
+        processes: Number of its processes.
+        jobs: Cells at a time.
+    """
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    threads = str(max(1, (os.cpu_count() or 1) // (processes * jobs)))
+    variables = {'OMP_NUM_THREADS': threads, **os.environ, 'PYTHON': sys.executable, 'PORT': port}
+    if jobs > 1 and torch.cuda.is_available():
+        gpus = range(slot * processes, (slot + 1) * processes)
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+        names = visible.split(',') if visible else [str(n) for n in range(max(gpus) + 1)]
+        variables['CUDA_VISIBLE_DEVICES'] = ','.join(names[n] for n in gpus)
+    return variables
+
+
+def reason_of(log: str, code: int) -> str:
+    """The line of a log that says why a script failed."""
+    refused = _REFUSED.findall(log)
+    if refused:
+        return refused[-1]
+    errors = [line for line in _ERROR.findall(log) if 'ChildFailedError' not in line]
+    if errors:
+        return errors[0]
+    signals = re.findall(r'exitcode\s*: -(\d+)', log)
+    if signals or code < 0:
+        number = int(signals[0]) if signals else -code
+        return f'ended by {signal.Signals(number).name}'
+    return f'ended with exit status {code}'
+
+
+def read_scalars(work_dir: Path) -> dict[str, Any]:
+    """Seconds per iteration, the last loss, and on a GPU the peak memory, from a training's log."""
+    lines: list[dict] = []
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        lines += [json.loads(line) for line in file.read_text().splitlines()]
+    logged = [line for line in lines if 'time' in line and 'loss' in line]
+    if not logged:
+        return {'seconds_per_iteration': None, 'loss': None}
+    found = {
+        'seconds_per_iteration': statistics.median(line['time'] for line in logged[1:] or logged),
+        'loss': logged[-1]['loss'] if math.isfinite(logged[-1]['loss']) else None,
+    }
+    memory = [line['memory'] for line in logged if 'memory' in line]
+    return {**found, 'peak_memory_mib': max(memory)} if memory else found
+
+
+def read_importance(cfg: Config, checkpoint: Path) -> dict[str, dict[str, float]] | None:
+    """The importance weights averaged over all layers; None without SN."""
+    normalizers = next(
+        (norm['normalizers'] for norm in _norms(cfg.model) if norm.get('normalizers')), None
+    )
+    if normalizers == ['bn']:
+        return None
+    weights = read_checkpoint(str(checkpoint))['state_dict']
+    layers = importance.from_state_dict(weights, normalizers)
+    return importance.average(layers.values()) if layers else None
+
+
+def averages(cfg: Config) -> bool:
+    """Whether a model has batch statistics, which a batch average replaces."""
+    return any(
+        norm['type'] in ('BN', 'SyncBN') or 'bn' in (norm.get('normalizers') or ['bn'])
+        for norm in _norms(cfg.model)
+        if norm['type'] not in ('GN', 'IN')
+    )
+
+
+def _norms(config: Any) -> Iterator[dict]:
+    """Each norm_cfg of a model's config."""
+    if isinstance(config, dict):
+        if str(config.get('type', '')) in ('SN', 'SN1d', 'SN3d', 'BN', 'SyncBN', 'GN', 'IN'):
+            yield config
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        for value in config:
+            yield from _norms(value)
+
+
+def finished(out: Path) -> dict[str, dict]:
+    """The records of the cells that are done, by name; a line that was cut off does not count."""
+    records = {}
+    file = out / 'cells.jsonl'
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        records[record['name']] = record
+    return records
