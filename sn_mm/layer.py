@@ -22,7 +22,7 @@ from .equations import SCOPES
 from .errors import InputError, check_positive_int
 from .functional import canonical_normalizers, switch_norm
 from .tracing import is_compiling
-from .warm_start import initial_logits
+from .warm_start import FROM_BATCH_NORM, initial_logits
 
 
 class SwitchNorm(_InstanceNorm):
@@ -50,11 +50,12 @@ class SwitchNorm(_InstanceNorm):
         process_group: The ranks that ``sync=True`` pools over. Default: all.
         correction: 0 for the paper's biased instance variance, 1 for the unbiased one of the
             authors' released code (for their checkpoints). Default: 0.
-        init_importance: The mix to start from. None: equal shares. A scope: all but 1e-7 on it, so
-            that 'bn' keeps the function of the BatchNorm network whose weights are loaded; the
-            importance then hardly moves. A mapping such as ``{'bn': 0.9}``: these shares, the rest
-            equally among the other scopes; the importance moves, the function changes.
-            docs/warm_start.md measures both. Default: None.
+        init_importance: The mix to start from. None: equal shares, but ``{'bn': 0.9}`` where
+            weights of a BatchNorm are loaded, and 'bn' where the importance is frozen then. A
+            scope: all but 1e-7 on it, so that 'bn' keeps the function of the BatchNorm network
+            whose weights are loaded; the importance then hardly moves. A mapping such as
+            ``{'bn': 0.9}``: these shares, the rest equally among the other scopes; the importance
+            moves, the function changes. docs/warm_start.md measures all. Default: None.
         device, dtype: Of the parameters and buffers.
         bias: False leaves ``bias`` out where ``affine`` is True. Default: True.
 
@@ -140,11 +141,23 @@ class SwitchNorm(_InstanceNorm):
             nn.init.ones_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        for name in ('mean_weight', 'var_weight'):
-            if hasattr(self, name):  # not yet while nn.Module's constructor runs
-                logits = initial_logits(self.init_importance, self.normalizers)
-                with torch.no_grad():
-                    getattr(self, name).copy_(torch.tensor(logits, device='cpu'))
+        if hasattr(self, 'var_weight'):  # not yet while nn.Module's constructor runs
+            self._set_importance(self.init_importance)
+
+    def take_over_batch_norm(self) -> None:
+        """Starts the importance anew, for a layer that has been given weights of a BatchNorm.
+
+        Loading a checkpoint and :func:`sn_mm.convert_switch_norm` call it by themselves. Without
+        ``init_importance`` the shares become ``{'bn': 0.9}``, or 'bn' where they are frozen.
+        """
+        if self.init_importance is None and 'bn' in self.normalizers and len(self.normalizers) > 1:
+            self._set_importance(FROM_BATCH_NORM if self.mean_weight.requires_grad else 'bn')
+
+    def _set_importance(self, shares: str | Mapping[str, float] | None) -> None:
+        logits = torch.tensor(initial_logits(shares, self.normalizers), device='cpu')
+        with torch.no_grad():
+            self.mean_weight.copy_(logits)
+            self.var_weight.copy_(logits)
 
     def importance(self) -> dict[str, dict[str, float]]:
         """The learned mix: softmax of the importance weights.
@@ -224,10 +237,13 @@ class SwitchNorm(_InstanceNorm):
         resolve = constant_group if is_compiling() else resolve_group
         return resolve(self.sync, self.process_group)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # Past _InstanceNorm's own, which fails on any file older than its running statistics: a
         # BatchNorm's statistics are merely unexpected where this layer keeps none.
-        super(_InstanceNorm, self)._load_from_state_dict(*args)
+        super(_InstanceNorm, self)._load_from_state_dict(state_dict, prefix, *args)
+        importance = {f'{prefix}mean_weight', f'{prefix}var_weight'}
+        if f'{prefix}running_mean' in state_dict and importance.isdisjoint(state_dict):
+            self.take_over_batch_norm()
 
     def __getstate__(self) -> dict[str, Any]:
         """Process groups belong to a running job: they are not pickled."""

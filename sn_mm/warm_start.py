@@ -8,7 +8,11 @@ from numbers import Real
 
 from .errors import InputError
 
-__all__ = ['OFF_SCOPE', 'initial_logits']
+__all__ = ['FROM_BATCH_NORM', 'OFF_SCOPE', 'initial_logits']
+
+FROM_BATCH_NORM = {'bn': 0.9}
+"""The mix of a layer that takes over the weights of a BatchNorm: close to the function that these
+were trained for, and with importance that learns (docs/warm_start.md)."""
 
 OFF_SCOPE = 1e-7
 """The share that a scope named alone leaves to the others: a softmax of finite logits is never 0.

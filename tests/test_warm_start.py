@@ -180,12 +180,15 @@ def test_bn_keeps_the_gradients_in_training():
         assert (gradients[name] - p.grad).norm() < 1e-5 * p.grad.norm(), name
 
 
+EQUAL = {'in': 1 / 3, 'ln': 1 / 3, 'bn': 1 / 3}
+
+
 def test_frozen_stages_with_a_batch_norm_checkpoint_are_the_batch_norm_network(tmp_path):
     """Nothing adapts in them: with equal shares frozen stages stay another network for good."""
     original, x = batch_norm_resnet(), images()
     torch.save(original.state_dict(), tmp_path / 'bn.pth')
-    changes = {}
-    for init_importance in ('bn', None):
+    changes = []
+    for init_importance in ('bn', None, EQUAL):
         model = resnet(
             {'type': 'SN', 'init_importance': init_importance},
             frozen_stages=1,
@@ -193,7 +196,7 @@ def test_frozen_stages_with_a_batch_norm_checkpoint_are_the_batch_norm_network(t
             init_cfg={'type': 'Pretrained', 'checkpoint': str(tmp_path / 'bn.pth')},
         )
         model.init_weights()
-        changes[init_importance] = largest_change(model, original, x)
+        changes.append(largest_change(model, original, x))
         model.train()
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
         sum(y.square().mean() for y in model(x)).backward()
@@ -201,8 +204,66 @@ def test_frozen_stages_with_a_batch_norm_checkpoint_are_the_batch_norm_network(t
         model.eval()
         with torch.no_grad():
             frozen, wanted = model(x)[0], original(x)[0]
-        assert ((frozen - wanted).abs().max() < 1e-4 * wanted.std()) == (init_importance == 'bn')
-    assert changes['bn'] < 1e-4 and changes[None] > 1
+        same = bool((frozen - wanted).abs().max() < 1e-4 * wanted.std())
+        assert same == (init_importance != EQUAL)
+    assert changes[0] < 1e-4 < changes[1] < changes[2]
+
+
+# --- layers that take over a BatchNorm
+
+
+def trained_batch_norm(channels: int = 4) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels)
+    norm(torch.randn(2, channels, 3, 3))
+    return norm
+
+
+def shares_of(layer: SwitchNorm) -> list[float]:
+    return [round(share, 6) for share in layer.importance()['var'].values()]
+
+
+def test_a_layer_that_loads_a_batch_norm_starts_close_to_it():
+    norm = SwitchNorm2d(4)
+    norm.load_state_dict(trained_batch_norm().state_dict(), strict=False)
+    assert shares_of(norm) == [0.05, 0.05, 0.9]
+
+
+def test_a_frozen_layer_that_loads_a_batch_norm_is_it():
+    norm, original, x = SwitchNorm2d(4), trained_batch_norm().eval(), torch.randn(2, 4, 3, 3)
+    norm.requires_grad_(False).eval().load_state_dict(original.state_dict(), strict=False)
+    torch.testing.assert_close(norm(x), original(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('given', [EQUAL, 'ln', {'bn': 0.5}], ids=str)
+def test_a_mix_that_was_asked_for_is_kept(given):
+    norm = SwitchNorm2d(4, init_importance=given)
+    before = shares_of(norm)
+    norm.load_state_dict(trained_batch_norm().state_dict(), strict=False)
+    assert shares_of(norm) == before
+    assert shares_of(convert_switch_norm(trained_batch_norm(), init_importance=given)) == before
+
+
+def test_only_weights_of_a_batch_norm_change_the_start():
+    learned = SwitchNorm2d(4)
+    learned.var_weight.data[0] = 3
+    norm = SwitchNorm2d(4)
+    norm.load_state_dict(learned.state_dict())
+    assert shares_of(norm) == shares_of(learned)
+    norm = SwitchNorm2d(4)
+    norm.load_state_dict(nn.GroupNorm(2, 4).state_dict(), strict=False)
+    assert shares_of(norm) == [0.333333] * 3
+    norm = SwitchNorm2d(4, normalizers=('in', 'ln'))
+    norm.load_state_dict(trained_batch_norm().state_dict(), strict=False)
+    assert shares_of(norm) == [0.5, 0.5]
+
+
+def test_a_conversion_takes_over_a_trained_batch_norm_and_starts_a_fresh_one_equally():
+    assert shares_of(convert_switch_norm(trained_batch_norm())) == [0.05, 0.05, 0.9]
+    assert shares_of(convert_switch_norm(nn.BatchNorm2d(4))) == [0.333333] * 3
+    original, x = trained_batch_norm().eval(), torch.randn(2, 4, 3, 3)
+    frozen = convert_switch_norm(copy.deepcopy(original).requires_grad_(False))
+    torch.testing.assert_close(frozen(x), original(x), rtol=1e-5, atol=1e-6)
+    assert convert_switch_norm(nn.BatchNorm2d(4, device='meta')).mean_weight.is_meta
 
 
 def test_maps_of_one_position_stay_on_the_scope():

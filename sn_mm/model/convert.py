@@ -68,7 +68,9 @@ def convert_switch_norm(
         select: Called with the name of each such norm in ``model``. Where it returns False, the
             norm stays and is not reported. Default: all are replaced.
         **layer_args: Arguments of the new layers, over what they take from the old ones.
-            ``init_importance='bn'`` keeps the function of a BatchNorm network.
+            ``init_importance='bn'`` keeps the function of a BatchNorm network. Without
+            ``init_importance`` a BatchNorm that has seen batches becomes SN with ``{'bn': 0.9}``,
+            or 'bn' where it is frozen, and other norms start with equal shares.
 
     Returns:
         ``model``, or the new layer where ``model`` itself is a norm.
@@ -189,6 +191,9 @@ def _convert(
     for name, value in statistics.items():
         if value is not None and getattr(new, name) is not None:
             setattr(new, name, value)
+    batches = statistics['num_batches_tracked']
+    if batches is not None and not batches.is_meta and batches > 0:
+        new.take_over_batch_norm()
     stopped = statistics['running_mean'] is not None and not norm.track_running_stats
     if stopped and 'track_running_stats' not in layer_args:
         new.track_running_stats = False

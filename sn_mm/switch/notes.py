@@ -33,9 +33,8 @@ def take_notes(model: dict, report: SwitchReport) -> list[str]:
         if equal and entry.new.get('requires_grad') is False:
             fixed.append(entry.path)
     notes = [
-        f'{path}.frozen_stages={stages} with the weights of {checkpoint}: SN keeps its equal mix '
-        f'in these stages for ever; {path}.frozen_stages=-1 lets it learn, and init_importance=bn '
-        'starts it as BatchNorm'
+        f'{path}.frozen_stages={stages} with the weights of {checkpoint}: SN in these stages stays '
+        f'the BatchNorm of these weights; {path}.frozen_stages=-1 lets it learn'
         for path, (stages, checkpoint) in frozen.items()
     ]
     notes += [
@@ -45,9 +44,9 @@ def take_notes(model: dict, report: SwitchReport) -> list[str]:
     ]
     if fixed:
         notes.append(
-            f'requires_grad=False keeps the equal mix of SN in {", ".join(fixed)}; requires_grad='
-            'True in the norm_cfg (--norm SN requires_grad=True) lets it learn, and '
-            'init_importance=bn starts it as BatchNorm'
+            f'requires_grad=False keeps the mix that SN starts from in {", ".join(fixed)}: the '
+            'BatchNorm whose weights it loads, or equal shares; requires_grad=True in the norm_cfg '
+            '(--norm SN requires_grad=True) lets it learn'
         )
     return notes
 
