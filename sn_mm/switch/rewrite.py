@@ -17,6 +17,7 @@ from .components import (
     resolve,
     shares_levels,
 )
+from .decay import leave_importance_out
 from .extent import EXTENTS, reason_to_leave
 from .heads import add_norms
 from .notes import take_notes
@@ -45,7 +46,8 @@ def switch_norm_cfg(
     where a component's class has them as a default that the config does not mention. Keeps
     ``requires_grad``, ``eps`` and ``momentum``. Layer norms stay, and so do the norms of a teacher
     that a student is distilled from. The config then imports ``sn_mm`` by itself, and warns of
-    norms that are hard-coded in a model (:class:`sn_mm.engine.hooks.LeftoverNormHook`).
+    norms that are hard-coded in a model (:class:`sn_mm.engine.hooks.LeftoverNormHook`). Weight
+    decay leaves the importance of SN out (``optim_wrapper.paramwise_cfg.custom_keys``).
 
     A head whose one set of weights serves several levels of a feature pyramid gets
     ``normalizers=['in', 'ln']``, unless ``norm_cfg`` names its normalizers.
@@ -94,7 +96,7 @@ def switch_norm_cfg(
         hooks = cfg.get('custom_hooks') or []
         cfg.custom_hooks = [h for h in hooks if str(h['type']).split('.')[-1] not in _SN_HOOKS]
         return report
-    report.notes = take_notes(model, report)
+    report.notes = take_notes(model, report) + leave_importance_out(cfg)
     import_sn_mm(cfg)
     others = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] != _HOOK]
     cfg.custom_hooks = [*others, {'type': _HOOK, 'scope': scope}]
