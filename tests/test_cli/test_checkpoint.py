@@ -33,7 +33,11 @@ def whole(**more) -> dict:
     return {
         'state_dict': {'a': torch.ones(3)},
         'meta': {'iter': np.int64(3)},
-        'message_hub': {'loss': HistoryBuffer([1.5, 2.5], [1, 1]), 'best_score': np.float64(0.5)},
+        'message_hub': {
+            'loss': HistoryBuffer([1.5, 2.5], [1, 1]),
+            'best_score': np.float64(0.5),
+            'best_mIoU': np.float32(0.5),
+        },
         'optimizer': {'state': {}, 'param_groups': []},
         **more,
     }
@@ -92,6 +96,25 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, monkeypatch, evil
     assert not Path('run').exists()
 
 
+@needs_names
+def test_arrays_in_a_checkpoint_cannot_take_its_bytes_for_objects(tmp_path):
+    # NumPy's own dtype would then take objects too.
+    hostile = 3, '<', None, ('a',), {'a': (np.dtype('f8'), 0)}, 8, 1, 0
+    torch.save(whole(kind=Runs(np.dtype, ('f8', False, True), hostile)), tmp_path / 'a.pth')
+    altered = pickle.loads(pickle.dumps(Runs(np.dtype, ('f8', False, True), hostile)))
+    assert altered.fields is not None
+    register_safe_globals()
+    kind = torch.load(tmp_path / 'a.pth', weights_only=True)['kind']
+    assert kind.fields is None and kind == np.float64
+    buffer = Runs(np.ndarray, ((1,), [('a', 'O')], b'12345678'))
+    torch.save(whole(buffer=buffer), tmp_path / 'c.pth')
+    with pytest.raises(pickle.UnpicklingError, match='may not call numpy.ndarray'):
+        torch.load(tmp_path / 'c.pth', weights_only=True)
+    torch.save(whole(kind=np.dtype('O')), tmp_path / 'b.pth')
+    with pytest.raises(pickle.UnpicklingError, match="may not name the dtype 'O8?'"):
+        torch.load(tmp_path / 'b.pth', weights_only=True)
+
+
 def test_what_is_not_a_whole_checkpoint_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(whole(), 'whole.pth')
@@ -108,7 +131,9 @@ def test_what_is_not_a_whole_checkpoint_is_refused(tmp_path, monkeypatch):
     for name in ('list', 'numbers'):
         with pytest.raises(InputError, match=f'{name}.pth is not a checkpoint'):
             check_checkpoint(f'{name}.pth')
-    with pytest.raises(InputError, match=r'none.pth does not exist; .*whole.pth'):
+    with pytest.raises(
+        InputError, match=r'none.pth does not exist; .*: empty.pth, list.pth, .* and 2 more'
+    ):
         check_checkpoint('none.pth')
     with pytest.raises(InputError, match=r'\. is a folder'):
         check_checkpoint('.')
@@ -156,6 +181,9 @@ def test_initial_weights_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"a.pth' in the model does not exist"):
         check_pretrained(model)
     file.touch()
+    with pytest.raises(InputError, match=r'^checkpoint in the model: .*a.pth cannot be loaded'):
+        check_pretrained(model)
+    torch.save({'a': torch.ones(3)}, file)
     check_pretrained({**model, 'pretrained': 'open-mmlab://resnet50_v1c'})
     check_pretrained({'init_cfg': {'checkpoint': None}, 'norm': [1, 'a']})
 
