@@ -33,6 +33,23 @@ def check_sync(sync: bool | int) -> None:
         )
 
 
+def check_group(process_group: ProcessGroup | None) -> None:
+    """Checks the ``process_group`` argument.
+
+    ``torch.distributed.new_group`` gives the ranks outside of a group a placeholder: it passes, and
+    their layers are local.
+
+    Raises:
+        InputError: It is neither a process group nor None.
+    """
+    if process_group is None or isinstance(process_group, ProcessGroup):
+        return
+    if process_group is not dist.GroupMember.NON_GROUP_MEMBER:
+        raise InputError(
+            f'process_group must be a torch.distributed.ProcessGroup or None, got {process_group!r}'
+        )
+
+
 def resolve_group(
     sync: bool | int, process_group: ProcessGroup | None = None
 ) -> ProcessGroup | None:

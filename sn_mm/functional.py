@@ -12,8 +12,9 @@ from torch.distributed import ProcessGroup
 
 from . import equations
 from .autograd import SwitchNormFunction, forward_pass, used_scopes
+from .distributed import check_group
 from .equations import SCOPES, Parameters, Running, Settings
-from .errors import InputError
+from .errors import InputError, check_number, check_type
 from .ops import aten, dense
 from .tracing import is_compiling, is_exporting, is_transformed
 
@@ -33,12 +34,14 @@ def canonical_normalizers(normalizers: Iterable[str]) -> tuple[str, ...]:
     """
     if isinstance(normalizers, tuple) and normalizers in _CANONICAL:
         return normalizers
-    given = tuple([normalizers] if isinstance(normalizers, str) else normalizers)
-    if not given or len(set(given)) < len(given) or not set(given) <= set(SCOPES):
+    one = isinstance(normalizers, str) or not isinstance(normalizers, Iterable)
+    given = (normalizers,) if one else tuple(normalizers)
+    chosen = tuple(scope for scope in SCOPES if scope in given)
+    if not given or len(chosen) < len(given):
         raise InputError(
             f'normalizers must be one or more of {SCOPES}, each at most once, got {given}'
         )
-    return tuple(scope for scope in SCOPES if scope in given)
+    return chosen
 
 
 def check_instances(input: Tensor, normalizers: tuple[str, ...]) -> None:
@@ -100,37 +103,53 @@ def switch_norm(
 
     Raises:
         TypeError: ``input`` is not floating point.
-        InputError: Shapes that do not fit each other, tensors on several devices, unknown
-            normalizers or correction, or no statistics to normalise with.
+        InputError: No tensors where tensors are needed, shapes that do not fit each other, tensors
+            on several devices, sparse ones, parameters or statistics that are not floating point,
+            unknown normalizers or correction, ``eps`` or ``momentum`` out of range, or no
+            statistics to normalise with.
     """
     normalizers = canonical_normalizers(normalizers)
+    check_type('input', input, Tensor, 'a tensor')
     if not input.is_floating_point():
         raise TypeError(f'input must be floating point, got {input.dtype}')
     if input.dim() < 2:
         raise InputError(f'input must be (N, C, *S), got {tuple(input.shape)}')
+    if input.layout is not torch.strided:
+        raise InputError(f'input must be dense (torch.strided), got {input.layout}')
     if correction not in (0, 1):
         raise InputError(f'correction must be 0 or 1, got {correction!r}')
+    check_number('eps', eps, 0)
+    if momentum is not None:
+        check_number('momentum', momentum, 0, 1)
+    check_group(process_group)
     per_channel = (
         ('weight', weight), ('bias', bias),
         ('running_mean', running_mean), ('running_var', running_var),
     )  # fmt: skip
+    logits = ('mean_weight', mean_weight), ('var_weight', var_weight)
+    device, channels, scopes = input.device, input.shape[1:2], (len(normalizers),)
+    for name, tensor in (*logits, *per_channel):
+        if tensor is None and name not in ('mean_weight', 'var_weight'):
+            continue
+        if not isinstance(tensor, Tensor):
+            raise InputError(f'{name} must be a tensor, got {type(tensor).__name__}')
+        if not tensor.is_floating_point():
+            raise InputError(f'{name} must be floating point, got {tensor.dtype}')
+        if tensor.device != device:  # kernels take addresses as they are
+            raise InputError(
+                f'input is on {device}, {name} on {tensor.device}: all must be on one device'
+            )
     for name, tensor in per_channel:
-        if tensor is not None and tensor.shape != input.shape[1:2]:
+        if tensor is not None and tensor.shape != channels:
             raise InputError(
                 f'{name} of shape {tuple(tensor.shape)} does not fit input of shape '
                 f'{tuple(input.shape)}: it must be ({input.shape[1]},)'
             )
-    logits = ('mean_weight', mean_weight), ('var_weight', var_weight)
     for name, tensor in logits:
-        if tensor.shape != (len(normalizers),):
+        if tensor.shape != scopes:
             raise InputError(
                 f'{name} must have one entry for each of {normalizers}, '
                 f'got shape {tuple(tensor.shape)}'
-            )
-    for name, tensor in (*logits, *per_channel):  # kernels take addresses as they are
-        if tensor is not None and tensor.device != input.device:
-            raise InputError(
-                f'input is on {input.device}, {name} on {tensor.device}: all must be on one device'
             )
     if (running_mean is None) != (running_var is None):
         raise InputError('running_mean and running_var must be given together')

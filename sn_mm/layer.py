@@ -17,9 +17,9 @@ from torch.fx import Proxy
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from . import equations
-from .distributed import check_sync, constant_group, resolve_group
+from .distributed import check_group, check_sync, constant_group, resolve_group
 from .equations import SCOPES
-from .errors import InputError, check_positive_int
+from .errors import InputError, check_bool, check_number, check_positive_int, check_type
 from .functional import canonical_normalizers, switch_norm
 from .tracing import is_compiling
 from .warm_start import FROM_BATCH_NORM, initial_logits
@@ -110,9 +110,18 @@ class SwitchNorm(_InstanceNorm):
         check_positive_int('num_features', num_features)
         if correction not in (0, 1):
             raise InputError(f'correction must be 0 or 1, got {correction!r}')
+        check_number('eps', eps, 0)
+        if momentum is not None:
+            check_number('momentum', momentum, 0, 1)
+        switches = ('affine', affine), ('track_running_stats', track_running_stats), ('bias', bias)
+        for name, value in switches:
+            check_bool(name, value)
+        if dtype is not None and not getattr(dtype, 'is_floating_point', False):
+            raise InputError(f'dtype must be a floating-point torch.dtype, got {dtype!r}')
         check_sync(sync)
         if process_group is not None and sync is not True:
             raise InputError(f'process_group needs sync=True, got sync={sync!r}')
+        check_group(process_group)
         logits = initial_logits(init_importance, normalizers)
         super().__init__(
             num_features,
@@ -267,6 +276,7 @@ class SwitchNorm(_InstanceNorm):
         return twin
 
     def _check_input_dim(self, input: Tensor) -> None:
+        check_type('input', input, Tensor, 'a tensor')
         allowed = self._dims is None or input.dim() in self._dims
         if not allowed or input.dim() < 2 or input.shape[1] != self.num_features:
             layouts = {2: '(N, C)', 3: '(N, C, L)', 4: '(N, C, H, W)', 5: '(N, C, D, H, W)'}

@@ -32,6 +32,7 @@ from benchmark.plain import PlainSwitchNorm2d
 from benchmark.shapes import Case, cases
 from sn_mm import SwitchNorm2d
 from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.files import check_file
 from sn_mm.errors import InputError
 
 DTYPES = ('float32', 'float16', 'bfloat16')
@@ -179,6 +180,7 @@ def parse_args() -> Namespace:
 def main() -> None:
     args = parse_args()
     chosen = choose(args)
+    check_file('--out', args.out)
     machine.hold_freed_memory()
     torch.set_num_threads(args.threads)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ from benchmark import machine
 from benchmark.measure import peak_bytes, spread, time_side_by_side
 from sn_mm.cli.config import read_config
 from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.files import check_file
 from sn_mm.cli.norm_option import add_switch_arguments, switch_norms
 from sn_mm.errors import InputError
 from zoo.configs import build_for_one_process, dicts
@@ -72,6 +73,8 @@ def parse_args() -> Namespace:
     for name in ('size', 'threads', 'repeats'):
         if getattr(args, name) < 1:
             raise InputError(f'--{name} must be at least 1, got {getattr(args, name)}')
+    if args.out:
+        check_file('--out', args.out)
     args.norm = args.norm or 'SN'
     args.device = machine.find_device(args.device)
     return args

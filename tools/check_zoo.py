@@ -32,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import sn_mm
 from sn_mm.cli.errors import report_input_errors
-from sn_mm.errors import InputError
+from sn_mm.errors import InputError, check_positive_int
 from zoo.check import check_config
 from zoo.configs import mim_folder
 from zoo.processes import Limits, run_tasks
@@ -73,6 +73,7 @@ def parse_args() -> argparse.Namespace:
         '--keep-older', action='store_true', help="keep results of other versions of sn_mm's code"
     )
     args = parser.parse_args()
+    check_positive_int('--jobs', args.jobs)
     part = args.only or args.sample is not None or args.max_seconds is not None or args.build_only
     is_all = not part and set(args.toolbox) == set(TOOLBOXES)
     args.out = args.out or (RECORD if is_all else args.log.parent)

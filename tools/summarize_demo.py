@@ -11,6 +11,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from sn_mm.cli.errors import report_input_errors
+from sn_mm.errors import InputError
+
 # The figures, and the values that the demo must reach.
 METRICS = {
     'coco/bbox_mAP': ('box AP', None),
@@ -32,7 +35,10 @@ def parse_args() -> Namespace:
 
 def read_metrics(work_dir: Path) -> dict[str, float]:
     """Reads the figures of tools/test.py in ``work_dir/test``; mIoU as a share."""
-    metrics = json.loads((work_dir / 'test' / 'metrics.json').read_text())
+    file = work_dir / 'test' / 'metrics.json'
+    if not file.is_file():
+        raise InputError(f'{file} does not exist: tools/test.py --work-dir {file.parent} writes it')
+    metrics = json.loads(file.read_text())
     return {k: v / 100 if k == 'mIoU' else v for k, v in metrics.items() if k in METRICS}
 
 
@@ -53,6 +59,7 @@ def contact_sheet(work_dir: Path, columns: int = 2, rows: int = 4) -> Path:
     return path
 
 
+@report_input_errors
 def main() -> None:
     args = parse_args()
     measured = {**read_metrics(args.detection), **read_metrics(args.segmentation)}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..equations import SCOPES
-from ..errors import InputError
+from ..errors import InputError, check_type
 from ..layer import SwitchNorm
 
 __all__ = [
@@ -44,7 +44,11 @@ def from_model(model: nn.Module) -> dict[str, Importance]:
 
     Returns:
         Importance by layer name; empty without SN.
+
+    Raises:
+        InputError: ``model`` is no module.
     """
+    check_type('model', model, nn.Module, 'a torch.nn.Module')
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SwitchNorm)}
     if not layers:
         return {}

@@ -15,14 +15,14 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size, is_main_process
 from torch import Tensor
 
-from ..engine.training_set import measure_on_training_set
+from ..engine.training_set import check_seed, measure_on_training_set
 from ..engine.unwrap import unwrap
 from ..errors import InputError
 from .checkpoint import load_strictly, read_checkpoint
 from .config import add_config_arguments, load_config
-from .data import check_data
+from .data import build_loops, check_data
 from .errors import report_input_errors
-from .files import atomic_path
+from .files import atomic_path, check_file
 from .launch import build_runner, launched
 
 
@@ -45,10 +45,8 @@ def check_args(args: Namespace) -> None:
     """Refuses arguments that would make the command fail after its work."""
     if args.num_iters < 1:
         raise InputError(f'--num-iters must be at least 1, got {args.num_iters}')
-    if not 0 <= args.seed < 2**31:
-        raise InputError(f'--seed must be from 0 to 2^31 - 1, got {args.seed}')
-    if args.out.is_dir():
-        raise InputError(f'OUT must be a file, {args.out} is a folder')
+    check_seed('--seed', args.seed)
+    check_file('OUT', args.out)
 
 
 def replace(weights: dict[str, Tensor], statistics: dict[str, Tensor]) -> str:
@@ -77,9 +75,11 @@ def write_average(cfg: Config, args: Namespace, checkpoint: dict[str, Any]) -> N
     runner.load_checkpoint(args.checkpoint)
     for progress in ('epoch', 'iter'):  # some models ask how far training is
         runner.message_hub.update_info(progress, checkpoint.get('meta', {}).get(progress, 0))
+    build_loops(runner, ['train'])
+    dataset = runner.train_dataloader.dataset
     statistics = measure_on_training_set(
         unwrap(runner.model),
-        cfg.train_dataloader,
+        {**cfg.train_dataloader, 'dataset': dataset},
         args.num_iters,
         args.seed,
         args.bn,

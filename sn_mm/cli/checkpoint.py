@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from urllib.error import URLError
 
@@ -20,7 +21,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from ..engine.safe_globals import register_safe_globals
 from ..engine.unwrap import unwrap
 from ..errors import InputError
-from .errors import local_rank
+from .errors import local_rank, some
 
 
 def read_checkpoint(path: str, keys: Iterable[str] = ('state_dict',)) -> dict:
@@ -36,16 +37,28 @@ def read_checkpoint(path: str, keys: Iterable[str] = ('state_dict',)) -> dict:
     Raises:
         InputError: If the file does not exist, is truncated, or is not a checkpoint.
     """
+    checkpoint = _read(path)
+    weights = weights_of(checkpoint, keys) if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not any(map(torch.is_tensor, weights.values())):
+        raise InputError(f'checkpoint {path} is not a checkpoint: it holds no weights')
+    unnamed = [key for key in weights if not isinstance(key, str)]
+    if unnamed:
+        raise InputError(f'checkpoint {path} is not a checkpoint: {unnamed[0]!r} names no weight')
+    return checkpoint
+
+
+def _read(path: str) -> Any:
+    """The content of a file that ``torch.save`` wrote; no code in it runs."""
     file = Path(path).expanduser()
     if not file.is_file():
-        others = ', '.join(sorted(other.name for other in file.parent.glob('*.pth'))) or 'none'
+        others = sorted(other.name for other in file.parent.glob('*.pth'))
         raise InputError(
             f'checkpoint {path} {"is a folder" if file.is_dir() else "does not exist"}; '
-            f'checkpoints in {file.parent}: {others}'
+            f'checkpoints in {file.parent}: {some(others) or "none"}'
         )
     register_safe_globals()
     try:
-        checkpoint = torch.load(file, 'cpu', weights_only=True, mmap=zipfile.is_zipfile(file))
+        return torch.load(file, 'cpu', weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # a damaged file makes torch raise errors of many classes
         forbidden = re.search(r'GLOBAL (\S+)', str(error))
         reason = (
@@ -54,10 +67,6 @@ def read_checkpoint(path: str, keys: Iterable[str] = ('state_dict',)) -> dict:
             else f'{file.stat().st_size} bytes, truncated or of another kind'
         )
         raise InputError(f'checkpoint {path} cannot be loaded: {reason}') from error
-    weights = weights_of(checkpoint, keys) if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict) or not any(map(torch.is_tensor, weights.values())):
-        raise InputError(f'checkpoint {path} is not a checkpoint: it holds no weights')
-    return checkpoint
 
 
 def weights_of(checkpoint: dict, keys: Iterable[str] = ('state_dict',)) -> dict:
@@ -128,13 +137,18 @@ def check_pretrained(model: dict | list) -> None:
 
     Raises:
         InputError: If an ``init_cfg.checkpoint`` or ``pretrained`` names a local file that does not
-            exist, or torchvision's weights where torchvision is not installed.
+            exist or cannot be loaded, or torchvision's weights where torchvision is not installed.
     """
     for key, value in _initial_weights(model):
         if value.startswith('torchvision://') and find_spec('torchvision') is None:
             raise InputError(f'{key}={value!r} in the model needs torchvision, not installed')
         if '://' not in value and not Path(value).expanduser().is_file():
             raise InputError(f'{key}={value!r} in the model does not exist')
+        if '://' not in value:
+            try:
+                _read(value)
+            except InputError as error:
+                raise InputError(f'{key} in the model: {error}') from error
 
 
 def _initial_weights(model: dict | list) -> Iterator[tuple[str, str]]:
@@ -215,6 +229,9 @@ def load_strictly(runner: Runner) -> None:
             if 'do not match exactly' not in str(error):
                 raise
             misfits = [_misfits(str(error))]
+        except (OSError, UnpicklingError) as error:  # a URL, which nothing has looked at before
+            reason = str(error).partition('. ')[0]
+            raise InputError(f'checkpoint {filename} cannot be loaded: {reason}') from error
         broadcast_object_list(misfits)  # mmengine raises on rank 0 only
         if misfits[0]:
             raise InputError(f'checkpoint {filename} does not fit the model: {misfits[0]}')

@@ -11,10 +11,12 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.hooks import Hook
 
-from ..errors import InputError
+from ..errors import InputError, check_number
 from ..switch.target import check_norms
 from ..switch.toolbox import import_sn_mm, toolbox
+from .files import check_folder
 
 
 class CfgOptions(DictAction):
@@ -25,7 +27,7 @@ class CfgOptions(DictAction):
     ) -> None:
         try:
             super().__call__(parser, namespace, values, option)
-        except (ValueError, AssertionError) as error:
+        except (ValueError, AssertionError, RecursionError) as error:
             raise InputError(
                 f'{option} expects KEY=VALUE pairs with balanced brackets, got '
                 f'{" ".join(values)!r} ({error})'
@@ -99,10 +101,12 @@ def read_config(name: str) -> Config:
     file = locate_config(name)
     try:
         return Config.fromfile(file)
-    except (OSError, SyntaxError, ImportError, KeyError, TypeError) as error:
+    except Exception as error:  # a config is a program, and fails as programs do
+        known = isinstance(error, (OSError, SyntaxError, ImportError))
+        reason = str(error) if known else f'{type(error).__name__}: {error}'
         lacks = getattr(error, 'name', None) == 'pkg_resources'
         hint = "; setuptools 82 dropped it: pip install 'setuptools<82'" if lacks else ''
-        raise InputError(f'config {name} cannot be loaded: {error}{hint}') from error
+        raise InputError(f'config {name} cannot be loaded: {reason}{hint}') from error
 
 
 def load_config(args: Namespace, split: str) -> Config:
@@ -128,6 +132,7 @@ def load_config(args: Namespace, split: str) -> Config:
         cfg.merge_from_dict(args.cfg_options or {})
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f'--cfg-options does not fit config {args.config}: {error}') from error
+    _check_kinds(cfg, args.config)
     package = toolbox(cfg)
     if package in MODULE2PACKAGE and find_spec(package) is None:
         raise InputError(
@@ -146,4 +151,44 @@ def load_config(args: Namespace, split: str) -> Config:
     if args.launcher == 'pytorch':  # the launcher passes it as an option or as a variable
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(cfg.filename).stem}'
+    check_folder('work_dir', cfg.work_dir)
     return cfg
+
+
+_KINDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
+    dict: (
+        'model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'train_cfg', 'val_cfg',
+        'test_cfg', 'optim_wrapper', 'optim_wrapper.optimizer', 'custom_imports', 'default_hooks',
+        'env_cfg', 'randomness', 'train_dataloader.dataset', 'val_dataloader.dataset',
+        'test_dataloader.dataset',
+    ),
+    str: ('default_scope', 'load_from', 'work_dir'),
+    int: ('randomness.seed', 'default_hooks.checkpoint.interval', 'default_hooks.logger.interval'),
+    (list, tuple): ('custom_hooks',),
+    (dict, list, tuple): ('val_evaluator', 'test_evaluator', 'param_scheduler'),
+}  # fmt: skip
+_COUNTS = 'train_cfg.max_epochs', 'train_cfg.max_iters', 'train_cfg.val_interval'
+
+
+def _check_kinds(cfg: Config, name: str) -> None:
+    """Refuses a config with a value of another kind than mmengine takes."""
+    for kind, keys in _KINDS.items():
+        wanted = ' or '.join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        for key in keys:
+            value = _value(cfg, key)
+            if value is not None and not isinstance(value, kind):
+                raise InputError(f'{key} in config {name} must be of type {wanted}, got {value!r}')
+    for key in _COUNTS:
+        if _value(cfg, key) is not None:
+            check_number(f'{key} in config {name}', _value(cfg, key), 1)
+    for hook in cfg.get('custom_hooks') or ():
+        if not isinstance(hook, (dict, Hook)):
+            raise InputError(f'custom_hooks in config {name} must hold dicts, got {hook!r}')
+
+
+def _value(cfg: Config, key: str) -> Any:
+    """The value under a dotted key; None where there is none."""
+    value: Any = cfg
+    for part in key.split('.'):
+        value = value.get(part) if isinstance(value, (Config, dict)) else None
+    return value

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..version import __version__
 from .checkpoint import read_checkpoint, weights_of
 from .errors import report_input_errors
-from .files import atomic_path
+from .files import atomic_path, check_file
 
 
 def parse_args() -> Namespace:
@@ -38,6 +38,7 @@ def as_config(value: object) -> str:
 @report_input_errors
 def main() -> None:
     args = parse_args()
+    check_file('DST', args.dst)
     keys = ('state_dict', 'model')  # 'model' in the detection repository
     checkpoint = read_checkpoint(args.src, keys)
     try:

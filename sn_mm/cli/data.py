@@ -5,20 +5,32 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 from mmengine.utils import is_abs
 
-from ..errors import InputError
+from ..engine.unwrap import unwrap
+from ..errors import InputError, check_positive_int, check_type
+from ..switch.components import ancestors
+from ..switch.toolbox import toolbox
+from .annotations import classes_of, explain_annotations
 
 
-def _leaves(key: str, dataset: dict) -> Iterator[tuple[str, dict]]:
-    """Yields each data set inside RepeatDataset, ConcatDataset, ... with its key in the config."""
-    if 'dataset' in dataset:
-        yield from _leaves(f'{key}.dataset', dataset['dataset'])
-    elif 'datasets' in dataset:
-        for index, inner in enumerate(dataset['datasets']):
+def _leaves(key: str, dataset: Any) -> Iterator[tuple[str, Any]]:
+    """Yields each data set inside RepeatDataset, ConcatDataset, ... with its key in the config.
+
+    Args:
+        key: The outer data set's.
+        dataset: Its config, or the data set itself.
+    """
+    parts = dataset if isinstance(dataset, dict) else getattr(dataset, '__dict__', {})
+    if 'dataset' in parts:
+        yield from _leaves(f'{key}.dataset', parts['dataset'])
+    elif 'datasets' in parts:
+        for index, inner in enumerate(parts['datasets']):
             yield from _leaves(f'{key}.datasets.{index}', inner)
     else:
         yield key, dataset
@@ -35,6 +47,10 @@ def _needed(dataset: dict) -> Iterator[tuple[str, str]]:
             yield f'data_prefix.{name}', prefix
 
 
+def _full_path(dataset: dict, path: str) -> str:
+    return path if is_abs(path) else os.path.join(dataset.get('data_root') or '', path)
+
+
 def check_data(cfg: Config, splits: Iterable[str]) -> None:
     """Checks that the annotation files and folders that a config names exist.
 
@@ -45,21 +61,51 @@ def check_data(cfg: Config, splits: Iterable[str]) -> None:
         splits: Which of ``'train'``, ``'val'`` and ``'test'`` the run reads.
 
     Raises:
-        InputError: If a file or folder is missing; the message names it and its key.
+        InputError: If a file or folder is missing, or a setting of the data loader is of the wrong
+            kind; the message names it and its key. Or if a metric reads other annotations than its
+            data set.
     """
     for split in splits:
         loader, evaluator = cfg.get(f'{split}_dataloader'), cfg.get(f'{split}_evaluator')
         outer = (loader or {}).get('dataset', {})
+        annotations = set()
         for key, dataset in _leaves(f'{split}_dataloader.dataset', outer):
             if not dataset.get('backend_args'):
                 root = dataset.get('data_root') or ''
+                check_type(f'{key}.data_root', root, str, 'a path')
                 for name, path in _needed(dataset):
-                    full = path if is_abs(path) else os.path.join(root, path)
+                    full = _full_path(dataset, path)
                     _check(f'{key}.{name}', full, f'{key}.data_root={root!r}')
+                    if name == 'ann_file':
+                        annotations.add(os.path.abspath(full))
         metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator or {}]
-        for metric in metrics:
-            if metric.get('ann_file') and not metric.get('backend_args'):
-                _check(f'{split}_evaluator.ann_file', metric['ann_file'], 'not under a data_root')
+        judged = [m['ann_file'] for m in metrics if m.get('ann_file') and not m.get('backend_args')]
+        for file in judged:
+            _check(f'{split}_evaluator.ann_file', file, 'not under a data_root')
+        # A panoptic data set has a second metric, with the file of the instances.
+        if annotations and judged and not _resolved(annotations) & _resolved(judged):
+            raise InputError(
+                f'{split}_evaluator.ann_file: {judged[0]!r} is not the annotation file of '
+                f'{split}_dataloader.dataset, {_relative(annotations)}'
+            )
+        if loader:
+            _check_loader(f'{split}_dataloader', loader)
+
+
+def _resolved(paths: Iterable[str]) -> set[str]:
+    return set(map(os.path.realpath, paths))
+
+
+def _relative(paths: Iterable[str]) -> str:
+    return ', '.join(repr(os.path.relpath(path)) for path in sorted(paths))
+
+
+def _check_loader(key: str, loader: dict) -> None:
+    if 'batch_size' in loader:
+        check_positive_int(f'{key}.batch_size', loader['batch_size'])
+    workers = loader.get('num_workers', 0)
+    if not isinstance(workers, int) or workers < 0:
+        raise InputError(f'{key}.num_workers must be an int >= 0, got {workers!r}')
 
 
 def _check(key: str, path: str, origin: str) -> None:
@@ -70,25 +116,78 @@ def _check(key: str, path: str, origin: str) -> None:
 
 
 def build_loops(runner: Runner, splits: Iterable[str]) -> None:
-    """Builds a runner's loops with their data sets, which must not be empty.
+    """Builds a runner's loops with their data sets, and checks these.
 
     Args:
         runner: The runner; it builds these loops itself otherwise, later and one by one.
         splits: Which of ``'train'``, ``'val'`` and ``'test'`` the run uses.
 
     Raises:
-        InputError: If a data set has no samples.
+        InputError: If a data set has no samples, its first image does not exist, its annotation
+            file is broken, or the classes of data set, annotation file and model differ.
     """
     for split in splits:
         try:
             loop = getattr(runner, f'{split}_loop')
-            empty = loop is not None and len(loop.dataloader.dataset) == 0
-        except ValueError as error:  # mmengine's BaseDataset without samples
+        except Exception as error:  # each data set has its own for a file that it cannot read
+            _explain(runner.cfg, split)
+            # mmengine's BaseDataset without samples
             if 'need at least one array to concatenate' not in str(error):
                 raise
-            empty = True
-        if empty:
+            raise _no_samples(split) from error
+        if loop is None:
+            continue
+        if len(loop.dataloader.dataset) == 0:
+            _explain(runner.cfg, split)
+            raise _no_samples(split)
+        for key, dataset in _leaves(f'{split}_dataloader.dataset', loop.dataloader.dataset):
+            _check_first_image(key, dataset)
+            _check_classes(runner, split, key, dataset)
+
+
+def _no_samples(split: str) -> InputError:
+    return InputError(
+        f'{split}_dataloader.dataset has no samples: its folders hold no file with its suffixes, '
+        'or its filter_cfg leaves none'
+    )
+
+
+def _explain(cfg: Config, split: str) -> None:
+    """Raises InputError where the annotation file of a data set is at fault."""
+    for key, dataset in _leaves(f'{split}_dataloader.dataset', cfg[f'{split}_dataloader'].dataset):
+        if dataset.get('ann_file'):
+            path = _full_path(dataset, dataset['ann_file'])
+            explain_annotations(f'{key}.ann_file', path, classes_of(dataset, toolbox(cfg)))
+
+
+def _check_first_image(key: str, dataset: Any) -> None:
+    """Data sets list what their annotation file names, whether it exists or not."""
+    if not isinstance(dataset, BaseDataset):
+        return
+    steps = dataset.pipeline.transforms
+    loaders = [step for step in steps if type(step).__name__ == 'LoadImageFromFile']
+    if any(not getattr(loader, 'backend_args', None) for loader in loaders):
+        image = dataset.get_data_info(0).get('img_path', '')
+        if image and '://' not in image and not Path(image).is_file():
+            raise InputError(f'{key}: its first image, {image!r}, does not exist')
+
+
+def _check_classes(runner: Runner, split: str, key: str, dataset: Any) -> None:
+    """Compares the classes of a detector's data set with its annotation file and the heads."""
+    info = getattr(dataset, 'metainfo', {})
+    classes = info.get('classes')
+    if toolbox(runner.cfg) != 'mmdet' or not isinstance(classes, (list, tuple)):
+        return
+    categories = getattr(dataset, 'cat_ids', None)
+    if categories and len(categories) != len(classes):  # labels are positions in the former
+        _explain(runner.cfg, split)
+    allowed = {len(classes), len(info.get('thing_classes', classes))}
+    model: Any = unwrap(runner.model)
+    if hasattr(model, 'language_model'):  # classes are words to it
+        return
+    for name, head in model.named_modules():
+        given = getattr(head, 'num_classes', None)
+        if ancestors(type(head)) & {'BBoxHead', 'FCNMaskHead'} and given not in allowed:
             raise InputError(
-                f'{split}_dataloader.dataset has no samples: its folders hold no file with its '
-                'suffixes, or its filter_cfg leaves none'
+                f'model.{name}.num_classes={given}, and {key} has {len(classes)} classes'
             )

@@ -5,23 +5,48 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
+from collections.abc import Iterable
 from functools import wraps
+from pathlib import Path
 from typing import Callable
 
 from ..errors import InputError
 
 # Seconds that the other ranks wait while local rank 0 prints the error and so ends the job.
 _GRACE = 20
+_REGISTRY = 'mmengine', 'registry', 'build_functions.py'
 
 
 def local_rank() -> int:
     """This process's number on its machine, from the launcher's environment variables; else 0."""
     names = ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
-    return int(next((os.environ[name] for name in names if name in os.environ), 0))
+    given = next((os.environ[name] for name in names if name in os.environ), '0')
+    return int(given) if given.isdecimal() else 0
+
+
+def some(names: Iterable[object]) -> str:
+    """The first five names and the number of the others, for a message."""
+    texts = list(map(str, names))
+    return ', '.join(texts[:5]) + (f' and {len(texts) - 5} more' if len(texts) > 5 else '')
+
+
+def _raised_by_registry(error: Exception) -> bool:
+    """Whether a config names a type that is not registered, or arguments that a type does not take.
+
+    mmengine's registry raises the error then, or a class that it builds and that hands its
+    arguments on to its base class.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    building = [Path(frame.filename).parts[-3:] == _REGISTRY for frame in frames]
+    return building[-1] or (any(building) and 'got an unexpected keyword argument' in str(error))
 
 
 def report_input_errors(main: Callable[[], None]) -> Callable[[], None]:
     """Decorates a script's ``main``: bad input becomes one line on stderr and exit status 2.
+
+    So does a config's type that mmengine's registries do not know, or do not build with its
+    arguments.
 
     Where several processes run, local rank 0 prints for its machine. The others wait first: if all
     meet the same error, the launcher stops them once local rank 0 has ended.
@@ -37,11 +62,15 @@ def report_input_errors(main: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         try:
             main()
-        except InputError as error:
+        except (InputError, KeyError, TypeError) as error:
+            if not isinstance(error, InputError) and not _raised_by_registry(error):
+                raise
             if local_rank() != 0:
                 time.sleep(_GRACE)
             script = os.path.basename(sys.argv[0])
-            print(f'{script}: error:', *str(error).split(), file=sys.stderr, flush=True)
+            text = error.args[0] if isinstance(error, KeyError) else str(error)
+            line = text.partition(' Please check whether')[0]
+            print(f'{script}: error:', *line.split(), file=sys.stderr, flush=True)
             sys.exit(2)
 
     return run

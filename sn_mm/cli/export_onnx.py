@@ -23,7 +23,7 @@ from ..switch.toolbox import toolbox
 from .checkpoint import read_checkpoint, weights_of
 from .config import CfgOptions, load_config
 from .errors import report_input_errors
-from .files import atomic_path
+from .files import atomic_path, check_file
 
 OPSETS = range(17, 21)
 TOLERANCE = 1e-3
@@ -171,6 +171,7 @@ def main() -> None:
         raise InputError('writing ONNX needs the package onnx (pip install sn_mm[export])')
     if min(args.shape) < 1:
         raise InputError(f'--shape must be positive, got {args.shape}')
+    check_file('OUT', args.out)
     network = Exported(load(args)).eval()
     height, width = args.shape
     images = [torch.randn(1, 3, height, width), torch.randn(2, 3, width + 32, height + 64)]

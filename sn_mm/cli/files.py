@@ -7,6 +7,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import InputError
+
+
+def check_folder(name: str, path: str | Path) -> None:
+    """Checks that files can be written into a folder, before there is something to write.
+
+    Args:
+        name: Of the argument that names it.
+        path: The folder; it need not exist yet.
+
+    Raises:
+        InputError: It, or the folder that it would be made in, is a file or may not be written to.
+    """
+    folder = Path(path).absolute()
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        reason = 'may not be written to' if nearest.is_dir() else 'is a file'
+        raise InputError(f'{name}: {os.path.relpath(nearest)} {reason}, a folder is needed')
+
+
+def check_file(name: str, path: str | Path) -> None:
+    """Checks that a file can be written, before there is something to write.
+
+    Raises:
+        InputError: It is a folder, or :func:`check_folder` refuses the folder around it.
+    """
+    if Path(path).is_dir():
+        raise InputError(f'{name} must be a file, {path} is a folder')
+    check_folder(name, Path(path).parent)
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:

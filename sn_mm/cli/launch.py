@@ -20,8 +20,8 @@ from torch import distributed
 
 from ..errors import InputError
 
-_RANK_VARIABLES = {
-    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+_VARIABLES = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'),
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
     'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
 }
@@ -47,8 +47,8 @@ def launched(cfg: Config) -> Iterator[None]:
         cfg: The config, changed in place: ``model_wrapper_cfg``, on a machine without accelerator.
 
     Raises:
-        InputError: If the launcher's environment variables are missing, or if there are more
-            processes than GPUs.
+        InputError: If the launcher's environment variables are missing or out of range, if the port
+            is in use, or if there are more processes than GPUs.
     """
     _prepare(cfg)
     yield
@@ -64,36 +64,57 @@ def launched(cfg: Config) -> Iterator[None]:
 def _prepare(cfg: Config) -> None:
     if cfg.launcher == 'none':
         return
-    names = _RANK_VARIABLES[cfg.launcher]
-    missing = [name for name in names if name not in os.environ]
+    needed = _VARIABLES[cfg.launcher]
+    missing = [name for name in needed if name not in os.environ]
     if missing:
         raise InputError(
             f'--launcher {cfg.launcher} finds no {", ".join(missing)} in the environment: start '
             'with tools/dist_*.sh (pytorch), tools/slurm_*.sh (slurm) or mpirun (mpi)'
         )
-    rank, size, local_rank = (os.environ[name] for name in names)
-    if get_device() == 'cuda' and int(local_rank) >= torch.cuda.device_count():
+    names = needed[:3]
+    rank, size, local_rank = (_whole_number(name) for name in names)
+    if not rank < size:
+        raise InputError(f'{names[0]} must be below {names[1]}={size}, got {rank}')
+    if 'MASTER_PORT' in os.environ and not 0 < _whole_number('MASTER_PORT') < 2**16:
+        raise InputError(f'MASTER_PORT must be from 1 to 65535, got {os.environ["MASTER_PORT"]}')
+    if get_device() == 'cuda' and local_rank >= torch.cuda.device_count():
         raise InputError(
             f'process {local_rank} of this machine has no GPU of its own: '
             f'{torch.cuda.device_count()} visible (CUDA_VISIBLE_DEVICES=-1 runs on the CPU)'
         )
     if get_device() != 'cpu':
         return
-    os.environ.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=local_rank)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
     if cfg.launcher != 'pytorch':
         os.environ.setdefault('MASTER_PORT', '29500')
         os.environ.setdefault('MASTER_ADDR', _first_host())
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
     given: Any = {'timeout': timedelta(seconds=timeout)} if timeout else {}
-    distributed.init_process_group('gloo', **given)
+    try:
+        distributed.init_process_group('gloo', **given)
+    except RuntimeError as error:
+        if 'EADDRINUSE' not in str(error):
+            raise
+        raise InputError(
+            f'the port {os.environ["MASTER_PORT"]} is in use by another run: set PORT '
+            '(tools/dist_*.sh) or MASTER_PORT to another'
+        ) from error
     cfg.model_wrapper_cfg = cfg.get('model_wrapper_cfg') or {
         'type': 'MMDistributedDataParallel',
         'broadcast_buffers': False,
         'find_unused_parameters': cfg.get('find_unused_parameters', False),
     }
     cfg.model_wrapper_cfg.setdefault('device_ids', None)
-    if rank == '0':
+    if rank == 0:
         print(f"No GPU: {size} processes on the CPU, with gloo in place of the config's backend.")
+
+
+def _whole_number(name: str) -> int:
+    """An environment variable of the launcher."""
+    given = os.environ[name]
+    if not given.isdecimal():
+        raise InputError(f'the environment variable {name} must be a whole number, got {given!r}')
+    return int(given)
 
 
 def _first_host() -> str:

@@ -19,7 +19,7 @@ from ..equations import SCOPES
 from ..errors import InputError
 from .checkpoint import read_checkpoint
 from .errors import report_input_errors
-from .files import atomic_path
+from .files import atomic_path, check_folder
 
 
 def parse_args() -> Namespace:
@@ -78,6 +78,9 @@ def read_networks(args: Namespace) -> dict[str, dict[str, importance.Importance]
 def read_logs(paths: Sequence[Path]) -> dict[int, dict[str, importance.Importance]]:
     """Importance by component, by iteration. A later log replaces iterations that it repeats."""
     course: dict[int, dict[str, importance.Importance]] = {}
+    for path in paths:
+        if not path.exists():
+            raise InputError(f'log {path} does not exist')
     files = [f for path in paths for f in (sorted(path.rglob('scalars.json')) or [path])]
     for file in files:
         try:
@@ -106,6 +109,7 @@ def save(figure: Figure, stem: Path) -> None:
 @report_input_errors
 def main() -> None:
     args = parse_args()
+    check_folder('--out', args.out)
     drawn = {}
     if args.checkpoints:
         networks = read_networks(args)

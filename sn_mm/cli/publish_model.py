@@ -8,6 +8,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from hashlib import sha256
 from io import BytesIO
+from pathlib import Path
 
 import torch
 
@@ -15,7 +16,7 @@ from ..checkpoints.slim import slim
 from ..errors import InputError
 from .checkpoint import read_checkpoint
 from .errors import report_input_errors
-from .files import atomic_path
+from .files import atomic_path, check_folder
 
 
 def parse_args() -> Namespace:
@@ -34,6 +35,7 @@ def parse_args() -> Namespace:
 @report_input_errors
 def main() -> None:
     args = parse_args()
+    check_folder('OUT', Path(args.dst).parent)
     checkpoint = read_checkpoint(args.src)
     try:
         published = slim(checkpoint, args.ema)

@@ -19,7 +19,7 @@ from .checkpoint import check_checkpoint, downloading, load_strictly
 from .config import add_config_arguments, load_config
 from .data import build_loops, check_data
 from .errors import report_input_errors
-from .files import atomic_path
+from .files import atomic_path, check_file, check_folder
 from .launch import build_runner, launched
 from .norm_option import add_switch_arguments, switch_norms
 
@@ -106,7 +106,12 @@ def main() -> None:
     if args.out and not to_pickle:
         if toolbox(cfg) != 'mmseg':
             raise InputError(f'--out must end in .pkl or .pickle, got {args.out!r}')
+        check_folder('--out', args.out)
         write_label_maps(cfg, args.out)
+    if to_pickle:
+        check_file('--out', args.out)
+    if args.show_dir:
+        check_folder('--show-dir', args.show_dir)
     if args.show or args.show_dir:
         draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:

@@ -6,8 +6,10 @@ from argparse import ArgumentParser, Namespace
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import OPTIMIZERS, DefaultScope
 
 from ..errors import InputError
+from ..switch.toolbox import toolbox
 from .checkpoint import (
     check_checkpoint,
     check_pretrained,
@@ -64,6 +66,14 @@ def check_amp(cfg: Config) -> None:
         )
 
 
+def check_optimizer(cfg: Config) -> None:
+    """Refuses an optimizer that is not registered: mmengine would fail at its signature."""
+    kind = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
+    with DefaultScope.overwrite_default_scope(toolbox(cfg)):
+        if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+            raise InputError(f'optim_wrapper.optimizer.type: {kind} is not a registered optimizer')
+
+
 def enable_auto_scale_lr(cfg: Config) -> None:
     """Turns on the linear scaling rule, which needs to know the batch size that lr was set for."""
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
@@ -90,6 +100,7 @@ def main() -> None:
     if args.amp:
         enable_amp(cfg)
     check_amp(cfg)
+    check_optimizer(cfg)
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)
     if args.resume:

@@ -20,6 +20,16 @@ from ..errors import InputError
 from ..model.batch_average import measure_batch_average
 
 
+def check_seed(name: str, seed: object) -> None:
+    """Checks a seed: ranks add their number, and NumPy takes 32 bits.
+
+    Raises:
+        InputError: Not an int from 0 to 2^31 - 1.
+    """
+    if not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise InputError(f'{name} must be an int from 0 to 2^31 - 1, got {seed!r}')
+
+
 def measure_on_training_set(
     model: nn.Module, dataloader: dict, num_iters: int, seed: int = 0, bn: bool = False
 ) -> dict[str, Tensor]:
@@ -51,13 +61,7 @@ def measure_on_training_set(
             total=num_iters,
             disable=not is_main_process(),
         )
-        statistics = measure_batch_average(model, batches, _compute_losses, bn)
-    if not statistics:
-        raise InputError(
-            f'the model has no {"SN or BatchNorm" if bn else "SN"} layer that trains and keeps '
-            f'running statistics{"" if bn else " (BatchNorm takes part with bn=True)"}'
-        )
-    return statistics
+        return measure_batch_average(model, batches, _compute_losses, bn)
 
 
 def _epochs(loader: DataLoader) -> Iterator[Any]:

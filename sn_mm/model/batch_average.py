@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import InputError, check_type
 from ..layer import SwitchNorm
 
 __all__ = ['measure_batch_average', 'set_statistics', 'tracking_layers']
@@ -59,7 +60,12 @@ def measure_batch_average(
         ``running_mean`` and ``running_var`` by their keys in the state dict, the same on all ranks,
         of the layers that train and ran. Layers that the model keeps in evaluation mode (frozen
         stages) or never runs are left out.
+
+    Raises:
+        InputError: Arguments of another kind, or no such layer, on no rank.
     """
+    check_type('model', model, nn.Module, 'a torch.nn.Module')
+    check_type('forward', forward, Callable, 'a function of the model and a batch')  # type: ignore[arg-type]
     frozen = copy.deepcopy(model).train()
     layers = {name: m for name, m in tracking_layers(frozen, bn).items() if m.training}
     for layer in layers.values():
@@ -67,14 +73,32 @@ def measure_batch_average(
         layer.momentum = None  # a cumulative average
     for batch in batches:
         forward(frozen, batch)
-    return _average_over_ranks(layers)
+    statistics = _average_over_ranks(layers)
+    if not statistics:  # on all ranks alike
+        raise InputError(
+            f'no {"SN or BatchNorm" if bn else "SN"} layer of the model trains, keeps running '
+            f'statistics and ran{"" if bn else " (BatchNorm takes part with bn=True)"}'
+        )
+    return statistics
 
 
 @torch.no_grad()
 def set_statistics(model: nn.Module, statistics: dict[str, Tensor]) -> None:
-    """Copies the result of :func:`measure_batch_average` into a model's buffers."""
+    """Copies the result of :func:`measure_batch_average` into a model's buffers.
+
+    Raises:
+        InputError: A statistic of another model. This one is then as it was.
+    """
+    buffers = dict(model.named_buffers())
     for key, value in statistics.items():
-        model.get_buffer(key).copy_(value)
+        if key not in buffers or buffers[key].shape != value.shape:
+            there = f'of shape {tuple(buffers[key].shape)}' if key in buffers else 'none'
+            raise InputError(
+                f'{key} of shape {tuple(value.shape)} has no place in the model: there it is '
+                f'{there}'
+            )
+    for key, value in statistics.items():
+        buffers[key].copy_(value)
 
 
 def _average_over_ranks(layers: dict[str, _Norm]) -> dict[str, Tensor]:

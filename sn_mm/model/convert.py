@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..errors import InputError
+from ..errors import InputError, check_type
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from ..norm_act import SwitchNormAct
 from .replace import replace_modules
@@ -76,10 +76,13 @@ def convert_switch_norm(
         ``model``, or the new layer where ``model`` itself is a norm.
 
     Raises:
-        InputError: No norm to convert, ``layer_args`` outside what :class:`SwitchNorm` allows, or a
-            lazy norm that has not seen its first input. The model is then as it was.
+        InputError: No model, no norm to convert, ``layer_args`` outside what :class:`SwitchNorm`
+            allows, or a lazy norm that has not seen its first input. The model is then as it was.
         TypeError: ``layer_args`` that :class:`SwitchNorm` does not have. Likewise.
     """
+    check_type('model', model, nn.Module, 'a torch.nn.Module')
+    for name, function in (('report', report), ('select', select)):
+        check_type(name, function, Callable, 'a function')  # type: ignore[arg-type]
     model, lines, left = replace_norms(model, select, layer_args)
     some = '; '.join(left[:3]) + ('; ...' if len(left) > 3 else '')
     if len(lines) == len(left):

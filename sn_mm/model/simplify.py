@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from ..errors import InputError
+from ..errors import InputError, check_type
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .replace import replace_modules
 
@@ -62,10 +63,14 @@ def simplify(
         ``model``, or the BatchNorm where ``model`` itself is a layer.
 
     Raises:
-        InputError: ``threshold`` outside (0, 1), a model without SN, or ``inputs`` that lead to no
-            floating-point tensor. The model is as it was.
+        InputError: Arguments of another kind, ``threshold`` outside (0, 1), a model without SN, or
+            ``inputs`` that lead to no floating-point tensor. The model is as it was.
     """
-    if not 0 < threshold < 1:
+    check_type('model', model, nn.Module, 'a torch.nn.Module')
+    if inputs is not None and not isinstance(inputs, tuple):
+        check_type('inputs', inputs, Tensor, 'a tensor or a tuple of arguments')
+    check_type('report', report, Callable, 'a function')  # type: ignore[arg-type]
+    if not isinstance(threshold, Real) or not 0 < threshold < 1:
         raise InputError(f'threshold must be above 0 and below 1, got {threshold!r}')
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SwitchNorm)}
     if not layers:

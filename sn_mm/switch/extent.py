@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from ..errors import InputError
+
 EXTENTS = ('existing', 'backbone', 'all')
+
+
+def check_extent(extent: object) -> None:
+    """Checks the extent of a switch.
+
+    Raises:
+        InputError: Another than :data:`EXTENTS`.
+    """
+    if extent not in EXTENTS:
+        raise InputError(
+            f'the scope of the switch must be one of {", ".join(EXTENTS)}, got {extent!r}'
+        )
 
 
 def reason_to_leave(path: str, extent: str) -> str:

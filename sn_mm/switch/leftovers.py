@@ -9,8 +9,8 @@ from torch import nn
 
 from ..model.convert import replace_norms
 from .components import norm_layer, shares_levels
-from .extent import reason_to_leave
-from .target import layer_arguments, leave_out_batch
+from .extent import check_extent, reason_to_leave
+from .target import check_target, layer_arguments, leave_out_batch
 
 
 def find_leftovers(
@@ -25,7 +25,12 @@ def find_leftovers(
 
     Returns:
         Name and class of each, in the order of the model's modules.
+
+    Raises:
+        InputError: Another extent.
     """
+    if extent is not None:
+        check_extent(extent)
     return [
         (name, type(module))
         for name, module in model.named_modules()
@@ -46,7 +51,11 @@ def convert_leftovers(model: nn.Module, norm_cfg: dict, extent: str = 'existing'
 
     Returns:
         ``model``.
+
+    Raises:
+        InputError: ``norm_cfg`` or ``extent`` outside what is allowed.
     """
+    check_target(norm_cfg)
     names = {name for name, _ in find_leftovers(model, extent)}
     # By module: a norm may have another name outside of the head.
     levels = {inner for m in model.modules() if shares_levels(type(m)) for inner in m.modules()}

@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, check_type
 from .components import (
     ancestors,
     constructor_arguments,
@@ -18,7 +18,7 @@ from .components import (
     shares_levels,
 )
 from .decay import leave_importance_out
-from .extent import EXTENTS, reason_to_leave
+from .extent import check_extent, reason_to_leave
 from .heads import add_norms
 from .notes import take_notes
 from .report import Left, Switched, SwitchReport
@@ -76,10 +76,8 @@ def switch_norm_cfg(
         >>> rich.print(switch_norm_cfg(cfg, dict(type='SN'), scope='all').table())
     """
     target = check_target(norm_cfg or {'type': 'SN'})
-    if scope not in EXTENTS:
-        raise InputError(
-            f'the scope of the switch must be one of {", ".join(EXTENTS)}, got {scope}'
-        )
+    check_extent(scope)
+    check_type('cfg', cfg, Config, 'a mmengine.Config')
     if not isinstance(cfg.get('model'), dict):
         raise InputError('the config has no model to switch the norms of')
     rewriter = _Rewriter(target, scope, toolbox(cfg))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, check_type
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .components import norm_layer
 
@@ -58,6 +58,7 @@ def check_target(norm_cfg: dict) -> dict:
         InputError: Another type, an argument that the layer does not have, or a value that it
             refuses.
     """
+    check_type('norm_cfg', norm_cfg, dict, "a dictionary such as dict(type='SN')")
     kind = norm_cfg.get('type')
     if isinstance(kind, str) and kind in _OTHERS:
         return _check_other({**_WRITTEN.get(kind, {}), **norm_cfg})
@@ -130,6 +131,8 @@ def check_norms(config: Any, path: str = 'model') -> None:
     elif isinstance(config, (list, tuple)):
         children = enumerate(config)
     for key, child in children:
+        if key == 'norm_cfg' and not isinstance(child, (dict, list, tuple, type(None))):
+            raise InputError(f"{path}.{key} must be a dict such as dict(type='SN'), got {child!r}")
         check_norms(child, f'{path}.{key}')
 
 

@@ -101,7 +101,7 @@ def test_two_processes_replace_the_statistics_and_nothing_else(
     ('args', 'message'),
     [
         (['--num-iters', '0'], '--num-iters must be at least 1, got 0'),
-        (['--seed', '-1'], '--seed must be from 0'),
+        (['--seed', '-1'], '--seed must be an int from 0'),
         (['folder'], 'OUT must be a file'),
         ([], 'checkpoint none.pth does not exist'),
     ],

@@ -111,7 +111,7 @@ def test_a_broken_override_is_refused(folder, option, said):
     [
         ('foo=1', r'SN takes .*, got foo'),
         ('init_importance=foo', r"init_importance must be None, .*, got 'foo'"),
-        ('normalizers=5', "'int' object is not iterable"),
+        ('normalizers=5', r'normalizers must be one or more of .*, got \(5,\)'),
         ('eps=a', "eps must be a number, got 'a'"),
     ],
 )

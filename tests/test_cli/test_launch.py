@@ -61,7 +61,9 @@ def test_a_launcher_that_did_not_launch_is_refused(cpu, launcher):
 def test_more_processes_than_gpus_are_refused(cpu):
     cpu.setattr(launch, 'get_device', lambda: 'cuda')
     cpu.setattr(launch.torch.cuda, 'device_count', lambda: 1)
-    set_variables(cpu, RANK=1, WORLD_SIZE=2, LOCAL_RANK=1)
+    set_variables(
+        cpu, RANK=1, WORLD_SIZE=2, LOCAL_RANK=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=29500
+    )
     with pytest.raises(InputError, match='process 1 of .* no GPU of its own: 1 visible'):
         launched(Config({'launcher': 'pytorch'})).__enter__()
 

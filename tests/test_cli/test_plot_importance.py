@@ -111,7 +111,7 @@ def test_bad_input_is_one_line(
         ([good, '--labels', 'a', 'b'], '--labels must name each of the 1 checkpoints differently'),
         (['--logs', str(empty)], '0 entries of SwitchWeightsHook'),
         (['--logs', str(broken)], f'log {broken} cannot be read'),
-        (['--logs', str(tmp_path / 'none.json')], 'No such file'),
+        (['--logs', str(tmp_path / 'none.json')], 'none.json does not exist'),
     ]:
         assert message in refuse(monkeypatch, capsys, out, *args)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sn_mm import SwitchNorm2d
+from sn_mm.errors import InputError
 from sn_mm.model.batch_average import measure_batch_average, set_statistics
 
 BATCHES = 5
@@ -138,5 +139,6 @@ def test_double_precision_stays() -> None:
     torch.testing.assert_close(measured['0.running_mean'], expected, rtol=1e-12, atol=1e-12)
 
 
-def test_nothing_to_measure_gives_nothing() -> None:
-    assert measure_batch_average(nn.Sequential(nn.BatchNorm2d(3)), batches(), forward) == {}
+def test_nothing_to_measure_is_refused() -> None:
+    with pytest.raises(InputError, match='^no SN layer of the model trains'):
+        measure_batch_average(nn.Sequential(nn.BatchNorm2d(3)), batches(), forward)

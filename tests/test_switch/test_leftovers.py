@@ -156,5 +156,5 @@ def test_no_warning_where_nothing_is_left(tmp_path):
 
 def test_the_hook_is_found_by_name_and_refuses_another_scope():
     assert type(HOOKS.build(dict(type='LeftoverNormHook'))).__module__.startswith('sn_mm')
-    with pytest.raises(InputError, match="scope must be one of .*, got 'heads'"):
+    with pytest.raises(InputError, match="scope of the switch must be one of .*, got 'heads'"):
         HOOKS.build(dict(type='sn_mm.LeftoverNormHook', scope='heads'))

@@ -249,7 +249,7 @@ def test_another_target_is_refused(norm_cfg, said):
 
 
 def test_another_scope_or_a_config_without_a_model_is_refused():
-    with pytest.raises(InputError, match='one of existing, backbone, all, got head'):
+    with pytest.raises(InputError, match='one of existing, backbone, all, got .head.'):
         switch(dict(type='Part', norm_cfg=dict(type='BN')), scope='head')
     with pytest.raises(InputError, match='no model'):
         sn_mm.switch_norm_cfg(Config(dict(a=1)))

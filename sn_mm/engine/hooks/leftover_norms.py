@@ -8,9 +8,8 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from ...errors import InputError
 from ...model.convert import extras_of
-from ...switch.extent import EXTENTS
+from ...switch.extent import check_extent
 from ...switch.leftovers import find_leftovers
 from ..unwrap import unwrap
 
@@ -26,8 +25,7 @@ class LeftoverNormHook(Hook):
     """
 
     def __init__(self, scope: str = 'existing') -> None:
-        if scope not in EXTENTS:
-            raise InputError(f'LeftoverNormHook: scope must be one of {EXTENTS}, got {scope!r}')
+        check_extent(scope)
         self.scope = scope
 
     def before_run(self, runner: Runner) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.runner import Runner
 
-from ...errors import InputError, check_positive_int
+from ...errors import InputError, check_bool, check_positive_int
 from ...model.batch_average import set_statistics, tracking_layers
-from ..training_set import measure_on_training_set
+from ..training_set import check_seed, measure_on_training_set
 from ..unwrap import unwrap
 
 
@@ -36,7 +36,7 @@ class PreciseSNHook(Hook):
         seed: Chooses the mini-batches and their augmentation, the same each time. Default: 0.
 
     Raises:
-        InputError: ``num_iters`` or ``interval`` is not a positive int; before training, a training
+        InputError: An argument outside what is allowed; before training, a training
             data loader that is not given as a config, or a model without SN.
     """
 
@@ -53,6 +53,9 @@ class PreciseSNHook(Hook):
         check_positive_int('PreciseSNHook: num_iters', num_iters)
         if interval is not None:
             check_positive_int('PreciseSNHook: interval', interval)
+        for name, value in (('by_epoch', by_epoch), ('bn', bn)):
+            check_bool(f'PreciseSNHook: {name}', value)
+        check_seed('PreciseSNHook: seed', seed)
         self.num_iters = num_iters
         self.interval = interval
         self.by_epoch = by_epoch

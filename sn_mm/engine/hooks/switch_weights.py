@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...analysis.importance import by_component, from_model, to_scalars
-from ...errors import InputError, check_positive_int
+from ...errors import InputError, check_bool, check_positive_int
 from ..unwrap import unwrap
 
 
@@ -27,13 +27,14 @@ class SwitchWeightsHook(Hook):
             place of each layer: ``sn_component/mean/layer1/in`` and so on. Default: False.
 
     Raises:
-        InputError: ``interval`` is not a positive int; before training, a model without SN.
+        InputError: An argument outside what is allowed; before training, a model without SN.
     """
 
     priority = 'BELOW_NORMAL'
 
     def __init__(self, interval: int = 100, by_component: bool = False) -> None:
         check_positive_int('SwitchWeightsHook: interval', interval)
+        check_bool('SwitchWeightsHook: by_component', by_component)
         self.interval = interval
         self.by_component = by_component
 
