@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import sys
 import time
 from importlib.util import find_spec
@@ -99,6 +100,26 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(folder, seg
     assert any('momentum_buffer' in state for state in one['optimizer']['state'].values())
     for part in ('state_dict', 'optimizer', 'param_schedulers'):
         assert_same(one[part], other[part])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LIMIT)
+def test_two_runs_on_one_machine_do_not_meet(folder):
+    """Each takes a free port. The one given by PORT is taken: whoever asks for it is told."""
+    options = ('2', '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2')
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        launcher = TOOLS / 'dist_train.sh'
+        runs = [
+            start(folder, launcher, 'seg.py', *options, f'work_dir={folder}/beside{i}', **variables)
+            for i, variables in enumerate([{}, {}, {'PORT': port}])
+        ]
+        said = [process.communicate(timeout=LIMIT) for process in runs]
+    assert [process.returncode for process in runs] == [0, 0, 1], said
+    assert 'the port is in use by another run, set PORT' in said[2][1]
+    assert all((folder / f'beside{i}/iter_2.pth').exists() for i in range(2))
 
 
 @pytest.mark.slow
