@@ -160,9 +160,12 @@ def _loss(trial: Trial, number: int, ranks: Sequence[int], outputs: Any) -> Tens
 
 def _change(own: Any, how: str) -> None:
     """Another layer with the same state takes the place of this one, or its state is loaded."""
+    before = [p.grad for p in own.norm.parameters()]
     if how == 'unpickled':
         own.norm = pickle.loads(pickle.dumps(own.norm))
     elif how == 'copied':
         own.norm = copy.deepcopy(copy.copy(own.norm))
     else:
         own.norm.load_state_dict(copy.deepcopy(own.norm.state_dict()))
+    for p, gradient in zip(own.norm.parameters(), before):
+        p.grad = gradient  # accumulated so far: neither pickles nor copies have it
