@@ -7,7 +7,9 @@ from argparse import ArgumentParser, Namespace
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from ..engine.unwrap import unwrap
 from ..errors import InputError
+from ..model.names import name_layers
 from .checkpoint import (
     check_checkpoint,
     check_pretrained,
@@ -76,6 +78,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 
 def train(cfg: Config) -> None:
     runner = build_runner(cfg)
+    name_layers(unwrap(runner.model))
     if cfg.get('resume'):
         load_strictly(runner)
     build_loops(runner, ('train', 'val'))

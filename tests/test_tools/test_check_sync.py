@@ -13,9 +13,11 @@ from unittest import mock
 import numpy as np
 import psutil
 import pytest
+import torch
+from torch import nn
 
 import check_sync
-from sn_mm import layer
+from sn_mm import SwitchNorm2d, layer, name_layers
 from sync_trials.processes import Ranks
 from sync_trials.run import differences, judge, run_on_rank
 from sync_trials.trial import draw
@@ -47,6 +49,14 @@ def raise_on_one(rank: int) -> None:
 def die_on_one(rank: int) -> None:
     if rank:
         os._exit(1)
+
+
+def die_before_a_layer(rank: int) -> None:
+    net = nn.ModuleDict({'conv': nn.Conv2d(3, 4, 1), 'bn1': SwitchNorm2d(4)})
+    name_layers(net)['bn1'](net['conv'](torch.randn(2, 3, 4, 4))).sum().backward()
+    if rank:
+        os._exit(1)
+    net['bn1'](torch.randn(2, 4, 4, 4))
 
 
 def run_each_alone(rank: int, seed: int) -> dict:
@@ -85,6 +95,14 @@ def test_ranks_that_hang_raise_or_die_are_counted_and_replaced(two_ranks):
         assert outcome.hung is hung and outcome.errors.keys() == errors.keys()
         assert all(errors[rank] in outcome.errors[rank] for rank in errors)
         assert not any(map(psutil.pid_exists, before))
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_others_with_the_name_of_a_layer(two_ranks):
+    outcome = two_ranks.run(die_before_a_layer)
+    assert not outcome.hung and outcome.errors[1] == 'died'
+    last = outcome.errors[0].splitlines()[-1]
+    assert 'bn1 (num_features=4) waited forward for the ranks [0, 1] on rank 0, in vain' in last
 
 
 @pytest.mark.slow
