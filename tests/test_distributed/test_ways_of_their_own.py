@@ -25,7 +25,7 @@ SIZE = 64
 
 
 def build_small() -> nn.Module:
-    """The ready-made model, switched by the command line's option, with few channels."""
+    """The ready-made model, switched, with few channels."""
     cfg = Config.fromfile(locate_config(CONFIG))
     detector = cfg.model.detector
     detector.backbone.update(
@@ -69,7 +69,7 @@ def train(model: nn.Module) -> dict:
 
 
 @pytest.mark.slow
-@on_ranks(2, timeout=120)
+@on_ranks(2, timeout=240)
 def test_a_teacher_without_pseudo_boxes_on_one_rank(rank, size):
     torch.manual_seed(rank)
     model = build_small()
