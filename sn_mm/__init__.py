@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from . import functional
 from .layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .model.convert import convert_switch_norm
+from .model.names import name_layers
 from .model.simplify import simplify
 from .version import __version__
 
@@ -20,6 +21,7 @@ __all__ = [
     '__version__',
     'convert_switch_norm',
     'functional',
+    'name_layers',
     'simplify',
 ]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from . import equations
-from .distributed import sum_over_ranks
+from .distributed import Caller, sum_over_ranks
 from .equations import Moments, Parameters, Running, Settings
 from .errors import InputError
 from .ops import backend_for, dense
@@ -47,12 +47,14 @@ def forward_pass(
     training: bool,
     settings: Settings,
     process_group: ProcessGroup | None,
+    caller: Caller | None,
 ) -> tuple[Tensor, Moments, Batch | None]:
     """The output, the moments of the scopes, and 'bn' where it was measured.
 
     Args:
         x: Dense (:func:`sn_mm.ops.dense`).
         running: Moved in training, else taken for 'bn'; None: 'bn' is measured, nothing moved.
+        caller: For errors of the collective.
     """
     backend = backend_for(x)
     measured = 'bn' in settings.scopes and (training or running is None)
@@ -60,7 +62,7 @@ def forward_pass(
     if measured and process_group is not None:
         moments = backend.measure(x, settings, None, True)
         totals = backend.contribute(moments['bn'], x.numel() // x.shape[1])
-        totals = sum_over_ranks(totals, process_group)
+        totals = sum_over_ranks(totals, process_group, caller, 'forward')
         moments['bn'] = backend.unite(totals, moments['in'].dtype, settings, running)
         batch = Batch(moments['bn'], totals[0])
     else:
@@ -85,15 +87,19 @@ class SwitchNormFunction(torch.autograd.Function):
         training: bool,
         settings: Settings,
         process_group: ProcessGroup | None,
+        caller: Caller | None,
         give_batch: bool,
     ) -> Any:
         parameters = Parameters(mean_weight, var_weight, weight, bias)
-        y, moments, batch = forward_pass(x, parameters, running, training, settings, process_group)
+        y, moments, batch = forward_pass(
+            x, parameters, running, training, settings, process_group, caller
+        )
         total: Any = 1 if batch is None else batch.total
         on_device = total if isinstance(total, Tensor) else None
         ctx.save_for_backward(x, *parameters, on_device, *moments.values())
         ctx.constants = tuple(moments), settings, None if on_device is not None else total
-        ctx.measured, ctx.process_group = batch is not None, process_group
+        ctx.measured = batch is not None
+        ctx.process_group, ctx.caller = process_group, caller
         if not give_batch:
             return y
         if batch is None:
@@ -118,7 +124,7 @@ class SwitchNormFunction(torch.autograd.Function):
             grads = _differentiable_backward(
                 dy, x, parameters, None if ctx.measured else moments.get('bn'), settings, needed
             )
-            return *grads, *(None,) * 5
+            return *grads, *(None,) * 6
 
         if not is_compiling():  # which does not know dy's format; the operators do this themselves
             x = dense(x)  # hooks on saved tensors may give them another layout
@@ -127,7 +133,8 @@ class SwitchNormFunction(torch.autograd.Function):
         backend = backend_for(x)
         sums, gradients = backend.reduce(dy, x, moments, parameters, settings, ctx.measured)
         if ctx.process_group is not None and sums.batch is not None:
-            sums = sums._replace(batch=sum_over_ranks(sums.batch, ctx.process_group))
+            batch = sum_over_ranks(sums.batch, ctx.process_group, ctx.caller, 'backward')
+            sums = sums._replace(batch=batch)
         dx = None
         if needed[0] and x.numel():
             total = constant if on_device is None else on_device
@@ -135,7 +142,7 @@ class SwitchNormFunction(torch.autograd.Function):
         elif needed[0]:
             dx = torch.empty_like(x)
         wanted = (grad if need else None for grad, need in zip(gradients, needed[1:]))
-        return dx, *wanted, *(None,) * 5
+        return dx, *wanted, *(None,) * 6
 
 
 def _wants_ordinary_operations(dy: Tensor) -> bool:

@@ -1,8 +1,12 @@
-"""Process groups of synchronised layers, and their two collectives."""
+"""Process groups of synchronised layers, their two collectives, and who calls these."""
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,10 +19,38 @@ from .tracing import is_compiling
 
 # The layers' own groups by size, for as long as the default group that they are parts of.
 _GROUPS: WeakKeyDictionary[ProcessGroup, dict[int, ProcessGroup]] = WeakKeyDictionary()
-_CALLS: WeakKeyDictionary[ProcessGroup, int] = WeakKeyDictionary()
+# How many of a group's next collectives its ranks check.
+_CHECKS: WeakKeyDictionary[ProcessGroup, int] = WeakKeyDictionary()
 
 CHECKED_CALLS = 512
-"""The collectives of a group before which the ranks compare their channels."""
+"""The collectives of a group on accelerators before which the ranks compare who calls."""
+
+_ALWAYS = 2**62
+_DIRECTIONS = ('forward', 'backward')
+
+
+class Caller(NamedTuple):
+    """The layer that calls a collective: nothing in it depends on what became of the layer.
+
+    Attributes:
+        name: Its name in the model (:func:`sn_mm.name_layers`), '' where it was given none.
+        channels: Its ``num_features``.
+        normalizers, eps, correction: As the layer's.
+    """
+
+    name: str
+    channels: int
+    normalizers: tuple[str, ...]
+    eps: float
+    correction: int
+
+    def __str__(self) -> str:
+        if self.name:
+            return f'{self.name} (num_features={self.channels})'
+        return (
+            f'a layer without a name (num_features={self.channels}, '
+            f'normalizers={list(self.normalizers)}, eps={self.eps})'
+        )
 
 
 def check_sync(sync: bool | int) -> None:
@@ -87,7 +119,7 @@ def constant_group(
     """
     group = resolve_group(sync, process_group)
     if group is not None:
-        _CALLS[group] = CHECKED_CALLS
+        _CHECKS[group] = 0
     return group
 
 
@@ -110,37 +142,87 @@ def _consecutive_ranks(size: int, world: Any) -> ProcessGroup:
     return groups[size]
 
 
-def sum_over_ranks(numbers: Tensor, process_group: ProcessGroup) -> Tensor:
+def sum_over_ranks(
+    numbers: Tensor, process_group: ProcessGroup, caller: Caller | None, direction: str
+) -> Tensor:
     """Both collectives: the sum of ``numbers`` over the ranks of the group, each of which calls.
 
     Eager, ``numbers`` itself is changed.
 
     Args:
         numbers: (2C + 1,) forward, (2, 1, C) backward.
+        caller: The layer; None where a model is compiled.
+        direction: 'forward' or 'backward'.
 
     Raises:
-        InputError: The ranks disagree on C. Raised on every rank.
+        InputError: The ranks call for different layers or directions. Raised on every rank.
+        RuntimeError: The collective failed, a rank that did not come in time included. gloo raises
+            it; nccl does with ``TORCH_NCCL_BLOCKING_WAIT=1``, and else ends the process.
     """
     if is_compiling():  # torch's own operator: the compiler keeps collectives in order
         return _functional_collectives.all_reduce(numbers, 'sum', process_group)
-    # gloo ends the process when sizes differ, nccl waits for ever. So the ranks compare them before
-    # a group's first collectives. The group's calls are counted, which all ranks make, and nothing
-    # in a layer: a rank that has loaded or copied its own does the same.
-    calls = _CALLS.get(process_group, 0)
-    if calls < CHECKED_CALLS:
-        _CALLS[process_group] = calls + 1
-        _check_same_channels(numbers.numel() // 2, numbers.device, process_group)
-    dist.all_reduce(numbers, group=process_group)
+    try:
+        if caller is not None and _CHECKS.get(process_group, 1):
+            _check_same_caller(caller, direction, numbers.device, process_group)
+        dist.all_reduce(numbers, group=process_group)
+    except RuntimeError as error:
+        ranks = dist.get_process_group_ranks(process_group)
+        raise RuntimeError(
+            f'{caller or "an SN layer"} waited {direction} for the ranks {ranks} on rank '
+            f'{dist.get_rank()}, in vain: {str(error).splitlines()[0]}. A rank has ended, is too '
+            'slow for the timeout of the process group, or went another way through the model'
+        ) from error
     return numbers
 
 
-def _check_same_channels(channels: int, device: torch.device, process_group: ProcessGroup) -> None:
-    mine = torch.tensor([channels], device=device)
+def _check_same_caller(
+    caller: Caller, direction: str, device: torch.device, process_group: ProcessGroup
+) -> None:
+    """Compares the ranks' callers, in the small all_gather that comes before a collective.
+
+    gloo ends the process when sizes differ, nccl waits for ever, and where they do not differ two
+    layers' statistics would mix. On the CPU it comes before every collective; on an accelerator,
+    which it makes wait, before a group's first. How often is counted for the group, whose calls all
+    ranks make, and nothing in a layer: a rank that has loaded or copied its own does the same. Nor
+    does a rank decide by itself: the one that wants most checks, by its environment, has its will.
+    """
+    further = (
+        _ALWAYS if _wants_all_checks(device) else _CHECKS.get(process_group, CHECKED_CALLS) - 1
+    )
+    name = _digest(caller.name) if caller.name else 0
+    mine = torch.tensor(
+        [_digest(caller[1:]), _DIRECTIONS.index(direction), name, further], device=device
+    )
     of_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size(process_group))]
     dist.all_gather(of_ranks, mine, group=process_group)
-    given = [int(c) for c in of_ranks]
-    if len(set(given)) > 1:
-        raise InputError(
-            f'a synchronised layer needs the same num_features on every rank, got {given} on '
-            f'ranks {dist.get_process_group_ranks(process_group)}'
-        )
+    settings, directions, names, wanted = zip(*torch.stack(of_ranks).tolist())
+    _CHECKS[process_group] = max(wanted)
+    # A layer that one rank made anew, or loaded whole, may have no name there.
+    if len(set(settings)) > 1 or len(set(directions)) > 1 or len({*names} - {0}) > 1:
+        given: list[Any] = [None] * len(of_ranks)
+        dist.all_gather_object(given, f'{caller} {direction}', group=process_group)
+        raise InputError(_disagreement(given, dist.get_process_group_ranks(process_group)))
+
+
+def _wants_all_checks(device: torch.device) -> bool:
+    return device.type == 'cpu' or os.environ.get('SN_MM_CHECK_SYNC') == '1'
+
+
+def _disagreement(given: Sequence[str], ranks: Sequence[int]) -> str:
+    by_caller: dict[str, list[str]] = {}
+    for rank, caller in zip(ranks, given):
+        by_caller.setdefault(caller, []).append(str(rank))
+    parts = (
+        f'{"rank" if len(numbers) == 1 else "ranks"} {", ".join(numbers)}: {caller}'
+        for caller, numbers in by_caller.items()
+    )
+    return (
+        'all ranks must call the same synchronised layers in the same order, got '
+        f'{"; ".join(parts)}. A layer that a rank may skip takes sync=False'
+    )
+
+
+@lru_cache(maxsize=4096)
+def _digest(what: object) -> int:
+    """A number for what has a repr, the same in every process, never 0."""
+    return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=7).digest(), 'big') + 1

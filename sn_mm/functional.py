@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 
 from . import equations
 from .autograd import SwitchNormFunction, forward_pass, used_scopes
-from .distributed import check_group
+from .distributed import Caller, check_group
 from .equations import SCOPES, Parameters, Running, Settings
 from .errors import InputError, check_number, check_type
 from .ops import aten, dense
@@ -72,6 +72,7 @@ def switch_norm(
     correction: int = 0,
     process_group: ProcessGroup | None = None,
     num_batches_tracked: Tensor | None = None,
+    name: str = '',
 ) -> Tensor:
     r"""Applies Switchable Normalization, https://arxiv.org/abs/1806.10779, equations 2 to 5.
 
@@ -97,6 +98,7 @@ def switch_norm(
         process_group: Pool the batch scope over these ranks in training, every position with the
             same weight. One collective forward, one backward; an empty batch takes part.
         num_batches_tracked: Scalar, counts the batches that updated the running statistics.
+        name: Of the layer, for the error of ranks that meet in different layers.
 
     Returns:
         As ``input``.
@@ -128,27 +130,27 @@ def switch_norm(
     )  # fmt: skip
     logits = ('mean_weight', mean_weight), ('var_weight', var_weight)
     device, channels, scopes = input.device, input.shape[1:2], (len(normalizers),)
-    for name, tensor in (*logits, *per_channel):
-        if tensor is None and name not in ('mean_weight', 'var_weight'):
+    for argument, tensor in (*logits, *per_channel):
+        if tensor is None and argument not in ('mean_weight', 'var_weight'):
             continue
         if not isinstance(tensor, Tensor):
-            raise InputError(f'{name} must be a tensor, got {type(tensor).__name__}')
+            raise InputError(f'{argument} must be a tensor, got {type(tensor).__name__}')
         if not tensor.is_floating_point():
-            raise InputError(f'{name} must be floating point, got {tensor.dtype}')
+            raise InputError(f'{argument} must be floating point, got {tensor.dtype}')
         if tensor.device != device:  # kernels take addresses as they are
             raise InputError(
-                f'input is on {device}, {name} on {tensor.device}: all must be on one device'
+                f'input is on {device}, {argument} on {tensor.device}: all must be on one device'
             )
-    for name, tensor in per_channel:
+    for argument, tensor in per_channel:
         if tensor is not None and tensor.shape != channels:
             raise InputError(
-                f'{name} of shape {tuple(tensor.shape)} does not fit input of shape '
+                f'{argument} of shape {tuple(tensor.shape)} does not fit input of shape '
                 f'{tuple(input.shape)}: it must be ({input.shape[1]},)'
             )
-    for name, tensor in logits:
+    for argument, tensor in logits:
         if tensor.shape != scopes:
             raise InputError(
-                f'{name} must have one entry for each of {normalizers}, '
+                f'{argument} must have one entry for each of {normalizers}, '
                 f'got shape {tuple(tensor.shape)}'
             )
     if (running_mean is None) != (running_var is None):
@@ -187,20 +189,28 @@ def switch_norm(
     if running_mean is not None and running_var is not None and not (training and recomputing):
         running = Running(running_mean, running_var, num_batches_tracked, momentum)
     settings = Settings(used_scopes(input, normalizers), eps, correction)
+    caller = None
+    if process_group is not None and not compiling:
+        caller = Caller(name, input.shape[1], normalizers, eps, correction)
     input = dense(input)
     if not torch.is_grad_enabled():
         parameters = Parameters(mean_weight, var_weight, weight, bias)
-        return forward_pass(input, parameters, running, training, settings, process_group)[0]
+        output, *_ = forward_pass(
+            input, parameters, running, training, settings, process_group, caller
+        )
+        return output
     if process_group is not None and not mean_weight.requires_grad and not compiling:
         # All ranks run the backward collective, also one whose input happens to need no gradient.
         mean_weight = mean_weight.detach().requires_grad_()
     tensors = input, mean_weight, var_weight, weight, bias
     if not compiling:
-        return SwitchNormFunction.apply(*tensors, running, training, settings, process_group, False)
+        return SwitchNormFunction.apply(
+            *tensors, running, training, settings, process_group, caller, False
+        )
     # A compiled graph takes no change of a buffer inside an autograd function.
     fixed = None if training else running
     output, batch, total = SwitchNormFunction.apply(
-        *tensors, fixed, training, settings, process_group, True
+        *tensors, fixed, training, settings, process_group, caller, True
     )
     if training and running is not None:
         aten.move(running, batch, total, settings)

@@ -64,6 +64,7 @@ class SwitchNorm(_InstanceNorm):
         mean_weight, var_weight: (K,), importance before the softmax in the order in, ln, bn,
             initialised to 1, or so that their softmax is ``init_importance``.
         running_mean, running_var, num_batches_tracked: As ``nn.BatchNorm2d``'s.
+        sync_name: The layer's name in its model, for errors: :func:`sn_mm.name_layers` sets it.
 
     Shape:
         - Input: (N, C, \*S). With one position per channel (S all ones, or (N, C)) 'in' is left
@@ -88,6 +89,7 @@ class SwitchNorm(_InstanceNorm):
 
     _abbr_ = 'bn'
     _dims: tuple[int, ...] | None = None
+    sync_name = ''
 
     def __init__(
         self,
@@ -225,6 +227,7 @@ class SwitchNorm(_InstanceNorm):
             self.correction,
             self._group() if self.training else None,
             self.num_batches_tracked,
+            '' if is_compiling() else self.sync_name,  # each name would compile a block anew
         )
 
     def __prepare_scriptable__(self) -> SwitchNorm:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
@@ -15,6 +16,8 @@ if __name__ == '__main__':
         if failed.get_first_failure()[1].exitcode != 2:
             raise
         sys.exit(2)
+    except SignalException as stopped:  # Ctrl-C: the workers have been ended
+        sys.exit(128 + stopped.sigval)
     except RuntimeError as error:
         if 'EADDRINUSE' not in str(error):
             raise

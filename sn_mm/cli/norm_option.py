@@ -30,7 +30,7 @@ from ..switch import (
 )
 from ..switch.components import needs_process_group, norm_layer, resolve
 from ..switch.target import check_target, is_sn
-from ..switch.toolbox import toolbox
+from ..switch.toolbox import model_type, toolbox
 from .config import CfgOptions
 from .errors import local_rank
 
@@ -183,14 +183,13 @@ def _need_no_process_group(config: Any, registry_scope: str) -> None:
 
 def _convert_when_built(cfg: Config, switch: dict) -> None:
     """Makes the config's model one whose hard-coded norms are converted, after earlier ones."""
-    first = cfg.model.get('switched')
-    if first is None:
-        cfg.model.switched = {'type': _full_name(cfg), **switch}
-        cfg.model.type = 'sn_mm.SwitchedModel'
-    else:
+    first = cfg.model.get('switched') or {'type': model_type(cfg)}
+    switched = {**first, **switch}
+    if 'norm_cfg' in first:
         before = {'norm_cfg': first['norm_cfg'], 'scope': first.get('scope', 'existing')}
-        earlier = [*first.get('earlier', ()), before]
-        cfg.model.switched = {'type': first['type'], **switch, 'earlier': earlier}
+        switched['earlier'] = [*first.get('earlier', ()), before]
+    cfg.model.switched = switched
+    cfg.model.type = 'sn_mm.SwitchedModel'
 
 
 def _report_leftovers(
@@ -210,11 +209,3 @@ def _report_leftovers(
     for (component, old, new), count in converted.items():
         reason = 'hard-coded: converted when the model is built'
         report.switched.append(Switched(component, f'{old} ({count})', new, reason))
-
-
-def _full_name(cfg: Config) -> str:
-    """The type of the model with its registry scope, so that it needs no default scope."""
-    kind = cfg.model.type
-    if not isinstance(kind, str):
-        return f'{kind.__module__}.{kind.__qualname__}'
-    return kind if '.' in kind else f'{toolbox(cfg)}.{kind}'

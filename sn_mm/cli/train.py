@@ -8,7 +8,9 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import OPTIMIZERS, DefaultScope
 
+from ..engine.unwrap import unwrap
 from ..errors import InputError
+from ..model.names import name_layers
 from ..switch.toolbox import toolbox
 from .checkpoint import (
     check_checkpoint,
@@ -86,6 +88,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 
 def train(cfg: Config) -> None:
     runner = build_runner(cfg)
+    name_layers(unwrap(runner.model))
     if cfg.get('resume'):
         load_strictly(runner)
     build_loops(runner, ('train', 'val'))

@@ -16,6 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from ..errors import InputError, check_type
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from ..norm_act import SwitchNormAct
+from .names import name_layers
 from .replace import replace_modules
 
 __all__ = ['convert_switch_norm']
@@ -126,7 +127,7 @@ def replace_norms(
             new = converted[module] = _convert(module, kinds[kind], fallback, layer_args)
             line = f'{line} -> {type(new).__name__}'
         lines.append(line)
-    return replace_modules(model, converted), lines, left
+    return name_layers(replace_modules(model, converted)), lines, left
 
 
 def layers_by_kind() -> dict[type[nn.Module], type[SwitchNorm]]:

@@ -30,6 +30,17 @@ _SEPARATE = {
     'YOLOXHead',
 }
 
+# Parts that a rank may pass by in training, where others call them: their layers cannot meet. By
+# the class that holds them, with the reason. All other models of MMDetection 3.3 and MMSegmentation
+# 1.2 call their layers whatever they see.
+_PASSED_BY = {
+    'SemiBaseDetector': (
+        'teacher',
+        "the teacher's box head is passed by on a rank where it finds no pseudo boxes",
+    ),
+    'GridRoIHead': ('grid_head', 'it is passed by on a rank without positive RoIs'),
+}
+
 
 def resolve(kind: Any, registry_scope: str | None) -> Any:
     """Finds the class that a config's ``type`` names.
@@ -92,6 +103,11 @@ def constructor_arguments(cls: Any) -> dict[str, Any]:
 def ancestors(cls: Any) -> set[str]:
     """Names of a class and its bases."""
     return {base.__name__ for base in inspect.getmro(cls)} if inspect.isclass(cls) else set()
+
+
+def part_passed_by(cls: Any) -> tuple[str, str] | None:
+    """The part of a component that a rank may pass by in training, and why; None: there is none."""
+    return next((part for name, part in _PASSED_BY.items() if name in ancestors(cls)), None)
 
 
 def shares_levels(cls: Any) -> bool:

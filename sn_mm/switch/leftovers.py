@@ -7,8 +7,9 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..layer import SwitchNorm
 from ..model.convert import replace_norms
-from .components import norm_layer, shares_levels
+from .components import norm_layer, part_passed_by, shares_levels
 from .extent import check_extent, reason_to_leave
 from .target import check_target, layer_arguments, leave_out_batch
 
@@ -70,14 +71,16 @@ def convert_leftovers(model: nn.Module, norm_cfg: dict, extent: str = 'existing'
 
 
 def build_switched_model(switched: dict, **model: Any) -> nn.Module:
-    """Builds a model and converts the norms in it that no config reaches.
+    """Builds a model, converts the norms in it that no config reaches, and makes parts local.
 
-    Registered as ``sn_mm.SwitchedModel``, so that a config which needs the conversion trains, tests
-    and resumes by itself, in the toolboxes' own scripts too.
+    Local are the layers of those parts that a rank may pass by in training: they get
+    ``sync=False``. Registered as ``sn_mm.SwitchedModel``, so that a config which needs this trains,
+    tests and resumes by itself, in the toolboxes' own scripts too.
 
     Args:
-        switched: ``type`` of the model, ``norm_cfg`` and ``scope`` of the switch; ``earlier``: the
-            same two of each switch before it, which the norms that it converted keep.
+        switched: ``type`` of the model; ``norm_cfg`` and ``scope`` of the switch, where there are
+            norms to convert; ``earlier``: the same two of each switch before it, which the norms
+            that it converted keep.
         **model: The rest of the model's config.
 
     Returns:
@@ -85,5 +88,11 @@ def build_switched_model(switched: dict, **model: Any) -> nn.Module:
     """
     built = MODELS.build({**model, 'type': switched['type']})
     for switch in (*switched.get('earlier', ()), switched):
-        convert_leftovers(built, switch['norm_cfg'], switch.get('scope', 'existing'))
+        if 'norm_cfg' in switch:
+            convert_leftovers(built, switch['norm_cfg'], switch.get('scope', 'existing'))
+    for owner in built.modules():
+        if part := part_passed_by(type(owner)):
+            for layer in owner.get_submodule(part[0]).modules():
+                if isinstance(layer, SwitchNorm):
+                    layer.sync = False
     return built

@@ -14,6 +14,7 @@ from .components import (
     is_other_norm,
     is_switch_norm,
     norm_layer,
+    part_passed_by,
     resolve,
     shares_levels,
 )
@@ -23,7 +24,7 @@ from .heads import add_norms
 from .notes import take_notes
 from .report import Left, Switched, SwitchReport
 from .target import check_target, is_sn, replace
-from .toolbox import import_sn_mm, toolbox
+from .toolbox import import_sn_mm, model_type, toolbox
 
 # The arguments of sn_mm.SwitchedModel, which an earlier switch wrote: not a component.
 _EARLIER = 'model.switched'
@@ -50,7 +51,9 @@ def switch_norm_cfg(
     decay leaves the importance of SN out (``optim_wrapper.paramwise_cfg.custom_keys``).
 
     A head whose one set of weights serves several levels of a feature pyramid gets
-    ``normalizers=['in', 'ln']``, unless ``norm_cfg`` names its normalizers.
+    ``normalizers=['in', 'ln']``, unless ``norm_cfg`` names its normalizers. Parts that a rank may
+    pass by in training (the teacher of a semi-supervised detector, the grid head of Grid R-CNN) get
+    ``sync=False``: their model is built as ``sn_mm.SwitchedModel``.
 
     For a comparison, ``norm_cfg`` may name BN, SyncBN, GN or IN instead. Then SN layers are
     switched too, and the hooks that need SN go.
@@ -94,7 +97,10 @@ def switch_norm_cfg(
         hooks = cfg.get('custom_hooks') or []
         cfg.custom_hooks = [h for h in hooks if str(h['type']).split('.')[-1] not in _SN_HOOKS]
         return report
-    report.notes = take_notes(model, report) + leave_importance_out(cfg)
+    report.notes = take_notes(model, report) + leave_importance_out(cfg) + rewriter.passed_by
+    if rewriter.passed_by:
+        cfg.model.switched = cfg.model.get('switched') or {'type': model_type(cfg)}
+        cfg.model.type = 'sn_mm.SwitchedModel'
     import_sn_mm(cfg)
     others = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] != _HOOK]
     cfg.custom_hooks = [*others, {'type': _HOOK, 'scope': scope}]
@@ -109,6 +115,7 @@ class _Rewriter:
         self.extent = extent
         self.registry_scope = registry_scope
         self.report = SwitchReport()
+        self.passed_by: list[str] = []  # a note for each part that a rank may pass by
 
     def rewrite(self, value: Any, path: str, owner: Any = None, reason: str = '') -> Any:
         """Copies ``value``, which ``owner`` (a class) takes as an argument or in one.
@@ -129,6 +136,11 @@ class _Rewriter:
         if is_other_norm(cls):
             norm = _name(config['type'], cls)
             self.report.left.append(Left(path, norm, 'not of the batch norm family'))
+        if part := part_passed_by(cls):
+            name, why = part
+            self.passed_by.append(
+                f'{path}.{name}: its layers get sync=False when the model is built: {why}'
+            )
         copy = {key: self.rewrite(v, f'{path}.{key}', cls, reason) for key, v in config.items()}
         if cls is not None and path.rpartition('.')[2] not in _BLOCKS:
             self._write_defaults(copy, cls, path)

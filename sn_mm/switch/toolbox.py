@@ -22,6 +22,14 @@ def toolbox(cfg: Config) -> str:
     return package if dot else 'mmengine'
 
 
+def model_type(cfg: Config) -> str:
+    """The type of a config's model with its registry scope, so that it needs no default scope."""
+    kind = cfg.model.type
+    if not isinstance(kind, str):
+        return f'{kind.__module__}.{kind.__qualname__}'
+    return kind if '.' in kind else f'{toolbox(cfg)}.{kind}'
+
+
 def import_sn_mm(cfg: Config) -> None:
     """Adds ``sn_mm`` to the imports of a config.
 

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from datetime import timedelta
 from typing import Any
 from unittest import mock
 
@@ -19,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from sn_mm import SwitchNorm1d, SwitchNorm2d, distributed
+from sn_mm import SwitchNorm1d, SwitchNorm2d, distributed, name_layers
 from sn_mm.errors import InputError
 from sn_mm.functional import switch_norm
 from sn_mm.layer import SwitchNorm
@@ -349,32 +350,48 @@ def test_ddp_with_a_layer_used_twice(rank, size):
 
 @on_ranks(2, 3)
 def test_one_collective_forward_and_one_backward_of_few_numbers(rank, size):
-    """Once the ranks no longer compare their channels, which they do in a group's first calls."""
-    with mock.patch.object(distributed, 'CHECKED_CALLS', 0):
-        for shape in [(2, C, 8, 8), (rank, C, 3, 3), (0, C, 1, 1)]:
-            layer = SwitchNorm2d(C)
-            with Collectives() as forward:
-                y = layer(torch.randn(shape, requires_grad=True))
-            with Collectives() as backward:
-                y.sum().backward()
-            assert forward.calls == [('allreduce_', 2 * C + 1)]
-            assert backward.calls == [('allreduce_', 2 * C)]
+    """Each after the ranks' comparison of four numbers, which on the CPU goes on for ever."""
+    distributed._CHECKS.clear()  # a compiled layer, in another test of these ranks, ends them
+    for shape in [(2, C, 8, 8), (rank, C, 3, 3), (0, C, 1, 1)]:
+        layer = SwitchNorm2d(C)
+        with Collectives() as forward:
+            y = layer(torch.randn(shape, requires_grad=True))
+        with Collectives() as backward:
+            y.sum().backward()
+        assert forward.calls == [('allgather_', 4), ('allreduce_', 2 * C + 1)]
+        assert backward.calls == [('allgather_', 4), ('allreduce_', 2 * C)]
 
 
-@on_ranks(2)
-def test_the_ranks_compare_their_channels_in_a_groups_first_calls_only(rank, size):
-    with mock.patch.object(distributed, 'CHECKED_CALLS', 3):
+@on_ranks(2, cases=[{'wish': 'none'}, {'wish': 'by one rank'}])
+def test_on_accelerators_the_ranks_compare_who_calls_in_a_groups_first_calls(rank, size, wish):
+    """One rank that is told to compare always is enough: no rank decides by itself."""
+    environment = {'SN_MM_CHECK_SYNC': '1'} if rank and wish != 'none' else {}
+    with (
+        mock.patch.object(distributed, 'CHECKED_CALLS', 3),
+        mock.patch.object(distributed, '_wants_all_checks', lambda _: bool(environment)),
+    ):
         group = dist.new_group([0, 1])
         with Collectives() as collectives:
             for _ in range(3):
                 SwitchNorm2d(C, process_group=group)(torch.randn(2, C, 3, 3)).sum().backward()
     names = [name for name, _ in collectives.calls]
-    assert names == ['allgather_', 'allreduce_'] * 3 + ['allreduce_'] * 3
+    checked = ['allgather_', 'allreduce_']
+    assert names == (checked * 3 + ['allreduce_'] * 3 if wish == 'none' else checked * 6)
+
+
+@pytest.mark.parametrize(('given', 'wants'), [('1', True), ('0', False), ('', False)])
+def test_one_environment_variable_has_every_collective_checked(monkeypatch, given, wants):
+    monkeypatch.setenv('SN_MM_CHECK_SYNC', given)
+    assert distributed._wants_all_checks(torch.device('cuda')) is wants
+    assert distributed._wants_all_checks(torch.device('cpu'))
 
 
 @on_ranks(2, cases=[{'how': k} for k in ('unpickled', 'copied', 'loaded')])
 def test_what_became_of_a_layer_on_one_rank_changes_no_collective(rank, size, how):
+    distributed._CHECKS.clear()
     layer = randomise(SwitchNorm2d(C, dtype=torch.float64))
+    if not rank or how != 'loaded':  # the one that is made anew has no name
+        name_layers(nn.ModuleDict({'norm': layer}))
     maps = make_maps(SIZES['uneven N'][:size])
     layer(maps[rank])
     if rank and how == 'unpickled':
@@ -384,11 +401,11 @@ def test_what_became_of_a_layer_on_one_rank_changes_no_collective(rank, size, ho
     elif rank:
         layer = SwitchNorm2d(C, dtype=torch.float64)
         layer.load_state_dict(randomise(SwitchNorm2d(C, dtype=torch.float64)).state_dict())
-    with Collectives() as collectives, mock.patch.object(distributed, 'CHECKED_CALLS', 0):
+    with Collectives() as collectives:
         y = layer(maps[rank])
     judge = reference.switch_norm(maps, **dict(layer.named_parameters()))
     torch.testing.assert_close(y, judge.outputs[rank])
-    assert collectives.calls == [('allreduce_', 2 * C + 1)]
+    assert collectives.calls == [('allgather_', 4), ('allreduce_', 2 * C + 1)]
 
 
 @on_ranks(2)
@@ -594,14 +611,66 @@ def test_copies_of_a_layer_with_a_process_group(rank, size):
 def test_ranks_that_disagree_on_channels(rank, size):
     channels = C + (rank == 1)
     layer = SwitchNorm2d(channels, process_group=dist.new_group(list(range(size))))
-    for _ in range(2):  # among the first calls of a new group
+    for _ in range(2):
         with pytest.raises(ValueError) as error:
             layer(torch.randn(2, channels, 3, 3))
-        assert 'num_features' in str(error.value)
-        assert str([C, C + 1, C][:size]) in str(error.value)
+        for given in (C, C + 1):
+            assert f'a layer without a name (num_features={given}' in str(error.value)
     assert layer.num_batches_tracked == 0
     dist.barrier()
     SwitchNorm2d(C)(torch.randn(2, C, 3, 3)).sum().backward()
+
+
+@on_ranks(2, 3)
+def test_ranks_that_meet_in_different_layers_are_told_which(rank, size):
+    """Of the same channels, whose statistics would mix."""
+    distributed._CHECKS.clear()
+    net = name_layers(nn.ModuleDict({'teacher': SwitchNorm2d(C), 'student': SwitchNorm2d(C)}))
+    x = torch.randn(2, C, 3, 3)
+    with pytest.raises(InputError) as error:
+        net['student' if rank == 1 else 'teacher'](x)
+    said = str(error.value)
+    others = 'rank 0' if size == 2 else 'ranks 0, 2'
+    assert f'got {others}: teacher (num_features={C}) forward' in said
+    assert f'rank 1: student (num_features={C}) forward' in said and 'sync=False' in said
+    with pytest.raises(InputError) as error:
+        y = net['teacher'](x)
+        net['student'](x) if rank == 1 else y.sum().backward()
+    assert f'{others}: teacher (num_features={C}) backward' in str(error.value)
+    assert f'rank 1: student (num_features={C}) forward' in str(error.value)
+    assert not net['student'].num_batches_tracked
+    y = net['teacher'](x)
+    y.sum().backward()
+    copies = copy.deepcopy(net), pickle.loads(pickle.dumps(net))
+    assert all(twin['student'].sync_name == 'student' for twin in copies)
+    assert not any('name' in key for key in net.state_dict())
+
+
+@on_ranks(2)
+def test_layers_without_names_are_told_apart_by_their_settings(rank, size):
+    distributed._CHECKS.clear()
+    one = SwitchNorm2d(C, normalizers=('bn',) if rank else ('ln', 'bn'))
+    with pytest.raises(InputError, match="normalizers=\\['ln', 'bn'\\].*rank 1.*\\['bn'\\]"):
+        one(torch.randn(2, C, 3, 3))
+    with pytest.raises(InputError, match='eps=0.5.*rank 1.*eps=0.25'):
+        SwitchNorm2d(C, eps=0.25 if rank else 0.5)(torch.randn(2, C, 3, 3))
+    dist.barrier()
+
+
+@on_ranks(2)
+def test_a_collective_that_fails_ends_with_the_layers_name(rank, size):
+    """A rank does not come in time: gloo's own error names no layer."""
+    group = dist.new_group([0, 1], timeout=timedelta(seconds=1))
+    net = nn.ModuleDict({'bn1': SwitchNorm2d(C, process_group=group)})
+    name_layers(net)['bn1'](torch.randn(2, C, 3, 3))
+    y = net['bn1'](torch.randn(2, C, 3, 3, requires_grad=True))
+    if rank == 0:
+        with pytest.raises(RuntimeError) as error:
+            y.sum().backward()
+        said = str(error.value)
+        assert said.startswith(f'bn1 (num_features={C}) waited backward for the ranks [0, 1]')
+        assert 'on rank 0' in said and 'went another way' in said and '\n' not in said
+    dist.barrier()
 
 
 @on_ranks(2)

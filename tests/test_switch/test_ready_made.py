@@ -148,6 +148,41 @@ def test_the_norms_of_a_teacher_stay(tmp_path):
     assert find_leftovers(model.teacher_model) and 'bn' not in norms(model.bbox_head)
 
 
+SEMI = 'mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py'
+
+
+def syncs(part: torch.nn.Module) -> set[bool | int]:
+    return {module.sync for module in part.modules() if isinstance(module, SwitchNorm)}
+
+
+def test_the_teacher_that_a_rank_may_pass_by_is_local(tmp_path):
+    cfg = load(SEMI)
+    cfg.model.detector.backbone.update(depth=18, init_cfg=None)
+    cfg.model.detector.neck.in_channels = [64, 128, 256, 512]
+    report = sn_mm.switch_norm_cfg(cfg, scope='all')
+    (note,) = [note for note in report.notes if 'sync=False' in note]
+    assert note.startswith('model.teacher: ') and 'no pseudo boxes' in note
+    cfg.model.detector.backbone.norm_cfg = dict(type='BN')
+    sn_mm.switch_norm_cfg(cfg)  # undoes nothing
+    assert cfg.model.switched == dict(type='mmdet.SoftTeacher')
+    model = build(dump_and_load(cfg, tmp_path))
+    assert type(model).__name__ == 'SoftTeacher'
+    assert syncs(model.teacher) == {False} and syncs(model.student) == {True}
+
+
+def test_the_head_that_a_rank_may_pass_by_is_local():
+    """Its hard-coded norms too, once the command line has converted them."""
+    cfg = load('mmdet::grid_rcnn/grid-rcnn_r50_fpn_gn-head_1x_coco.py')
+    report = sn_mm.switch_norm_cfg(cfg)
+    assert any(note.startswith('model.roi_head.grid_head: ') for note in report.notes)
+    cfg.model.backbone.init_cfg = None
+    cfg.model.switched.norm_cfg = dict(type='SN')
+    model = build(cfg)
+    assert not find_leftovers(model)
+    assert syncs(model.roi_head.grid_head) == {False}
+    assert syncs(model.backbone) == {True}
+
+
 LAZY = """
 from mmdet.models import FCOS, FPN, FCOSHead, ResNet
 from torch.nn import BatchNorm2d, GroupNorm, LayerNorm

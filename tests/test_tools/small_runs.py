@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -131,10 +130,7 @@ def write_split(root: Path, split: str, count: int) -> None:
 
 
 def start(folder: Path, *command: object, **variables: str) -> subprocess.Popen:
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    env = {**os.environ, 'PYTHON': sys.executable, 'PORT': port, 'OMP_NUM_THREADS': '1'}
+    env = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
     env.update(CUDA_VISIBLE_DEVICES='-1', **variables)
     words = [str(word) for word in command]
     pipe = subprocess.PIPE

@@ -7,11 +7,13 @@ import os
 import pickle
 import re
 import signal
+import socket
 import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from small_runs import (
@@ -99,6 +101,96 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(folder, seg
     assert any('momentum_buffer' in state for state in one['optimizer']['state'].values())
     for part in ('state_dict', 'optimizer', 'param_schedulers'):
         assert_same(one[part], other[part])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LIMIT)
+def test_two_runs_on_one_machine_do_not_meet(folder):
+    """Each takes a free port. The one given by PORT is taken: whoever asks for it is told."""
+    options = ('2', '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2')
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        launcher = TOOLS / 'dist_train.sh'
+        runs = [
+            start(folder, launcher, 'seg.py', *options, f'work_dir={folder}/beside{i}', **variables)
+            for i, variables in enumerate([{}, {}, {'PORT': port}])
+        ]
+        said = [process.communicate(timeout=LIMIT) for process in runs]
+    assert [process.returncode for process in runs] == [0, 0, 1], said
+    assert 'the port is in use by another run, set PORT' in said[2][1]
+    assert all((folder / f'beside{i}/iter_2.pth').exists() for i in range(2))
+
+
+# In the second iteration rank 1 gets a signal, or waits where it is 0.
+END_OF_A_RANK = """
+import os
+import time
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class EndOfARank(Hook):
+    def __init__(self, signal):
+        self.signal = signal
+
+    def after_train_iter(self, runner, batch_idx, **kwargs):
+        if batch_idx == 0:
+            os.write(1, f'rank {get_rank()} is process {os.getpid()}\\n'.encode())
+        if batch_idx == 1 and get_rank() == 1:
+            os.kill(os.getpid(), self.signal)
+            time.sleep(600)
+"""
+
+
+def training_that_ends(folder: Path, end: int) -> list[object]:
+    """A command that trains on two ranks until rank 1 gets this signal."""
+    (folder / 'end_of_a_rank.py').write_text(END_OF_A_RANK)
+    config = folder / f'ends{end}.py'
+    config.write_text(
+        "_base_ = './seg.py'\ncustom_imports = dict(imports=['sn_mm', 'end_of_a_rank'])\n"
+        f"custom_hooks = [dict(type='EndOfARank', signal={end})]\n"
+        'env_cfg = dict(dist_cfg=dict(timeout=10))\n'
+    )
+    return [TOOLS / 'dist_train.sh', config, 2, '--work-dir', folder / f'ends{end}']
+
+
+def pids_of_ranks(out: str) -> list[int]:
+    processes = [int(pid) for pid in re.findall(r'rank \d is process (\d+)', out)]
+    assert len(processes) == 2
+    return processes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LIMIT)
+@pytest.mark.parametrize('end', [signal.SIGKILL, signal.SIGSTOP], ids=['dies', 'hangs'])
+def test_a_rank_that_dies_or_hangs_ends_the_others_within_the_timeout(folder, end):
+    began = time.monotonic()
+    code, out, error = run(folder, *training_that_ends(folder, end), PYTHONPATH=str(folder))
+    assert code != 0 and time.monotonic() - began < 150
+    assert not any(map(psutil.pid_exists, pids_of_ranks(out)))
+    if end == signal.SIGSTOP:  # one that dies also ends the others by the launcher's hand
+        assert re.search(
+            r'backbone\.\S+ \(num_features=\d+\) waited forward for the ranks \[0, 1\] on rank 0, '
+            r'in vain: .*[Tt]imed out', error
+        ), error[-3000:]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LIMIT)
+def test_ctrl_c_ends_the_launcher_and_every_rank(folder):
+    with start(folder, *training_that_ends(folder, 0), PYTHONPATH=str(folder)) as process:
+        said = ''
+        while said.count(' is process ') < 2:
+            said += process.stdout.readline()
+            assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=LIMIT)
+    assert process.returncode == 128 + signal.SIGINT
+    assert 'SignalException' not in error, error[-3000:]
+    assert not any(map(psutil.pid_exists, pids_of_ranks(said)))
 
 
 @pytest.mark.slow

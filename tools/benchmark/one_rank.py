@@ -35,7 +35,7 @@ def group_of_one(device: torch.device) -> Iterator[None]:
 
 
 def _end_checks(device: torch.device) -> None:
-    """Calls the collectives until SN no longer compares the ranks' channels before each."""
+    """Calls the collectives until, on a GPU, SN no longer compares the ranks before each."""
     layer, x = SynchronisedSwitchNorm2d(1).to(device), torch.zeros(1, 1, 2, 2, device=device)
     with torch.no_grad():
         for _ in range(CHECKED_CALLS):
