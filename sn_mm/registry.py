@@ -1,10 +1,11 @@
 """SN in MMEngine's registries: ``norm_cfg=dict(type='SN')``.
 
 With ``custom_imports = dict(imports=['sn_mm'])`` MMEngine's root registries have the layers SN,
-SN1d, SN2d, SN3d, the hooks SwitchWeightsHook, PreciseSNHook, LeftoverNormHook, and SwitchedModel,
-which builds models with norms that no config reaches. ``type='sn_mm.SN'`` needs no import line:
-MMEngine finds this file by its name. MMEngine's own checkpoints load and resume from then on, in
-the toolboxes' scripts too, on versions of torch that load weights only.
+SN1d, SN2d, SN3d, the hooks SwitchWeightsHook, PreciseSNHook, ResumableCheckpointHook and
+LeftoverNormHook, and SwitchedModel, which builds models with norms that no config reaches.
+``type='sn_mm.SN'`` needs no import line: MMEngine finds this file by its name. MMEngine's own
+checkpoints load and resume from then on, in the toolboxes' scripts too, on versions of torch that
+load weights only.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,12 @@ from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS, Registry
 
 from .engine.complexity import register_flop_handles
 from .engine.config_packages import register_config_packages
-from .engine.hooks import LeftoverNormHook, PreciseSNHook, SwitchWeightsHook
+from .engine.hooks import (
+    LeftoverNormHook,
+    PreciseSNHook,
+    ResumableCheckpointHook,
+    SwitchWeightsHook,
+)
 from .engine.safe_globals import register_safe_globals
 from .layer import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .switch.leftovers import build_switched_model
@@ -28,7 +34,8 @@ _MODELS: dict[str, Callable] = {
     'SwitchedModel': build_switched_model,
 }
 _HOOKS: dict[str, Callable] = {
-    hook.__name__: hook for hook in (LeftoverNormHook, PreciseSNHook, SwitchWeightsHook)
+    hook.__name__: hook
+    for hook in (LeftoverNormHook, PreciseSNHook, ResumableCheckpointHook, SwitchWeightsHook)
 }
 
 

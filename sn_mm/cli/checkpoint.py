@@ -65,19 +65,22 @@ def weights_of(checkpoint: dict, keys: Iterable[str] = ('state_dict',)) -> dict:
     return next((checkpoint[key] for key in keys if key in checkpoint), checkpoint)
 
 
-def check_checkpoint(path: str, resume: bool = False) -> None:
+def check_checkpoint(path: str, resume: bool = False) -> dict:
     """Checks that a file is a complete checkpoint, without running code from it.
 
     Args:
         path: A local file; a URL is left to mmengine.
         resume: Training shall continue from it, which takes more than weights.
 
+    Returns:
+        The content of the file; nothing of a URL.
+
     Raises:
         InputError: If it does not exist, is truncated, is not a checkpoint, or names anything but
             tensors and mmengine's own log history, or if it does not suffice to resume.
     """
     if '://' in path:
-        return
+        return {}
     checkpoint = read_checkpoint(path)
     missing = [key for key in ('meta', 'message_hub', 'optimizer') if key not in checkpoint]
     if resume and missing:
@@ -85,6 +88,7 @@ def check_checkpoint(path: str, resume: bool = False) -> None:
             f'checkpoint {path} cannot be resumed: it holds no {", ".join(missing)}; '
             'to start from its weights, use --cfg-options load_from=PATH'
         )
+    return checkpoint
 
 
 def find_resumable(work_dir: str) -> str:

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 
 from ..errors import InputError
 from .checkpoint import (
@@ -74,6 +75,31 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+def save_resumably(cfg: Config) -> None:
+    """Saves checkpoints by :class:`sn_mm.engine.hooks.ResumableCheckpointHook`.
+
+    Args:
+        cfg: The config, changed in place: MMEngine's ``CheckpointHook``, with its arguments. Other
+            classes stay.
+    """
+    hooks = cfg.setdefault('default_hooks', {})
+    hooks.setdefault('checkpoint', {'type': 'CheckpointHook'})
+    for hook in [*hooks.values(), *(cfg.get('custom_hooks') or [])]:
+        if hook and hook.get('type') in (
+            'CheckpointHook',
+            'mmengine.CheckpointHook',
+            CheckpointHook,
+        ):
+            hook.type = 'ResumableCheckpointHook'
+
+
+def keep_seed(cfg: Config, checkpoint: dict) -> None:
+    """Takes the seed of the run to resume, which orders the data, unless the config has one."""
+    randomness = cfg.get('randomness') or {}
+    if randomness.get('seed') is None:
+        cfg.randomness = {**randomness, 'seed': checkpoint.get('meta', {}).get('seed')}
+
+
 def train(cfg: Config) -> None:
     runner = build_runner(cfg)
     if cfg.get('resume'):
@@ -96,8 +122,11 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = find_resumable(cfg.work_dir) if args.resume == 'auto' else args.resume
     if cfg.get('load_from'):
-        check_checkpoint(cfg.load_from, resume=cfg.get('resume', False))
+        checkpoint = check_checkpoint(cfg.load_from, resume=cfg.get('resume', False))
+        if cfg.get('resume'):
+            keep_seed(cfg, checkpoint)
     check_pretrained(cfg.model)
     check_data(cfg, ('train', 'val'))
+    save_resumably(cfg)
     with launched(cfg), downloading(cfg.model, cfg.get('load_from')):
         train(cfg)
