@@ -47,9 +47,9 @@ def read_checkpoint(path: str, keys: Iterable[str] = ('state_dict',)) -> dict:
     try:
         checkpoint = torch.load(file, 'cpu', weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # a damaged file makes torch raise errors of many classes
-        forbidden = re.search(r'GLOBAL (\S+)', str(error))
+        forbidden = re.search(r"GLOBAL (\S+)|but got <class '(\S+)'>", str(error))
         reason = (
-            f'it names {forbidden[1]}, and loading it could run any code'
+            f'it names {forbidden[1] or forbidden[2]}, and loading it could run any code'
             if forbidden
             else f'{file.stat().st_size} bytes, truncated or of another kind'
         )

@@ -39,6 +39,7 @@ def register_safe_globals() -> None:
             (_history_buffer_method, '__builtin__.getattr'),
             np.ndarray,
             np.dtype,
+            type(np.dtype(np.float32)),  # mmseg's best score
             type(np.dtype(np.float64)),
             type(np.dtype(np.int64)),
             # numpy 1 and 2 name these two differently, and a checkpoint may come from either.
