@@ -2,10 +2,10 @@
 
 With ``custom_imports = dict(imports=['sn_mm'])`` MMEngine's root registries have the layers SN,
 SN1d, SN2d, SN3d, the hooks SwitchWeightsHook, PreciseSNHook, ResumableCheckpointHook and
-LeftoverNormHook, and SwitchedModel, which builds models with norms that no config reaches.
-``type='sn_mm.SN'`` needs no import line: MMEngine finds this file by its name. MMEngine's own
-checkpoints load and resume from then on, in the toolboxes' scripts too, on versions of torch that
-load weights only.
+LeftoverNormHook, BFloat16OptimWrapper, and SwitchedModel, which builds models with norms that no
+config reaches. ``type='sn_mm.SN'`` needs no import line: MMEngine finds this file by its name.
+MMEngine's own checkpoints load and resume from then on, in the toolboxes' scripts too, on versions
+of torch that load weights only.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS, Registry
 
+from .engine.bfloat16 import BFloat16OptimWrapper
 from .engine.complexity import register_flop_handles
 from .engine.config_packages import register_config_packages
 from .engine.hooks import (
@@ -58,8 +59,8 @@ def _register(root: Registry, modules: Mapping[str, Callable]) -> Registry:
 
 MODELS = _register(ROOT_MODELS, _MODELS)
 HOOKS = _register(ROOT_HOOKS, _HOOKS)
-for root in (OPTIM_WRAPPERS, PARAM_SCHEDULERS):
-    _register(root, {})  # MMEngine looks here for those of a base 'sn_mm::...', then in the root
+_register(OPTIM_WRAPPERS, {'BFloat16OptimWrapper': BFloat16OptimWrapper})
+_register(PARAM_SCHEDULERS, {})  # MMEngine looks here for a base 'sn_mm::...', then in the root
 register_config_packages()
 register_safe_globals()
 register_flop_handles()

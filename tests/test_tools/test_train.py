@@ -141,11 +141,34 @@ def test_a_detector_trains_tests_and_goes_on_in_the_script_of_mmdet(folder):
     assert 'resumed epoch: 1, iter: 4' in log and (folder / 'theirs/epoch_2.pth').exists()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT)
+@pytest.mark.parametrize('dtype', [None, 'bfloat16'])
+def test_mixed_precision_trains_in_bfloat16_on_a_cpu(folder, dtype):
+    work_dir = folder / f'amp-{dtype}'
+    options = ('--work-dir', work_dir, '--cfg-options', 'train_cfg.max_iters=4')
+    given = ('optim_wrapper.dtype=bfloat16',) if dtype else ()
+    log = succeed(folder, TOOLS / 'train.py', 'seg.py', '--amp', *options, *given)
+    assert log.count('No GPU: mixed precision in bfloat16') == (dtype is None)
+    state = load(work_dir / 'iter_4.pth')['state_dict']
+    assert all(value.isfinite().all() for value in state.values())
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+
+
 REFUSED = {
     'no such config': ('train', ['sg.py'], 'sg.py does not exist; nearest: seg.py'),
     'no toolbox': ('train', ['mmnone::a/b.py'], "'mmnone' is not installed"),
     'option': ('train', ['seg.py', '--cfg-options', 'model'], 'KEY=VALUE'),
-    'amp': ('train', ['det.py', '--amp'], 'needs a GPU'),
+    'amp in half precision': (
+        'train',
+        ['seg.py', '--amp', '--cfg-options', 'optim_wrapper.dtype=float16'],
+        'optim_wrapper.dtype: float16 needs a GPU, and none is visible; on a CPU',
+    ),
+    'amp with operators of mmcv': (
+        'train',
+        ['det.py', '--amp'],
+        'does not train in bfloat16 here; train it without mixed precision',
+    ),
     'amp on another wrapper': (
         'train',
         ['det.py', '--amp', '--cfg-options', 'optim_wrapper.type=Mine'],
