@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmengine.model import BaseModel
+from mmengine.runner._flexible_runner import FlexibleRunner
 from ranks import on_ranks
 from torch import Tensor, nn
 from torch.distributed import fsdp
@@ -74,36 +75,45 @@ def train_alone(accumulated: int = 1) -> list[dict[str, Tensor]]:
     return states
 
 
+DATA = dict(
+    batch_size=PER_RANK,
+    num_workers=0,
+    dataset=dict(type=Images),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='default_collate'),
+)
+OPTIMIZER = dict(type='SGD', lr=LR, momentum=0.9)
+ONE_EPOCH = dict(by_epoch=True, max_epochs=1)
+
+
 @contextmanager
-def trained(rank: int, *hooks: dict, **optim_wrapper: Any) -> Iterator[Any]:
-    """A training by MMEngine's Runner on the ranks, ended."""
+def folder_of_all(rank: int) -> Iterator[Path]:
+    """A folder that the ranks share, while all of them are in the body."""
     with tempfile.TemporaryDirectory() as own, patch.dict(os.environ, LOCAL_RANK=str(rank)):
         folder = [own]
         dist.broadcast_object_list(folder)
-        data = dict(
-            batch_size=PER_RANK,
-            num_workers=0,
-            dataset=dict(type=Images),
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            collate_fn=dict(type='default_collate'),
-        )
-        optimizer = dict(type='SGD', lr=LR, momentum=0.9)
-        wrapper = {'type': 'MMDistributedDataParallel', 'device_ids': None}
+        yield Path(folder[0])
+        dist.barrier()
+
+
+@contextmanager
+def trained(rank: int, *hooks: dict, **optim_wrapper: Any) -> Iterator[Any]:
+    """A training by MMEngine's Runner on the ranks, ended."""
+    with folder_of_all(rank) as folder:
         runner = build_runner(
-            Path(folder[0]),
+            folder,
             *hooks,
             model=Model(),
-            train_dataloader=data,
-            val_dataloader=data,
-            train_cfg=dict(by_epoch=True, max_epochs=1),
-            optim_wrapper=dict(optimizer=optimizer, **optim_wrapper),
+            train_dataloader=DATA,
+            val_dataloader=DATA,
+            train_cfg=ONE_EPOCH,
+            optim_wrapper=dict(optimizer=OPTIMIZER, **optim_wrapper),
             launcher='pytorch',
-            cfg={'model_wrapper_cfg': wrapper},
+            cfg={'model_wrapper_cfg': {'type': 'MMDistributedDataParallel', 'device_ids': None}},
         )
         runner.train()
         dist.barrier()
         yield runner
-        dist.barrier()
 
 
 def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -166,3 +176,36 @@ def test_fsdp2_gives_the_weights_of_one_process(rank: int, size: int, accumulate
         for key, value in model.state_dict().items()
     }
     assert_same(state, train_alone(accumulated)[-1])
+
+
+# MMEngine's 'full' also moves the state to the CPU, where it is already: then torch's FSDP crashes,
+# with BatchNorm as with SN.
+FULL_STATE = dict(
+    state_dict_type='FULL_STATE_DICT',
+    state_dict_config=dict(type='FullStateDictConfig'),
+    optim_state_dict_config=dict(type='FullOptimStateDictConfig'),
+)
+WRAPPER = dict(type='MMFullyShardedDataParallel', device_id=torch.device('cpu'))
+
+
+@on_ranks(2)
+def test_mmengines_fsdp_strategy_saves_the_weights_of_one_process(rank: int, size: int) -> None:
+    with folder_of_all(rank) as folder:
+        runner = FlexibleRunner(
+            model=Model(),
+            work_dir=str(folder),
+            train_dataloader=DATA,
+            train_cfg=ONE_EPOCH,
+            optim_wrapper=dict(optimizer=OPTIMIZER),
+            strategy=dict(type='FSDPStrategy', state_dict_cfg=FULL_STATE, model_wrapper=WRAPPER),
+            launcher='pytorch',
+            default_hooks=dict(checkpoint=dict(type='ResumableCheckpointHook', interval=1)),
+            randomness=dict(seed=0),
+            experiment_name=str(folder).replace('/', '_'),
+            log_level='ERROR',
+        )
+        runner.train()
+        dist.barrier()
+        checkpoint = torch.load(folder / 'epoch_1.pth', weights_only=True)
+        assert_same(checkpoint['state_dict'], train_alone()[-1])
+        assert len(checkpoint['meta']['random_states']) == size
