@@ -19,9 +19,10 @@ from ranks import on_ranks
 from torch import Tensor, nn
 from torch.distributed import fsdp
 from torch.utils.data import Dataset
-from toy_training import build_runner
+from toy_training import build_runner, disk_full_at
 
 from sn_mm import SwitchNorm2d
+from sn_mm.errors import InputError
 
 LR = 0.1
 PER_RANK = 2  # images of a mini-batch
@@ -100,9 +101,11 @@ def folder_of_all(rank: int) -> Iterator[Path]:
 def trained(rank: int, *hooks: dict, **optim_wrapper: Any) -> Iterator[Any]:
     """A training by MMEngine's Runner on the ranks, ended."""
     with folder_of_all(rank) as folder:
+        hook = dict(type='ResumableCheckpointHook', save_best='metric', rule='greater')
         runner = build_runner(
             folder,
             *hooks,
+            default_hooks=dict(checkpoint=hook),
             model=Model(),
             train_dataloader=DATA,
             val_dataloader=DATA,
@@ -122,12 +125,10 @@ def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
-@on_ranks(2, cases=[{'accumulated': 1}, {'accumulated': 2}])
-def test_accumulated_gradients_give_the_weights_of_one_process(
-    rank: int, size: int, accumulated: int
-) -> None:
-    with trained(rank, accumulative_counts=accumulated) as runner:
-        assert_same(runner.model.module.state_dict(), train_alone(accumulated)[-1])
+@on_ranks(2)
+def test_accumulated_gradients_give_the_weights_of_one_process(rank: int, size: int) -> None:
+    with trained(rank, accumulative_counts=2) as runner:
+        assert_same(runner.model.module.state_dict(), train_alone(2)[-1])
 
 
 @on_ranks(2, cases=[{'update_buffers': False}, {'update_buffers': True}])
@@ -144,7 +145,7 @@ def test_ema_hook_averages_weights_and_saves_them(
             if expected[key].is_floating_point():
                 expected[key].lerp_(state[key], EMA)
     with trained(rank, hook) as runner:
-        (file,) = Path(runner.work_dir).glob('*.pth')
+        (file,) = Path(runner.work_dir).glob('epoch_*.pth')
         assert_same(runner.model.module.state_dict(), states[-1])
         assert_same(torch.load(file, weights_only=True)['state_dict'], expected)
 
@@ -153,6 +154,14 @@ def test_ema_hook_averages_weights_and_saves_them(
 def test_sync_buffers_hook_leaves_what_all_ranks_agree_on(rank: int, size: int) -> None:
     with trained(rank, dict(type='SyncBuffersHook')) as runner:
         assert_same(runner.model.module.state_dict(), train_alone()[-1])
+
+
+@on_ranks(2)
+def test_a_full_disk_is_an_error_of_every_rank(rank: int, size: int) -> None:
+    best = 'best_metric_epoch_1.pth'
+    error = pytest.raises(InputError, match=f'{best} could not be written: No space left')
+    with disk_full_at(best), error, trained(rank):
+        pass
 
 
 @pytest.mark.skipif(not hasattr(fsdp, 'fully_shard'), reason='torch < 2.6 has no FSDP2')

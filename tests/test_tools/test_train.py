@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import sys
 import time
@@ -99,6 +100,26 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(folder, seg
     assert any('momentum_buffer' in state for state in one['optimizer']['state'].values())
     for part in ('state_dict', 'optimizer', 'param_schedulers'):
         assert_same(one[part], other[part])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT)
+def test_a_checkpoint_that_does_not_fit_ends_two_processes_with_one_line(folder, segmentation):
+    work_dir = folder / 'full'
+    shutil.copytree(folder / 'work_dirs/seg', work_dir)
+    last = work_dir / 'iter_24.pth'
+    (work_dir / 'last_checkpoint').write_text(str(last))
+    limit = last.stat().st_size // 2048  # half of it, in KiB, is the most that a file may have
+    resumed = (TOOLS / 'dist_train.sh', 'seg.py', 2, '--work-dir', work_dir, '--resume')
+    limited = ('bash', '-c', 'ulimit -f "$0"; exec "$@"', limit, *resumed)
+    code, _, error = run(folder, *limited, '--cfg-options', 'train_cfg.max_iters=28')
+    assert code != 0
+    (line,) = [line for line in error.splitlines() if 'could not be written' in line]
+    assert f'train.py: error: {work_dir}/iter_28.pth could not be written: File too large' in line
+    assert 'Traceback' not in error
+    assert (work_dir / 'last_checkpoint').read_text() == str(last)
+    assert not list(work_dir.glob('iter_28*'))
+    assert_same(load(last), load(folder / 'work_dirs/seg/iter_24.pth'))
 
 
 @pytest.mark.slow

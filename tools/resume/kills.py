@@ -79,14 +79,14 @@ def endure(
         moment = _kill(training, rng, seconds, writing)
         if moment:
             record.moments[moment] += 1
-            record.faults.extend(_damaged(training))
+            record.faults.extend(find_damaged(training))
             print(f'{name} on {processes}: kill {record.moments.total()}, {moment}', flush=True)
         else:
-            _compare(undisturbed, training, record)
+            compare(undisturbed, training, record)
             number = record.trainings
             training = Training(config, work_dir / f'killed-{number}', processes)
     training.finish()
-    _compare(undisturbed, training, record)
+    compare(undisturbed, training, record)
     return record
 
 
@@ -114,8 +114,8 @@ def _kill(training: Training, rng: random.Random, seconds: float, writing: bool)
     return 'training' if b'(train)' in printed else 'starting'
 
 
-def _damaged(training: Training) -> list[str]:
-    """Complains about each checkpoint that a kill left incomplete under its name."""
+def find_damaged(training: Training) -> list[str]:
+    """The error of each checkpoint that a kill left incomplete under its name."""
     faults = []
     for path in training.checkpoints:
         try:
@@ -125,7 +125,7 @@ def _damaged(training: Training) -> list[str]:
     return faults
 
 
-def _compare(undisturbed: Training, training: Training, record: Record) -> None:
+def compare(undisturbed: Training, training: Training, record: Record) -> None:
     """Compares the last checkpoints bit for bit: weights, buffers, optimizer, schedulers."""
     name = (undisturbed.work_dir / 'last_checkpoint').read_text().rsplit('/')[-1]
     one, other = (

@@ -15,6 +15,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from ...errors import InputError
 from ..atomic_backend import AtomicBackend
 from ..random_states import get_random_states, set_random_states
 from ..worker_seeds import WorkerSeeds
@@ -27,7 +28,7 @@ class ResumableCheckpointHook(CheckpointHook):
 
     - A checkpoint in a local folder is written to ``<name>.tmp``, and renamed once it is on the
       disk. ``last_checkpoint`` names it after that, and outdated checkpoints are deleted last, also
-      that of ``save_best``.
+      that of ``save_best``. A ``*.pth.tmp`` that a killed run left is deleted when the next begins.
     - ``meta.random_states`` holds Python's, NumPy's and torch's random states on every rank. They
       are set when a resumed training has skipped the data that was trained on. Validation leaves
       them as they were.
@@ -35,7 +36,7 @@ class ResumableCheckpointHook(CheckpointHook):
       epoch only; see :class:`sn_mm.engine.worker_seeds.WorkerSeeds`.
 
     Raises:
-        InputError: A checkpoint could not be written.
+        InputError: A checkpoint could not be written; on every rank.
     """
 
     file_backend: Any
@@ -63,6 +64,9 @@ class ResumableCheckpointHook(CheckpointHook):
         if type(self.file_backend) is LocalBackend and self.file_client_args is None:
             self.backend_args = {'backend': 'sn_mm.atomic'}
             self.file_backend = AtomicBackend()
+            if is_main_process():
+                for left in Path(self.out_dir).glob('*.pth.tmp'):  # by a run that was killed
+                    left.unlink()
         loop = runner.train_loop
         if not isinstance(loop, EpochBasedTrainLoop):
             if self._resumed_states and hasattr(loop, 'dataloader_iterator'):
@@ -124,26 +128,27 @@ class ResumableCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        runner.save_checkpoint(
-            self.out_dir,
-            name,
-            self.file_client_args,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-            **self.args,
-        )
-        if is_main_process():
-            AtomicBackend().put_text(self.last_ckpt, Path(runner.work_dir) / 'last_checkpoint')
-            for old in outdated:
-                path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
-                _remove(self.file_backend, path)
+        with _on_all_ranks():
+            runner.save_checkpoint(
+                self.out_dir,
+                name,
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
+            if is_main_process():
+                AtomicBackend().put_text(self.last_ckpt, Path(runner.work_dir) / 'last_checkpoint')
+                for old in outdated:
+                    path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
+                    _remove(self.file_backend, path)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         with self._removal_postponed():
-            super()._save_best_checkpoint(runner, metrics)
+            super()._save_best_checkpoint(_Saving(runner), metrics)
 
     @contextmanager
     def _removal_postponed(self) -> Iterator[None]:
@@ -159,6 +164,33 @@ class ResumableCheckpointHook(CheckpointHook):
         for path in postponed.removed:
             if path not in best:  # the same step may be the best twice
                 _remove(backend, path)
+
+
+@contextmanager
+def _on_all_ranks() -> Iterator[None]:
+    """Raises what the body raises on one rank, an :class:`InputError`, on every rank."""
+    error = None
+    try:
+        yield
+    except InputError as raised:
+        error = raised
+    messages = [message for message in all_gather_object(error and str(error)) if message]
+    if messages:
+        raise error or InputError(messages[0])
+
+
+class _Saving:
+    """A runner whose ``save_checkpoint``, which rank 0 runs, fails on every rank or on none."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with _on_all_ranks():
+            self._runner.save_checkpoint(*args, **kwargs)
 
 
 class _Postponed:

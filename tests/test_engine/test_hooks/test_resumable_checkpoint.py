@@ -14,7 +14,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from toy_training import build_runner, by_iteration, loader
+from toy_training import build_runner, by_iteration, disk_full_at, loader
 
 from sn_mm.engine.atomic_backend import AtomicBackend
 from sn_mm.engine.random_states import get_random_states, set_random_states
@@ -154,12 +154,7 @@ def test_as_many_checkpoints_stay_as_the_config_says_and_the_best(tmp_path: Path
 
 @pytest.mark.parametrize('victim', ['epoch_2.pth', 'best_acc_epoch_2.pth'])
 def test_a_full_disk_leaves_the_checkpoints_before(victim: str, tmp_path: Path) -> None:
-    write = open
-
-    def full(path: Any, *args: Any) -> Any:
-        return write('/dev/full' if str(path).endswith(f'{victim}.tmp') else path, *args)
-
-    with patch('sn_mm.engine.atomic_backend.open', full, create=True):
+    with disk_full_at(victim):
         with pytest.raises(InputError, match=rf'{victim} could not be written: No space left'):
             build_runner(tmp_path, **keeping(1)).train()
     last = (tmp_path / 'last_checkpoint').read_text()
@@ -171,13 +166,12 @@ def test_a_full_disk_leaves_the_checkpoints_before(victim: str, tmp_path: Path) 
         torch.load(tmp_path / name, weights_only=True)
 
 
-def test_resuming_deletes_what_a_kill_kept_from_deletion(
-    tmp_path: Path,
-) -> None:
+def test_resuming_deletes_what_a_kill_left(tmp_path: Path) -> None:
     with patch('sn_mm.engine.hooks.resumable_checkpoint._remove', side_effect=Killed):
         with pytest.raises(Killed):
             build_runner(tmp_path, **keeping(1)).train()
     assert {path.name for path in tmp_path.glob('epoch*')} == {'epoch_1.pth', 'epoch_2.pth'}
+    (tmp_path / 'epoch_2.pth.tmp').write_bytes(b'half')
     last = (tmp_path / 'last_checkpoint').read_text()
     build_runner(tmp_path, **keeping(1), load_from=last, resume=True).train()
     assert {path.name for path in tmp_path.glob('epoch*')} == {'epoch_4.pth'}
