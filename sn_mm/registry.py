@@ -1,10 +1,11 @@
 """SN in MMEngine's registries: ``norm_cfg=dict(type='SN')``.
 
 With ``custom_imports = dict(imports=['sn_mm'])`` MMEngine's root registries have the layers SN,
-SN1d, SN2d, SN3d, the hooks SwitchWeightsHook, PreciseSNHook, LeftoverNormHook, LayerNamesHook, and
-SwitchedModel, which builds models with norms that no config reaches. ``type='sn_mm.SN'`` needs no
-import line: MMEngine finds this file by its name. MMEngine's own checkpoints load and resume from
-then on, in the toolboxes' scripts too, on versions of torch that load weights only.
+SN1d, SN2d, SN3d, the hooks SwitchWeightsHook, PreciseSNHook, ResumableCheckpointHook,
+LeftoverNormHook and LayerNamesHook, BFloat16OptimWrapper, and SwitchedModel, which builds models
+with norms that no config reaches. ``type='sn_mm.SN'`` needs no import line: MMEngine finds this
+file by its name. MMEngine's own checkpoints load and resume from then on, in the toolboxes' scripts
+too, on versions of torch that load weights only.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,9 +14,10 @@ from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS, Registry
 
+from .engine import hooks
+from .engine.bfloat16 import BFloat16OptimWrapper
 from .engine.complexity import register_flop_handles
 from .engine.config_packages import register_config_packages
-from .engine.hooks import LayerNamesHook, LeftoverNormHook, PreciseSNHook, SwitchWeightsHook
 from .engine.safe_globals import register_safe_globals
 from .layer import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .switch.leftovers import build_switched_model
@@ -27,10 +29,7 @@ _MODELS: dict[str, Callable] = {
     'SN3d': SwitchNorm3d,
     'SwitchedModel': build_switched_model,
 }
-_HOOKS: dict[str, Callable] = {
-    hook.__name__: hook
-    for hook in (LayerNamesHook, LeftoverNormHook, PreciseSNHook, SwitchWeightsHook)
-}
+_HOOKS: dict[str, Callable] = {name: getattr(hooks, name) for name in hooks.__all__}
 
 
 def _register(root: Registry, modules: Mapping[str, Callable]) -> Registry:
@@ -52,8 +51,8 @@ def _register(root: Registry, modules: Mapping[str, Callable]) -> Registry:
 
 MODELS = _register(ROOT_MODELS, _MODELS)
 HOOKS = _register(ROOT_HOOKS, _HOOKS)
-for root in (OPTIM_WRAPPERS, PARAM_SCHEDULERS):
-    _register(root, {})  # MMEngine looks here for those of a base 'sn_mm::...', then in the root
+_register(OPTIM_WRAPPERS, {'BFloat16OptimWrapper': BFloat16OptimWrapper})
+_register(PARAM_SCHEDULERS, {})  # MMEngine looks here for a base 'sn_mm::...', then in the root
 register_config_packages()
 register_safe_globals()
 register_flop_handles()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -96,3 +99,15 @@ def build_runner(
         log_level='ERROR',
     )
     return Runner(**{**settings, **changes})
+
+
+@contextmanager
+def disk_full_at(name: str) -> Iterator[None]:
+    """A disk that has no space left for one checkpoint."""
+    write = open
+
+    def full(path: Any, *args: Any) -> Any:
+        return write('/dev/full' if str(path).endswith(f'/{name}.tmp') else path, *args)
+
+    with patch('sn_mm.engine.atomic_backend.open', full, create=True):
+        yield

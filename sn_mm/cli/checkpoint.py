@@ -60,9 +60,9 @@ def _read(path: str) -> Any:
     try:
         return torch.load(file, 'cpu', weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # a damaged file makes torch raise errors of many classes
-        forbidden = re.search(r'GLOBAL (\S+)', str(error))
+        forbidden = re.search(r"GLOBAL (\S+)|but got <class '(\S+)'>", str(error))
         reason = (
-            f'it names {forbidden[1]}, and loading it could run any code'
+            f'it names {forbidden[1] or forbidden[2]}, and loading it could run any code'
             if forbidden
             else f'{file.stat().st_size} bytes, truncated or of another kind'
         )
@@ -74,19 +74,22 @@ def weights_of(checkpoint: dict, keys: Iterable[str] = ('state_dict',)) -> dict:
     return next((checkpoint[key] for key in keys if key in checkpoint), checkpoint)
 
 
-def check_checkpoint(path: str, resume: bool = False) -> None:
+def check_checkpoint(path: str, resume: bool = False) -> dict:
     """Checks that a file is a complete checkpoint, without running code from it.
 
     Args:
         path: A local file; a URL is left to mmengine.
         resume: Training shall continue from it, which takes more than weights.
 
+    Returns:
+        The content of the file; nothing of a URL.
+
     Raises:
         InputError: If it does not exist, is truncated, is not a checkpoint, or names anything but
             tensors and mmengine's own log history, or if it does not suffice to resume.
     """
     if '://' in path:
-        return
+        return {}
     checkpoint = read_checkpoint(path)
     missing = [key for key in ('meta', 'message_hub', 'optimizer') if key not in checkpoint]
     if resume and missing:
@@ -94,6 +97,7 @@ def check_checkpoint(path: str, resume: bool = False) -> None:
             f'checkpoint {path} cannot be resumed: it holds no {", ".join(missing)}; '
             'to start from its weights, use --cfg-options load_from=PATH'
         )
+    return checkpoint
 
 
 def find_resumable(work_dir: str) -> str:

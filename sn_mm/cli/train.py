@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import OPTIMIZERS, DefaultScope
 
 from ..engine.unwrap import unwrap
@@ -21,7 +23,7 @@ from .checkpoint import (
 )
 from .config import add_config_arguments, load_config
 from .data import build_loops, check_data
-from .errors import report_input_errors
+from .errors import local_rank, report_input_errors
 from .launch import build_runner, launched
 from .norm_option import add_switch_arguments, switch_norms
 
@@ -60,12 +62,29 @@ def enable_amp(cfg: Config) -> None:
         raise InputError(f'--amp needs optim_wrapper.type OptimWrapper, the config has {name}')
 
 
-def check_amp(cfg: Config) -> None:
-    """Refuses a config with mixed precision on a machine without a GPU, where mmengine has none."""
-    if optim_wrapper_name(cfg) == 'AmpOptimWrapper' and get_device() == 'cpu':
+def train_amp_on_cpu(cfg: Config) -> None:
+    """Turns mixed precision into bfloat16 autocast on a CPU, where mmengine has none.
+
+    Args:
+        cfg: The config, changed in place: an ``AmpOptimWrapper`` becomes an
+            :class:`sn_mm.engine.bfloat16.BFloat16OptimWrapper`.
+
+    Raises:
+        InputError: The config asks for another dtype.
+    """
+    if optim_wrapper_name(cfg) != 'AmpOptimWrapper' or get_device() != 'cpu':
+        return
+    dtype = cfg.optim_wrapper.pop('dtype', None)
+    if dtype not in (None, 'bfloat16', torch.bfloat16):
         raise InputError(
-            'mixed precision (--amp, AmpOptimWrapper) needs a GPU, and none is visible'
+            f'optim_wrapper.dtype: {dtype} needs a GPU, and none is visible; on a CPU mixed '
+            "precision takes 'bfloat16'"
         )
+    for name in ('loss_scale', 'use_fsdp'):
+        cfg.optim_wrapper.pop(name, None)
+    cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
+    if dtype is None and local_rank() == 0:
+        print('No GPU: mixed precision in bfloat16 (optim_wrapper.dtype), without loss scaling.')
 
 
 def check_optimizer(cfg: Config) -> None:
@@ -86,6 +105,31 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+def save_resumably(cfg: Config) -> None:
+    """Saves checkpoints by :class:`sn_mm.engine.hooks.ResumableCheckpointHook`.
+
+    Args:
+        cfg: The config, changed in place: MMEngine's ``CheckpointHook``, with its arguments. Other
+            classes stay.
+    """
+    hooks = cfg.setdefault('default_hooks', {})
+    hooks.setdefault('checkpoint', {'type': 'CheckpointHook'})
+    for hook in [*hooks.values(), *(cfg.get('custom_hooks') or [])]:
+        if hook and hook.get('type') in (
+            'CheckpointHook',
+            'mmengine.CheckpointHook',
+            CheckpointHook,
+        ):
+            hook.type = 'ResumableCheckpointHook'
+
+
+def keep_seed(cfg: Config, checkpoint: dict) -> None:
+    """Takes the seed of the run to resume, which orders the data, unless the config has one."""
+    randomness = cfg.get('randomness') or {}
+    if randomness.get('seed') is None:
+        cfg.randomness = {**randomness, 'seed': checkpoint.get('meta', {}).get('seed')}
+
+
 def train(cfg: Config) -> None:
     runner = build_runner(cfg)
     name_layers(unwrap(runner.model))
@@ -102,7 +146,7 @@ def main() -> None:
     switch_norms(cfg, args)
     if args.amp:
         enable_amp(cfg)
-    check_amp(cfg)
+    train_amp_on_cpu(cfg)
     check_optimizer(cfg)
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)
@@ -110,8 +154,11 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = find_resumable(cfg.work_dir) if args.resume == 'auto' else args.resume
     if cfg.get('load_from'):
-        check_checkpoint(cfg.load_from, resume=cfg.get('resume', False))
+        checkpoint = check_checkpoint(cfg.load_from, resume=cfg.get('resume', False))
+        if cfg.get('resume'):
+            keep_seed(cfg, checkpoint)
     check_pretrained(cfg.model)
     check_data(cfg, ('train', 'val'))
+    save_resumably(cfg)
     with launched(cfg), downloading(cfg.model, cfg.get('load_from')):
         train(cfg)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import InputError
 from ..model.batch_average import measure_batch_average
+from .random_states import get_random_states, set_random_states
 
 
 def check_seed(name: str, seed: object) -> None:
@@ -85,14 +86,11 @@ def _compute_losses(model: Any, batch: Any) -> None:
 @contextmanager
 def _random_state(seed: int) -> Iterator[None]:
     """Seeds all random generators, and restores their states at the end."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+    states = get_random_states()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        set_random_states(states)

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -101,6 +102,26 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(folder, seg
     assert any('momentum_buffer' in state for state in one['optimizer']['state'].values())
     for part in ('state_dict', 'optimizer', 'param_schedulers'):
         assert_same(one[part], other[part])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT)
+def test_a_checkpoint_that_does_not_fit_ends_two_processes_with_one_line(folder, segmentation):
+    work_dir = folder / 'full'
+    shutil.copytree(folder / 'work_dirs/seg', work_dir)
+    last = work_dir / 'iter_24.pth'
+    (work_dir / 'last_checkpoint').write_text(str(last))
+    limit = last.stat().st_size // 2048  # half of it, in KiB, is the most that a file may have
+    resumed = (TOOLS / 'dist_train.sh', 'seg.py', 2, '--work-dir', work_dir, '--resume')
+    limited = ('bash', '-c', 'ulimit -f "$0"; exec "$@"', limit, *resumed)
+    code, _, error = run(folder, *limited, '--cfg-options', 'train_cfg.max_iters=28')
+    assert code != 0
+    (line,) = [line for line in error.splitlines() if 'could not be written' in line]
+    assert f'train.py: error: {work_dir}/iter_28.pth could not be written: File too large' in line
+    assert 'Traceback' not in error
+    assert (work_dir / 'last_checkpoint').read_text() == str(last)
+    assert not list(work_dir.glob('iter_28*'))
+    assert last.read_bytes() == (folder / 'work_dirs/seg/iter_24.pth').read_bytes()
 
 
 @pytest.mark.slow
@@ -233,11 +254,34 @@ def test_a_detector_trains_tests_and_goes_on_in_the_script_of_mmdet(folder):
     assert 'resumed epoch: 1, iter: 4' in log and (folder / 'theirs/epoch_2.pth').exists()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT)
+@pytest.mark.parametrize('dtype', [None, 'bfloat16'])
+def test_mixed_precision_trains_in_bfloat16_on_a_cpu(folder, dtype):
+    work_dir = folder / f'amp-{dtype}'
+    options = ('--work-dir', work_dir, '--cfg-options', 'train_cfg.max_iters=4')
+    given = ('optim_wrapper.dtype=bfloat16',) if dtype else ()
+    log = succeed(folder, TOOLS / 'train.py', 'seg.py', '--amp', *options, *given)
+    assert log.count('No GPU: mixed precision in bfloat16') == (dtype is None)
+    state = load(work_dir / 'iter_4.pth')['state_dict']
+    assert all(value.isfinite().all() for value in state.values())
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+
+
 REFUSED = {
     'no such config': ('train', ['sg.py'], 'sg.py does not exist; nearest: seg.py'),
     'no toolbox': ('train', ['mmnone::a/b.py'], "'mmnone' is not installed"),
     'option': ('train', ['seg.py', '--cfg-options', 'model'], 'KEY=VALUE'),
-    'amp': ('train', ['det.py', '--amp'], 'needs a GPU'),
+    'amp in half precision': (
+        'train',
+        ['seg.py', '--amp', '--cfg-options', 'optim_wrapper.dtype=float16'],
+        'optim_wrapper.dtype: float16 needs a GPU, and none is visible; on a CPU',
+    ),
+    'amp with operators of mmcv': (
+        'train',
+        ['det.py', '--amp'],
+        'does not train in bfloat16 here; train it without mixed precision',
+    ),
     'amp on another wrapper': (
         'train',
         ['det.py', '--amp', '--cfg-options', 'optim_wrapper.type=Mine'],

@@ -1,0 +1,62 @@
+"""Local files that appear under their name only when they are complete and on the disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mmengine.fileio import LocalBackend, register_backend
+
+from ..errors import InputError
+
+
+class AtomicBackend(LocalBackend):
+    """MMEngine's local files, written to ``<name>.tmp`` and renamed once they are on the disk.
+
+    A process that is killed leaves the old file, or none, under the name: never half of one. What
+    it left under the temporary name is overwritten when the same file is written again.
+    """
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Writes a file.
+
+        Args:
+            obj: Its content.
+            filepath: The file to make or replace. Its folder is made if it does not exist.
+
+        Raises:
+            InputError: It could not be written: the disk is full, the folder is read-only. The file
+                that had the name is as it was.
+        """
+        target = Path(filepath)
+        temporary = target.with_name(f'{target.name}.tmp')
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, 'wb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise InputError(
+                f'{target} could not be written: {error.strerror} ({len(obj):,} bytes)'
+            ) from error
+        _sync_folder(target.parent)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
+        """Writes a text file; see :meth:`put`."""
+        self.put(obj.encode(encoding), filepath)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Brings the new name of a file in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# A reload of this module registers the new class in place of the old.
+register_backend('sn_mm.atomic', AtomicBackend, force=True)

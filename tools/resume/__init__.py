@@ -1,0 +1,1 @@
+"""Trainings that are killed, resumed and compared with undisturbed ones; for check_resume.py."""
