@@ -36,6 +36,7 @@ ELSEWHERE = {
     r'.*convert[-_]checkpoint': 'tests/test_cli/test_convert_checkpoint.py, on files of theirs',
     r'mim ': 'openmim wants an environment of its own: docs/runs.md',
     r'(sn-mm [a-z-]+|python tools/train\.py)$': 'the name of a command',
+    r'python tools/check_resume\.py': 'tests/test_tools/test_check_resume.py',
     r'bash tools/check_gpu\.sh': 'tests/test_tools/test_check_gpu.py',
 }
 """Commands that are not run here, and why."""
