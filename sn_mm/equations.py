@@ -196,15 +196,39 @@ def shares_of(parameters: Parameters, settings: Settings, dtype: torch.dtype) ->
     return logits[:, -len(settings.scopes) :].softmax(1)
 
 
-def mixed(
-    moments: Moments, parameters: Parameters, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The shares (2, K); mu, r and ``weight * r``, each (N or 1, C or 1)."""
-    shares = shares_of(parameters, settings, moments['in'].dtype)
-    mu, var = mix(shares, [moments[scope] for scope in settings.scopes]).unbind()
+class Mixed(NamedTuple):
+    """The mixed moments, each (N, C) or broadcast to it.
+
+    Attributes:
+        shares: (2, K).
+        off: mu - m, from differences of means: where all values lie far from zero mu itself has few
+            digits to spare.
+        var: The mixed variance.
+        r: 1 / sqrt(var + eps).
+        scale: ``weight * r``.
+    """
+
+    shares: Tensor
+    off: Tensor
+    var: Tensor
+    r: Tensor
+    scale: Tensor
+
+
+def mixed(moments: Moments, parameters: Parameters, settings: Settings) -> Mixed:
+    """Equation 4, with the mean about that of each instance and channel."""
+    mean = moments['in'][0]
+    shares = shares_of(parameters, settings, mean.dtype)
+    off = torch.zeros_like(mean)
+    var = torch.zeros_like(mean)
+    for k, scope in enumerate(settings.scopes):
+        scope_mean, scope_var = moments[scope].unbind()
+        var = var + shares[1, k] * scope_var
+        if scope != 'in':
+            off = off + shares[0, k] * (scope_mean - mean)
     r = (var + settings.eps).rsqrt()
     scale = r if parameters.weight is None else r * parameters.weight.to(r.dtype)
-    return shares, mu, r, scale
+    return Mixed(shares, off, var, r, scale)
 
 
 # --- Backward ------------------------------------------------------------------------------------
@@ -226,13 +250,14 @@ def reduce(
     Returns:
         The sums; the gradients, each with its parameter's shape and dtype.
     """
-    shares, mu, r, scale = mixed(moments, parameters, settings)
+    shares, off, var, r, scale = mixed(moments, parameters, settings)
     s1, s2 = instance.unbind()
-    mean = moments['in'][0]
-    sum_dy_xhat = r * (s2 + (mean - mu) * s1)
+    sum_dy_xhat = r * (s2 - off * s1)
     g = torch.stack((scale * s1, scale * r * sum_dy_xhat))
     pooled = {'in': g, 'ln': g.sum(2, keepdim=True), 'bn': g.sum(1, keepdim=True)}
-    of_shares = [(pooled[k] * moments[k]).sum((1, 2)) for k in settings.scopes]
+    # About the mixed moments, as only differences between scopes matter; first about m.
+    about, rest = torch.stack((moments['in'][0], var)), torch.stack((off, torch.zeros_like(off)))
+    of_shares = [(g * (moments[k] - about - rest)).sum((1, 2)) for k in settings.scopes]
     of_logits = _softmax_backward(torch.stack(of_shares, 1), shares)
     left_out = parameters.mean_weight.numel() - len(settings.scopes)
     minus_mean, minus_twice_var = torch.nn.functional.pad(of_logits, (left_out, 0)).unbind()
@@ -269,14 +294,14 @@ def propagate(
     A scope's mean is sum(part * m), its variance sum(part * (v + (m - mean)^2)), with parts of
     1 / C in the layer scope and L / total in the batch scope.
     """
-    shares, mu, r, scale = mixed(moments, parameters, settings)
+    shares, off, _, r, scale = mixed(moments, parameters, settings)
     s1, s2 = sums.instance.unbind()
     mean = moments['in'][0]
     grad = torch.zeros_like(sums.instance)  # minus that of m above minus twice that of v
     part = {'ln': 1 / mean.shape[1], 'bn': positions / total}
     for scope in settings.scopes:
         if scope == 'in':
-            g2 = scale * r * r * (s2 + (mean - mu) * s1)
+            g2 = scale * r * r * (s2 - off * s1)
             grad = grad + torch.stack((scale * s1, g2)) * shares[:, 0].view(2, 1, 1)
             continue
         pooled = sums.layer if scope == 'ln' else sums.batch
