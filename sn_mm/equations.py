@@ -105,13 +105,30 @@ def unbiased(positions: int, correction: int) -> float:
 # --- Forward -------------------------------------------------------------------------------------
 
 
-def pool(instance: Tensor, scope: str) -> Tensor:
-    """Moments of the layer scope ('ln'), over channels, or of the batch scope ('bn')."""
+def pool(instance: Tensor, pivot: Tensor, scope: str) -> tuple[Tensor, Tensor]:
+    """Moments of the layer scope ('ln'), over channels, or of the batch scope ('bn').
+
+    Args:
+        instance: (2, N, C), with the means about ``pivot``.
+        pivot: (N, C): far from zero a mean itself has few digits to spare.
+
+    Returns:
+        The moments, with the means about the second result, (N, 1) or (1, C).
+    """
     axis = 2 if scope == 'ln' else 1
+    centre = pivot[:, :1] if scope == 'ln' else pivot[:1]
     mean, var = instance.unbind(0)
+    mean = mean + (pivot - centre)
     pooled = mean.mean(axis - 1, keepdim=True)
     spread = (mean - pooled).square().mean(axis - 1, keepdim=True)
-    return torch.stack([pooled, var.mean(axis - 1, keepdim=True) + spread])
+    return torch.stack([pooled, var.mean(axis - 1, keepdim=True) + spread]), centre
+
+
+def shifted(moments: Tensor, by: Tensor) -> Tensor:
+    """The moments of a scope with ``by`` added to the means, broadcast to both."""
+    mean, var = moments.unbind(0)
+    mean = mean + by
+    return torch.stack([mean, var.expand_as(mean)])
 
 
 def contribute(batch: Tensor, count: int) -> Tensor:
@@ -350,7 +367,11 @@ def switch_norm(
     # A tensor, for sizes that are known only when the graph runs.
     positions = torch.ones_like(wide[:1, :1]).sum()
 
-    var, mean = torch.var_mean(wide, axes, correction=0)
+    # All means are about this one, of the instance.
+    pivot = wide.detach().mean(axes)
+    pivot = torch.where(pivot.isfinite(), pivot, torch.zeros_like(pivot))  # inf - inf is NaN
+    centred = wide - pivot.reshape(per_channel)
+    var, mean = torch.var_mean(centred, axes, correction=0)
     if correction:
         var = var * (positions / (positions - correction).clamp(min=1))
     instance = torch.stack([mean, var])
@@ -364,24 +385,27 @@ def switch_norm(
         if scope == 'in':
             moments.append(instance)
         elif scope == 'ln' or training or running_mean is None or running_var is None:
-            moments.append(pool(instance, scope))
+            pooled, centre = pool(instance, pivot, scope)
+            moments.append(shifted(pooled, centre - pivot))
+            if scope == 'bn' and training and running_mean is not None and running_var is not None:
+                batch, total = shifted(pooled, centre), torch.ones_like(wide[:, :1]).sum()
+                if x.numel() > 0:
+                    move_running(
+                        running_mean, running_var, num_batches_tracked, momentum, batch, total,
+                        correction,
+                    )  # fmt: skip
         else:
-            moments.append(_as(torch.stack([running_mean, running_var]), dtype).unsqueeze(1))
-    if training and running_mean is not None and running_var is not None and x.numel() > 0:
-        total = torch.ones_like(wide[:, :1]).sum()
-        move_running(
-            running_mean, running_var, num_batches_tracked, momentum, moments[-1], total, correction
-        )
-    mu, mixed_var = mix(logits.softmax(1), moments).unbind(0)
+            running = _as(torch.stack([running_mean, running_var]), dtype).unsqueeze(1)
+            moments.append(shifted(running, -pivot))
+    off, mixed_var = mix(logits.softmax(1), moments).unbind(0)
 
     scale = (mixed_var + eps).rsqrt()
     if weight is not None:
         scale = scale * _as(weight, dtype).unsqueeze(0)
-    shift = -mu * scale
+    shift = -off * scale
     if bias is not None:
         shift = shift + _as(bias, dtype).unsqueeze(0)
-    scale, shift = scale.expand_as(instance[0]), shift.expand_as(instance[0])
-    y = torch.addcmul(shift.reshape(per_channel), wide, scale.reshape(per_channel))
+    y = torch.addcmul(shift.reshape(per_channel), centred, scale.reshape(per_channel))
     y = _as(y, x.dtype)
     return y if x.dim() > 2 else y.squeeze(2)
 

@@ -37,25 +37,18 @@ def measure(x: Tensor, settings: Settings, running: Running | None, training: bo
         pivot = _pivot(flat[:, :, :1])
         var, mean = torch.var_mean(flat - pivot, 2, correction=0)
         var = var * equations.unbiased(flat.shape[2], settings.correction)
-        moments['in'] = torch.stack((mean + pivot.squeeze(2), var))
+        instance, pivot = torch.stack((mean, var)), pivot.squeeze(2)
     else:
-        moments['in'] = flat.new_zeros(2, n, c)
+        instance, pivot = flat.new_zeros(2, n, c), flat.new_zeros(n, c)
+    moments['in'] = equations.shifted(instance, pivot)
     for scope in settings.scopes:
-        if scope not in moments:
-            moments[scope] = _pool(moments['in'], scope)
+        if scope not in moments and x.numel():
+            moments[scope] = equations.shifted(*equations.pool(instance, pivot, scope))
+        elif scope not in moments:
+            moments[scope] = flat.new_zeros((2, n, 1) if scope == 'ln' else (2, 1, c))
     if training and running is not None:
         move(running, moments['bn'], n * flat.shape[2], settings)
     return moments
-
-
-def _pool(instance: Tensor, scope: str) -> Tensor:
-    if instance.numel():
-        mean, var = instance.unbind()
-        pivot = _pivot(mean[:, :1] if scope == 'ln' else mean[:1])
-        mean, var = equations.pool(torch.stack((mean - pivot, var)), scope).unbind()
-        return torch.stack((mean + pivot, var))
-    _, n, c = instance.shape
-    return instance.new_zeros((2, n, 1) if scope == 'ln' else (2, 1, c))
 
 
 def _pivot(value: Tensor) -> Tensor:
