@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 
 
 SOME = [  # the others are in the quick run
-    'offset 100000', 'scale 1e-06', 'offsets of 0.1 to 1e6 by image', 'every second channel constant',
+    'offset 100000', 'scale 1e-06', 'offsets of 0.1 to 1e6 by image',
+    'every second channel constant',
     'all values 0.1', 'one hot pixel of 1e6 on noise', 'float16 to 6e4', 'L = 1, offset 1e4',
     'C = 1, offset 1e4', 'one element in all',
 ]  # fmt: skip
