@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -337,3 +339,20 @@ def test_replace_all_batch_norm_modules_leaves_sn():
     sn = SwitchNorm2d(3, track_running_stats=False)
     x = torch.randn(5, 2, 3, 4, 4)
     torch.testing.assert_close(torch.func.vmap(sn)(x), torch.stack([sn(each) for each in x]))
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def test_the_page_names_tests_that_are_there():
+    root = Path(__file__).parents[1]
+    page = (root / 'docs/peer_tests.md').read_text()
+    rows = [
+        line for line in page.splitlines() if re.search(r'\| (passes|differs|not applicable)', line)
+    ]
+    assert len(rows) > 40
+    for row in rows:
+        named = re.findall(r'`(test_[\w/]+)::(test_\w+)`', row)
+        assert named or '| not applicable' in row, row
+        for file, name in named:
+            assert f'def {name}(' in (root / f'tests/{file}.py').read_text(), (file, name)
