@@ -62,14 +62,11 @@ def measure(
         peer_errors = errors['y'] if quantity == 'dlogits' else by_layer  # no layer has logits
         judges = ('BN', 'IN') if (case.name, quantity) in ALSO_IN else ('BN',)
         bound = max(FLOOR, *(2 * peer_errors.get(peer, 0.0) for peer in judges))
-        bounds = dict.fromkeys(backends, bound)
-        if (
-            case.dtype == torch.bfloat16
-            and 'triton' in bounds
-            and quantity in ('y', 'dx', 'y, eval')
-        ):
-            bounds['triton'] = max(bound, TRUNCATED)
-        shares = {k: by_layer[k] / bounds[k] for k in backends}
+        truncated = case.dtype == torch.bfloat16 and quantity in ('y', 'dx', 'y, eval')
+        shares = {
+            k: by_layer[k] / (max(bound, TRUNCATED) if truncated and k == 'triton' else bound)
+            for k in backends
+        }
         yield Record(case.name, memory_format, quantity, by_layer, shares)
 
 
