@@ -30,7 +30,7 @@ from numerics.layers import Layer, sn_layers
 from numerics.tables import errors_of, shares_of_bound
 from sn_mm.cli.errors import report_input_errors
 
-DRAWS = 8
+DRAWS = 4
 SHOWN = ('y', 'dx')
 
 
@@ -48,7 +48,8 @@ def print_tables(title: str, records: list[Record], backends: list[str], all_of_
     """Returns the number of comparisons beyond their bound."""
     print(f'## {title}\n')
     for quantity in QUANTITIES if all_of_them else SHOWN:
-        print(errors_of(quantity, records, backends), end='\n\n')
+        for memory_format in FORMATS:
+            print(errors_of(quantity, memory_format, records, backends), end='\n\n')
     print(shares_of_bound(records, backends), end='\n\n')
     shares = [(share, record, k) for record in records for k, share in record.shares.items()]
     beyond = [entry for entry in shares if not entry[0] <= 1]

@@ -7,20 +7,16 @@ from collections.abc import Callable, Iterable, Sequence
 from .errors import PEERS, QUANTITIES, Record
 
 
-def errors_of(quantity: str, records: Sequence[Record], backends: Iterable[str]) -> str:
-    """A row a case: the relative errors of all layers, the larger of both memory formats."""
+def errors_of(
+    quantity: str, memory_format: str, records: Sequence[Record], backends: Iterable[str]
+) -> str:
+    """A row a case: the relative errors of all layers."""
     columns = [*PEERS, *backends]
-    rows: dict[str, dict[str, float]] = {}
-    for record in records:
-        if record.quantity == quantity:
-            row = rows.setdefault(record.case, {})
-            for layer, error in record.errors.items():
-                row[layer] = max(row.get(layer, 0.0), error)
+    chosen = [r for r in records if (r.quantity, r.memory_format) == (quantity, memory_format)]
     cells = [
-        [case, *(f'{row[k]:.1e}' if k in row else 'refuses' for k in columns)]
-        for case, row in rows.items()
+        [r.case, *(f'{r.errors[k]:.1e}' if k in r.errors else '-' for k in columns)] for r in chosen
     ]
-    return markdown([quantity, *PEERS, *(f'SN {k}' for k in backends)], cells)
+    return markdown([f'{quantity}, {memory_format}', *PEERS, *(f'SN {k}' for k in backends)], cells)
 
 
 def shares_of_bound(records: Sequence[Record], backends: Iterable[str]) -> str:
