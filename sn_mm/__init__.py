@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 from . import functional
 from .layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from .model.batch_average import update_bn
 from .model.convert import convert_switch_norm
 from .model.names import name_layers
 from .model.simplify import simplify
@@ -23,6 +24,7 @@ __all__ = [
     'functional',
     'name_layers',
     'simplify',
+    'update_bn',
 ]
 
 if find_spec('mmengine') is not None:

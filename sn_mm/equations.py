@@ -105,13 +105,30 @@ def unbiased(positions: int, correction: int) -> float:
 # --- Forward -------------------------------------------------------------------------------------
 
 
-def pool(instance: Tensor, scope: str) -> Tensor:
-    """Moments of the layer scope ('ln'), over channels, or of the batch scope ('bn')."""
+def pool(instance: Tensor, pivot: Tensor, scope: str) -> tuple[Tensor, Tensor]:
+    """Moments of the layer scope ('ln'), over channels, or of the batch scope ('bn').
+
+    Args:
+        instance: (2, N, C), with the means about ``pivot``.
+        pivot: (N, C): far from zero a mean itself has few digits to spare.
+
+    Returns:
+        The moments, with the means about the second result, (N, 1) or (1, C).
+    """
     axis = 2 if scope == 'ln' else 1
+    centre = pivot[:, :1] if scope == 'ln' else pivot[:1]
     mean, var = instance.unbind(0)
+    mean = mean + (pivot - centre)
     pooled = mean.mean(axis - 1, keepdim=True)
     spread = (mean - pooled).square().mean(axis - 1, keepdim=True)
-    return torch.stack([pooled, var.mean(axis - 1, keepdim=True) + spread])
+    return torch.stack([pooled, var.mean(axis - 1, keepdim=True) + spread]), centre
+
+
+def shifted(moments: Tensor, by: Tensor) -> Tensor:
+    """The moments of a scope with ``by`` added to the means, broadcast to both."""
+    mean, var = moments.unbind(0)
+    mean = mean + by
+    return torch.stack([mean, var.expand_as(mean)])
 
 
 def contribute(batch: Tensor, count: int) -> Tensor:
@@ -196,15 +213,39 @@ def shares_of(parameters: Parameters, settings: Settings, dtype: torch.dtype) ->
     return logits[:, -len(settings.scopes) :].softmax(1)
 
 
-def mixed(
-    moments: Moments, parameters: Parameters, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The shares (2, K); mu, r and ``weight * r``, each (N or 1, C or 1)."""
-    shares = shares_of(parameters, settings, moments['in'].dtype)
-    mu, var = mix(shares, [moments[scope] for scope in settings.scopes]).unbind()
+class Mixed(NamedTuple):
+    """The mixed moments, each (N, C) or broadcast to it.
+
+    Attributes:
+        shares: (2, K).
+        off: mu - m, from differences of means: where all values lie far from zero mu itself has few
+            digits to spare.
+        var: The mixed variance.
+        r: 1 / sqrt(var + eps).
+        scale: ``weight * r``.
+    """
+
+    shares: Tensor
+    off: Tensor
+    var: Tensor
+    r: Tensor
+    scale: Tensor
+
+
+def mixed(moments: Moments, parameters: Parameters, settings: Settings) -> Mixed:
+    """Equation 4, with the mean about that of each instance and channel."""
+    mean = moments['in'][0]
+    shares = shares_of(parameters, settings, mean.dtype)
+    off = torch.zeros_like(mean)
+    var = torch.zeros_like(mean)
+    for k, scope in enumerate(settings.scopes):
+        scope_mean, scope_var = moments[scope].unbind()
+        var = var + shares[1, k] * scope_var
+        if scope != 'in':
+            off = off + shares[0, k] * (scope_mean - mean)
     r = (var + settings.eps).rsqrt()
     scale = r if parameters.weight is None else r * parameters.weight.to(r.dtype)
-    return shares, mu, r, scale
+    return Mixed(shares, off, var, r, scale)
 
 
 # --- Backward ------------------------------------------------------------------------------------
@@ -226,13 +267,14 @@ def reduce(
     Returns:
         The sums; the gradients, each with its parameter's shape and dtype.
     """
-    shares, mu, r, scale = mixed(moments, parameters, settings)
+    shares, off, var, r, scale = mixed(moments, parameters, settings)
     s1, s2 = instance.unbind()
-    mean = moments['in'][0]
-    sum_dy_xhat = r * (s2 + (mean - mu) * s1)
+    sum_dy_xhat = r * (s2 - off * s1)
     g = torch.stack((scale * s1, scale * r * sum_dy_xhat))
     pooled = {'in': g, 'ln': g.sum(2, keepdim=True), 'bn': g.sum(1, keepdim=True)}
-    of_shares = [(pooled[k] * moments[k]).sum((1, 2)) for k in settings.scopes]
+    # About the mixed moments, as only differences between scopes matter; first about m.
+    about, rest = torch.stack((moments['in'][0], var)), torch.stack((off, torch.zeros_like(off)))
+    of_shares = [(g * (moments[k] - about - rest)).sum((1, 2)) for k in settings.scopes]
     of_logits = _softmax_backward(torch.stack(of_shares, 1), shares)
     left_out = parameters.mean_weight.numel() - len(settings.scopes)
     minus_mean, minus_twice_var = torch.nn.functional.pad(of_logits, (left_out, 0)).unbind()
@@ -269,14 +311,14 @@ def propagate(
     A scope's mean is sum(part * m), its variance sum(part * (v + (m - mean)^2)), with parts of
     1 / C in the layer scope and L / total in the batch scope.
     """
-    shares, mu, r, scale = mixed(moments, parameters, settings)
+    shares, off, _, r, scale = mixed(moments, parameters, settings)
     s1, s2 = sums.instance.unbind()
     mean = moments['in'][0]
     grad = torch.zeros_like(sums.instance)  # minus that of m above minus twice that of v
     part = {'ln': 1 / mean.shape[1], 'bn': positions / total}
     for scope in settings.scopes:
         if scope == 'in':
-            g2 = scale * r * r * (s2 + (mean - mu) * s1)
+            g2 = scale * r * r * (s2 - off * s1)
             grad = grad + torch.stack((scale * s1, g2)) * shares[:, 0].view(2, 1, 1)
             continue
         pooled = sums.layer if scope == 'ln' else sums.batch
@@ -325,7 +367,11 @@ def switch_norm(
     # A tensor, for sizes that are known only when the graph runs.
     positions = torch.ones_like(wide[:1, :1]).sum()
 
-    var, mean = torch.var_mean(wide, axes, correction=0)
+    # All means are about this one, of the instance.
+    pivot = wide.detach().mean(axes)
+    pivot = torch.where(pivot.isfinite(), pivot, torch.zeros_like(pivot))  # inf - inf is NaN
+    centred = wide - pivot.reshape(per_channel)
+    var, mean = torch.var_mean(centred, axes, correction=0)
     if correction:
         var = var * (positions / (positions - correction).clamp(min=1))
     instance = torch.stack([mean, var])
@@ -339,24 +385,27 @@ def switch_norm(
         if scope == 'in':
             moments.append(instance)
         elif scope == 'ln' or training or running_mean is None or running_var is None:
-            moments.append(pool(instance, scope))
+            pooled, centre = pool(instance, pivot, scope)
+            moments.append(shifted(pooled, centre - pivot))
+            if scope == 'bn' and training and running_mean is not None and running_var is not None:
+                batch, total = shifted(pooled, centre), torch.ones_like(wide[:, :1]).sum()
+                if x.numel() > 0:
+                    move_running(
+                        running_mean, running_var, num_batches_tracked, momentum, batch, total,
+                        correction,
+                    )  # fmt: skip
         else:
-            moments.append(_as(torch.stack([running_mean, running_var]), dtype).unsqueeze(1))
-    if training and running_mean is not None and running_var is not None and x.numel() > 0:
-        total = torch.ones_like(wide[:, :1]).sum()
-        move_running(
-            running_mean, running_var, num_batches_tracked, momentum, moments[-1], total, correction
-        )
-    mu, mixed_var = mix(logits.softmax(1), moments).unbind(0)
+            running = _as(torch.stack([running_mean, running_var]), dtype).unsqueeze(1)
+            moments.append(shifted(running, -pivot))
+    off, mixed_var = mix(logits.softmax(1), moments).unbind(0)
 
     scale = (mixed_var + eps).rsqrt()
     if weight is not None:
         scale = scale * _as(weight, dtype).unsqueeze(0)
-    shift = -mu * scale
+    shift = -off * scale
     if bias is not None:
         shift = shift + _as(bias, dtype).unsqueeze(0)
-    scale, shift = scale.expand_as(instance[0]), shift.expand_as(instance[0])
-    y = torch.addcmul(shift.reshape(per_channel), wide, scale.reshape(per_channel))
+    y = torch.addcmul(shift.reshape(per_channel), centred, scale.reshape(per_channel))
     y = _as(y, x.dtype)
     return y if x.dim() > 2 else y.squeeze(2)
 

@@ -38,6 +38,7 @@ ELSEWHERE = {
     r'(sn-mm [a-z-]+|python tools/train\.py)$': 'the name of a command',
     r'python tools/check_resume\.py': 'tests/test_tools/test_check_resume.py',
     r'bash tools/check_gpu\.sh': 'tests/test_tools/test_check_gpu.py',
+    r'python tools/check_numerics\.py': 'tests/test_tools/test_check_numerics.py',
 }
 """Commands that are not run here, and why."""
 

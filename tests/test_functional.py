@@ -20,7 +20,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sn_mm import equations
 from sn_mm.functional import canonical_normalizers, switch_norm
+from sn_mm.ops import native
 
 SCOPES = ('in', 'ln', 'bn')
 SUBSETS = [subset for k in (1, 2, 3) for subset in combinations(SCOPES, k)]
@@ -415,6 +417,80 @@ def test_error_is_that_of_torchs_layers(offset, std, shape, memory_format, devic
         )
         bound = 6 * torch.stack([batch_norm, *(own[k] for k in normalizers)]).amax(0)
         assert (found <= bound).all(), (normalizers, found, bound)
+
+
+PATHS = ['aten', 'native', 'plain']
+
+
+def run_path(path: str, x: Tensor, state: dict[str, Tensor], monkeypatch: Any) -> Tensor:
+    """switch_norm by the reference backend, by the kernels, or in ordinary operations."""
+    if path == 'aten':
+        monkeypatch.setattr(native, '_FORCED', 'aten')
+    if path == 'plain':
+        return equations.switch_norm(
+            x, **state, training=True, momentum=1.0, eps=1e-5, normalizers=list(SCOPES),
+            correction=0, num_batches_tracked=None,
+        )  # fmt: skip
+    return switch_norm(x, **state, training=True, momentum=1.0)
+
+
+@pytest.mark.parametrize('offset', [0.0, 1e3, 1e4, 1e5, 1e6])
+@pytest.mark.parametrize('path', PATHS)
+def test_digits_far_from_zero_are_no_fewer_than_batch_norms(path, offset, device, monkeypatch):
+    x = (torch.randn(4, 8, 16, 16, device=device) + offset).requires_grad_()
+    dy = torch.randn_like(x)
+    state = make_state(8, dtype=torch.float32, device=device)
+    exact = copy_state(state, torch.float64)
+    wide = x.detach().double().requires_grad_()
+    judge = reference.switch_norm([wide], **exact, training=True, momentum=1.0)
+    exact_grads = gradients(judge.outputs[0], dy, wide, exact)
+    y = run_path(path, x, state, monkeypatch)
+    grads = gradients(y, dy, x, state)
+
+    def batch_norm(x: Tensor) -> list[Tensor]:
+        layer = torch.nn.BatchNorm2d(8, momentum=1.0, device=device, dtype=x.dtype)
+        x = x.detach().requires_grad_()
+        y = layer(x)
+        return [y, torch.autograd.grad(y, x, dy.to(x))[0], layer.running_var]
+
+    def error(found: Tensor, target: Tensor) -> float:
+        return ((found - target).abs().max() / target.abs().max()).item()
+
+    peer = [error(*pair) for pair in zip(batch_norm(x), batch_norm(x.double()))]
+    own = [
+        error(y, judge.outputs[0]),
+        error(grads['x'], exact_grads['x']),
+        error(state['running_var'], judge.running_var),
+    ]
+    for name, ours, theirs in zip(('y', 'dx', 'running_var'), own, peer):
+        assert ours <= max(2 * theirs, 1e-6), (name, ours, theirs)
+
+
+@pytest.mark.parametrize('value', [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize('path', PATHS)
+def test_where_batch_norm_is_not_finite_neither_is_sn(path, value, device, monkeypatch):
+    x = torch.randn(3, 4, 5, 5, device=device)
+    x[1, 2, 3, 0] = value
+    dy = torch.randn_like(x)
+    peer = torch.nn.BatchNorm2d(4, momentum=1.0, device=device)
+    peer_x = x.clone().requires_grad_()
+    peer_y = peer(peer_x)
+    peer_y.backward(dy)
+    x.requires_grad_()
+    state = make_state(4, dtype=torch.float32, device=device)
+    y = run_path(path, x, state, monkeypatch)
+    found = gradients(y, dy, x, state)
+    pairs = [(y, peer_y), (found['x'], peer_x.grad), (found['weight'], peer.weight.grad)]
+    pairs += [(state[k], getattr(peer, k)) for k in ('running_mean', 'running_var')]
+    for ours, theirs in pairs:
+        assert not ours[~theirs.isfinite()].isfinite().any()
+    assert not y[1].isfinite().any(), 'the layer scope has all channels of the image'
+    others = torch.tensor([0, 2], device=device)
+    channels = torch.tensor([0, 1, 3], device=device)
+    assert y[others][:, channels].isfinite().all(), 'no scope of theirs holds the value'
+    assert state['running_mean'][channels].isfinite().all()
+    for name in ('mean_weight', 'var_weight'):
+        assert not found[name].isfinite().any()
 
 
 @pytest.mark.parametrize('memory_format', FORMATS, ids=str)

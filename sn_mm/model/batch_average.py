@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InputError, check_type
 from ..layer import SwitchNorm
 
-__all__ = ['measure_batch_average', 'set_statistics', 'tracking_layers']
+__all__ = ['measure_batch_average', 'set_statistics', 'tracking_layers', 'update_bn']
 
 _Norm = Union[SwitchNorm, _BatchNorm]
 
@@ -99,6 +100,42 @@ def set_statistics(model: nn.Module, statistics: dict[str, Tensor]) -> None:
             )
     for key, value in statistics.items():
         buffers[key].copy_(value)
+
+
+def update_bn(
+    loader: Iterable[Any], model: nn.Module, device: int | torch.device | None = None
+) -> None:
+    """``torch.optim.swa_utils.update_bn`` for models with SN, BatchNorm included.
+
+    torch's own looks for BatchNorm alone: it leaves the statistics of SN as they are and, without a
+    BatchNorm in the model, returns without a word. Averaged weights (``AveragedModel``) need this
+    one. See :func:`measure_batch_average` for what is measured; nothing else in the model changes.
+
+    Args:
+        loader: Mini-batches: a tensor each, or a list or tuple whose first entry goes into the
+            model. Over several ranks each needs as many.
+        model: Called with one tensor.
+        device: Where the tensors go first. Default: they stay.
+
+    Raises:
+        InputError: A DistributedDataParallel in the model, whose broadcasts would replace what is
+            measured; layers with running statistics, none of which ran.
+
+    Examples::
+
+        >>> averaged = torch.optim.swa_utils.AveragedModel(model)
+        >>> sn_mm.update_bn(loader, averaged)
+    """
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise InputError('update_bn: model must be the network inside DistributedDataParallel')
+    if not tracking_layers(model, bn=True):
+        return  # nothing that averaged weights would make wrong
+
+    def forward(network: nn.Module, batch: Any) -> None:
+        first = batch[0] if isinstance(batch, (list, tuple)) else batch
+        network(first if device is None else first.to(device))
+
+    set_statistics(model, measure_batch_average(model, loader, forward, bn=True))
 
 
 def _average_over_ranks(layers: dict[str, _Norm]) -> dict[str, Tensor]:

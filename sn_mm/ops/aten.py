@@ -34,24 +34,29 @@ def measure(x: Tensor, settings: Settings, running: Running | None, training: bo
     if settings.scopes == ('bn',) and moments:
         return {'in': moments['bn'].repeat(1, n, 1), **moments}
     if x.numel():
-        var, mean = torch.var_mean(flat, 2, correction=0)
+        pivot = _pivot(flat[:, :, :1])
+        var, mean = torch.var_mean(flat - pivot, 2, correction=0)
         var = var * equations.unbiased(flat.shape[2], settings.correction)
-        moments['in'] = torch.stack((mean, var))
+        instance, pivot = torch.stack((mean, var)), pivot.squeeze(2)
     else:
-        moments['in'] = flat.new_zeros(2, n, c)
+        instance, pivot = flat.new_zeros(2, n, c), flat.new_zeros(n, c)
+    moments['in'] = equations.shifted(instance, pivot)
     for scope in settings.scopes:
-        if scope not in moments:
-            moments[scope] = _pool(moments['in'], scope)
+        if scope not in moments and x.numel():
+            moments[scope] = equations.shifted(*equations.pool(instance, pivot, scope))
+        elif scope not in moments:
+            moments[scope] = flat.new_zeros((2, n, 1) if scope == 'ln' else (2, 1, c))
     if training and running is not None:
         move(running, moments['bn'], n * flat.shape[2], settings)
     return moments
 
 
-def _pool(instance: Tensor, scope: str) -> Tensor:
-    if instance.numel():
-        return equations.pool(instance, scope)
-    _, n, c = instance.shape
-    return instance.new_zeros((2, n, 1) if scope == 'ln' else (2, 1, c))
+def _pivot(value: Tensor) -> Tensor:
+    """What a sum runs about, so that numbers far from zero lose no digits: a value.
+
+    Or 0, where inf - inf would be the NaN of an infinite mean.
+    """
+    return torch.where(value.isfinite(), value, torch.zeros_like(value))
 
 
 def move(running: Running, batch: Tensor, total: int | Tensor, settings: Settings) -> None:
@@ -77,12 +82,12 @@ def unite(
 
 
 def normalize(x: Tensor, moments: Moments, parameters: Parameters, settings: Settings) -> Tensor:
-    _, mu, _, scale = equations.mixed(moments, parameters, settings)
-    shift = -mu * scale
+    _, off, _, _, scale = equations.mixed(moments, parameters, settings)
+    shift = -off * scale
     if parameters.bias is not None:
         shift = shift + parameters.bias.to(shift.dtype)
-    scale, shift = (t.expand(x.shape[:2]).unsqueeze(2) for t in (scale, shift))
-    return _like(torch.addcmul(shift, _flat(x), scale), x)
+    mean, scale, shift = (t.unsqueeze(2) for t in (moments['in'][0], scale, shift))
+    return _like(torch.addcmul(shift, _flat(x) - mean, scale), x)
 
 
 def reduce(

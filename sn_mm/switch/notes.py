@@ -1,18 +1,23 @@
-"""Warnings about a switched config: settings that keep SN from learning or weights from loading."""
+"""Warnings about a switched config: settings that keep SN from learning, weights from loading, or
+statistics from being measured.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .report import SwitchReport
 
 
-def take_notes(model: dict, report: SwitchReport) -> list[str]:
-    """Finds the settings under which SN would not learn, or weights would not load.
+def take_notes(model: dict, report: SwitchReport, hooks: Sequence[dict] = ()) -> list[str]:
+    """Finds the settings under which SN would not learn, weights would not load, or statistics
+    would not be measured.
 
     Args:
         model: The switched model's config.
         report: Of the switch.
+        hooks: The config's custom hooks.
 
     Returns:
         One line for each.
@@ -47,6 +52,11 @@ def take_notes(model: dict, report: SwitchReport) -> list[str]:
             f'requires_grad=False keeps the mix that SN starts from in {", ".join(fixed)}: the '
             'BatchNorm whose weights it loads, or equal shares; requires_grad=True in the norm_cfg '
             '(--norm SN requires_grad=True) lets it learn'
+        )
+    if any('PreciseBNHook' in str(hook['type']) for hook in hooks):
+        notes.append(
+            "PreciseBNHook measures BatchNorm's statistics alone; dict(type='PreciseSNHook', "
+            "bn=True) in its place measures SN's too"
         )
     return notes
 

@@ -93,16 +93,16 @@ def switch_norm_cfg(
             f'that its config reaches (norms left: {left})'
         )
     cfg.model = ConfigDict(model)
+    hooks = cfg.get('custom_hooks') or []
     if not is_sn(target):
-        hooks = cfg.get('custom_hooks') or []
         cfg.custom_hooks = [h for h in hooks if str(h['type']).split('.')[-1] not in _SN_HOOKS]
         return report
-    report.notes = take_notes(model, report) + leave_importance_out(cfg) + rewriter.passed_by
+    report.notes = take_notes(model, report, hooks) + leave_importance_out(cfg) + rewriter.passed_by
     if rewriter.passed_by:
         cfg.model.switched = cfg.model.get('switched') or {'type': model_type(cfg)}
         cfg.model.type = 'sn_mm.SwitchedModel'
     import_sn_mm(cfg)
-    others = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] != _HOOK]
+    others = [hook for hook in hooks if hook['type'] != _HOOK]
     cfg.custom_hooks = [*others, {'type': _HOOK, 'scope': scope}]
     return report
 

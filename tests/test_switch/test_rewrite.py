@@ -288,6 +288,13 @@ def test_what_would_keep_sn_from_learning_is_noted():
     assert not report_of(dict(type='Part', backbone=backbone)).notes
 
 
+@pytest.mark.parametrize('kind', ['PreciseBNHook', 'mmpretrain.PreciseBNHook'])
+def test_a_hook_that_measures_batch_norm_alone_is_noted(kind):
+    cfg = Config(dict(model=dict(type='Default'), custom_hooks=[dict(type=kind, interval=1)]))
+    (note,) = sn_mm.switch_norm_cfg(cfg).notes
+    assert "dict(type='PreciseSNHook', bn=True)" in note
+
+
 def test_the_table_shows_paths_norms_reasons_and_notes(capsys):
     from rich.console import Console
 

@@ -110,18 +110,17 @@ def grad_input(
     value = tl.load(x + start + inside, mask=mask).to(tl.float32)
     p_in, p_ln, p_bn = shares(mean_weight, IN, LN, BN, FIRST)
     q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN, FIRST)
-    mu, var = mixed(
-        instance, layer, batch, p_in, p_ln, p_bn, q_in, q_ln, q_bn, n, c, instances, channels, rows,
+    mean, off, var = mixed(
+        instance, layer, batch, p_ln, p_bn, q_in, q_ln, q_bn, n, c, instances, channels, rows,
         IN, LN, BN,
     )  # fmt: skip
     values = channels * instances
-    mean = tl.load(instance + n * channels + c, mask=rows, other=0.0)
     scale = 1.0 / tl.sqrt(var + eps)
     factor = tl.where(rows, 1.0, 0.0)
     if weight is not None:
         factor *= tl.load(weight + c, mask=rows, other=0.0).to(tl.float32)
     s1, s2 = moments_at(instance_sums, n * channels + c, values, rows)
-    g1, g2, _ = mix_backward(s1, s2, mean, mu, var, factor, eps)
+    g1, g2, _ = mix_backward(s1, s2, off, var, factor, eps)
     # Minus the gradients of the instance mean, and of twice the instance variance.
     grad_mean = p_in * g1
     grad_var = q_in * g2

@@ -110,16 +110,16 @@ def apply(
     mask = rows[:, None] & (first + tl.arange(0, BLOCK_POSITIONS) < positions)[None, :]
     start = origin + first * stride
     value = tl.load(x + start + inside, mask=mask).to(tl.float32)
-    p_in, p_ln, p_bn = shares(mean_weight, IN, LN, BN, FIRST)
+    _, p_ln, p_bn = shares(mean_weight, IN, LN, BN, FIRST)
     q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN, FIRST)
-    mu, var = mixed(
-        instance, layer, batch, p_in, p_ln, p_bn, q_in, q_ln, q_bn, n, c, instances, channels, rows,
+    mean, off, var = mixed(
+        instance, layer, batch, p_ln, p_bn, q_in, q_ln, q_bn, n, c, instances, channels, rows,
         IN, LN, BN,
     )  # fmt: skip
     scale = 1.0 / tl.sqrt(var + eps)
     if weight is not None:
         scale *= tl.load(weight + c, mask=rows).to(tl.float32)
-    result = scale[:, None] * (value - mu[:, None])
+    result = scale[:, None] * ((value - mean[:, None]) - off[:, None])
     if bias is not None:
         result += tl.load(bias + c, mask=rows).to(tl.float32)[:, None]
     tl.store(y + start + inside, result.to(y.dtype.element_ty), mask=mask)

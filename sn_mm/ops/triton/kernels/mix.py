@@ -47,7 +47,6 @@ def mixed(
     instance,
     layer,
     batch,
-    p_in,
     p_ln,
     p_bn,
     q_in,
@@ -62,32 +61,35 @@ def mixed(
     LN: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Mixed mean and variance of instances ``n`` and channels ``c``, which broadcast to ``mask``.
+    """Of instances ``n`` and channels ``c``, which broadcast to ``mask``: the instance mean, by how
+    much the mixed mean is off it, and the mixed variance.
+
+    From differences of means: where all values lie far from zero the mixed mean itself has few
+    digits to spare.
 
     Args:
-        p_in, p_ln, p_bn, q_in, q_ln, q_bn: Shares of the scopes' means and of their variances.
+        p_ln, p_bn, q_in, q_ln, q_bn: Shares of the scopes' means and of their variances.
     """
-    mu = tl.where(mask, 0.0, 0.0)
+    mean, instance_var = moments_at(instance, n * channels + c, instances * channels, mask)
+    off = tl.where(mask, 0.0, 0.0)
     var = tl.where(mask, 0.0, 0.0)
     if IN:
-        scope_mean, scope_var = moments_at(instance, n * channels + c, instances * channels, mask)
-        mu += p_in * scope_mean
-        var += q_in * scope_var
+        var += q_in * instance_var
     if LN:
         scope_mean, scope_var = moments_at(layer, n + c * 0, instances, mask)
-        mu += p_ln * scope_mean
+        off += p_ln * (scope_mean - mean)
         var += q_ln * scope_var
     if BN:
         scope_mean, scope_var = moments_at(batch, c + n * 0, channels, mask)
-        mu += p_bn * scope_mean
+        off += p_bn * (scope_mean - mean)
         var += q_bn * scope_var
-    return mu, var
+    return mean, off, var
 
 
 @triton.jit
-def mix_backward(s1, s2, mean, mu, var, weight, eps):
+def mix_backward(s1, s2, off, var, weight, eps):
     """g1, g2 and the gradient of the weight, from S1, S2: see :class:`sn_mm.ops.protocol.Sums`."""
     rstd = 1.0 / tl.sqrt(var + eps)
-    grad_weight = rstd * (s2 + (mean - mu) * s1)
+    grad_weight = rstd * (s2 - off * s1)
     scale = weight * rstd
     return scale * s1, scale * rstd * grad_weight, grad_weight

@@ -73,18 +73,19 @@ def _instance_and_layer(
         mask = c < channels
         at = n * channels + c
         if READ:
-            mean, var = merge_moments(
+            origin, mean, var = merge_moments(
                 pivot, parts, at, mask, values, positions, chunks, chunk, 1, BLOCK_CHUNKS, LANES
             )
             var *= correction
         else:
             mean = tl.load(running_mean + c, mask=mask, other=0.0).to(tl.float32)
+            origin = mean * 0
             var = tl.load(running_var + c, mask=mask, other=0.0).to(tl.float32)
-        tl.store(instance + at, mean, mask=mask)
+        tl.store(instance + at, origin + mean, mask=mask)
         tl.store(instance + values + at, var, mask=mask)
         if LN:
             seen += 1.0
-            mean -= tl.load(pivot + n * channels)
+            mean += origin - tl.load(pivot + n * channels)  # rounded once, when it is stored
             lane_mean, lane_squares = update(mean, mask, lane_mean, lane_squares, seen)
             lane_squares += tl.where(mask, var, 0.0)
     if LN:
@@ -134,13 +135,13 @@ def _batch(
             n = (first + lane)[:, None]
             mask = (n < instances) & columns[None, :]
             at = n * channels + c[None, :]
-            mean, var = merge_moments(
+            origin, mean, var = merge_moments(
                 pivot, parts, at, mask, values, positions, chunks, chunk, BLOCK_INSTANCES,
                 BLOCK_CHUNKS, BLOCK_CHANNELS,
             )  # fmt: skip
             seen += 1.0
             lane_mean, lane_squares = update(
-                mean - centre[None, :], mask, lane_mean, lane_squares, seen
+                mean + (origin - centre[None, :]), mask, lane_mean, lane_squares, seen
             )
             lane_squares += tl.where(mask, var * correction, 0.0)
         share = lane_shares(lane, BLOCK_INSTANCES, instances)[:, None]

@@ -52,31 +52,31 @@ def _sums_of_instance(
         s1, s2 = merge_sums(parts, at, mask, values, chunks, 1, BLOCK_CHUNKS, LANES)
         tl.store(instance_sums + at, s1, mask=mask)
         tl.store(instance_sums + values + at, s2, mask=mask)
-        mu, var = mixed(
-            instance, layer, batch, p_in, p_ln, p_bn, q_in, q_ln, q_bn, n, c, instances, channels,
+        mean, off, var = mixed(
+            instance, layer, batch, p_ln, p_bn, q_in, q_ln, q_bn, n, c, instances, channels,
             mask, IN, LN, BN,
         )  # fmt: skip
-        mean, scope_var = moments_at(instance, at, values, mask)
         factor = tl.where(mask, 1.0, 0.0)
         if weight is not None:
             factor *= tl.load(weight + c, mask=mask, other=0.0).to(tl.float32)
-        g1, g2, _ = mix_backward(s1, s2, mean, mu, var, factor, eps)
+        g1, g2, _ = mix_backward(s1, s2, off, var, factor, eps)
         g1 = tl.where(mask, g1, 0.0)
         g2 = tl.where(mask, g2, 0.0)
         # About the mixed moments: the sums of the scopes differ by little where all values are far
         # from zero, and only their differences matter.
         if IN:
-            mean_in += g1 * (mean - mu)
+            _, scope_var = moments_at(instance, at, values, mask)
+            mean_in -= g1 * off
             var_in += g2 * (scope_var - var)
         if LN:
             g1_sum += g1
             g2_sum += g2
-            mean, scope_var = moments_at(layer, n + c * 0, instances, mask)
-            mean_ln += g1 * (mean - mu)
+            scope_mean, scope_var = moments_at(layer, n + c * 0, instances, mask)
+            mean_ln += g1 * ((scope_mean - mean) - off)
             var_ln += g2 * (scope_var - var)
         if BN:
-            mean, scope_var = moments_at(batch, c, channels, mask)
-            mean_bn += g1 * (mean - mu)
+            scope_mean, scope_var = moments_at(batch, c, channels, mask)
+            mean_bn += g1 * ((scope_mean - mean) - off)
             var_bn += g2 * (scope_var - var)
     only = n + tl.arange(0, 1)
     if LN:
@@ -133,12 +133,11 @@ def _sums_of_batch(
         s1, s2 = merge_sums(
             parts, at, mask, values, chunks, BLOCK_INSTANCES, BLOCK_CHUNKS, BLOCK_CHANNELS
         )
-        mu, var = mixed(
-            instance, layer, batch, p_in, p_ln, p_bn, q_in, q_ln, q_bn, n, c, instances, channels,
+        mean, off, var = mixed(
+            instance, layer, batch, p_ln, p_bn, q_in, q_ln, q_bn, n, c, instances, channels,
             mask, IN, LN, BN,
         )  # fmt: skip
-        mean = tl.load(instance + at, mask=mask, other=0.0)
-        g1, g2, projection = mix_backward(s1, s2, mean, mu, var, factor, eps)
+        g1, g2, projection = mix_backward(s1, s2, off, var, factor, eps)
         bias_sum += s1
         weight_sum += tl.where(mask, projection, 0.0)
         g1_sum += tl.where(mask, g1, 0.0)

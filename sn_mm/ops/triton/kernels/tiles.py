@@ -135,7 +135,7 @@ def merge_moments(
     BLOCK_CHUNKS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """Mean and biased variance of instances' channels from those of their chunks.
+    """Of instances' channels: pivot, mean about it and biased variance, from those of their chunks.
 
     Args:
         at: Offsets in an (N, C) array of ``size`` elements, (BLOCK_INSTANCES, BLOCK_CHANNELS).
@@ -159,7 +159,7 @@ def merge_moments(
         lane_mean += delta * (share / tl.where(lane_share > 0, lane_share, 1.0))
         lane_var += share * (var + delta * (mean - lane_mean))
     mean, var = pooled(lane_mean, lane_var, lane_share, 1)
-    return mean + tl.load(pivot + at, mask=mask, other=0.0), var
+    return tl.load(pivot + at, mask=mask, other=0.0), mean, var
 
 
 @triton.jit

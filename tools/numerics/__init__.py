@@ -1,0 +1,1 @@
+"""How exact SN is on hard inputs: the inputs, the judge, the page."""
