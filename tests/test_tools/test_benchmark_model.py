@@ -44,7 +44,7 @@ def test_both_models_are_measured_in_one_run(tmp_path):
     ('args', 'line'),
     [
         ((DEEPLAB, '--size', 0), '--size must be at least 1, got 0'),
-        ((DEEPLAB, '--norm', 'GN'), "'GN'"),
+        ((DEEPLAB, '--norm', 'LN'), "'LN'"),
         (('mmseg::deeplabv3plus/nothing.py',), 'does not exist'),
         (('mmseg::_base_/default_runtime.py',), 'has no model'),
     ],
