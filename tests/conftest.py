@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +15,49 @@ torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is first imported
 DEVICES = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
+
+# The layer needs torch alone. A test of what else there is says so and skips where it is missing.
+OPTIONAL = {
+    'cv2', 'expecttest', 'matplotlib', 'mlxtend', 'mmaction', 'mmcv', 'mmdet', 'mmengine',
+    'mmpretrain', 'mmseg', 'onnx', 'onnxruntime', 'onnxscript', 'rich', 'skimage', 'timm',
+    'torchvision', 'triton', 'yaml',
+}  # fmt: skip
+
+
+@contextmanager
+def skipping_what_is_not_installed() -> Iterator[None]:
+    try:
+        yield
+    except (ModuleNotFoundError, pytest.Collector.CollectError) as error:
+        cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        missing = getattr(cause, 'name', None) or ''
+        if isinstance(cause, ModuleNotFoundError) and missing.split('.')[0] in OPTIONAL:
+            pytest.skip(f'{missing} is not installed', allow_module_level=True)
+        raise
+
+
+class Module(pytest.Module):
+    """A test module, skipped where a package that it imports is not installed."""
+
+    def collect(self) -> Any:
+        with skipping_what_is_not_installed():
+            return super().collect()
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: Any) -> Module:
+    return Module.from_parent(parent, path=module_path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator:
+    with skipping_what_is_not_installed():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator:
+    with skipping_what_is_not_installed():
+        return (yield)
 
 
 @pytest.fixture(params=DEVICES)
