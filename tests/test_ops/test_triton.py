@@ -560,6 +560,8 @@ def test_nothing_waits_for_the_device(memory_format):
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
 def test_few_variants_are_compiled_for_images_of_all_sizes(memory_format):
     """A ResNet-50 over 3,000 steps of images of 1 to 4 a batch, short side 480 to 800 pixels."""
+    if backend.INTERPRETED and not hasattr(kernels.pool, 'kwargs'):
+        pytest.skip("before Triton 3.3 the interpreter does not keep the decorator's arguments")
     channels_last = memory_format == torch.channels_last
     random = torch.Generator().manual_seed(0)
     stages = [(4, 64), (4, 256), (8, 128), (8, 512), (16, 256), (16, 1024), (32, 512), (32, 2048)]
