@@ -171,7 +171,7 @@ def switch_norm(
     if 'bn' not in normalizers:
         running_mean = running_var = None
     compiling = is_compiling()
-    if is_exporting(input) or (not compiling and is_transformed()):
+    if is_exporting(input, process_group is not None) or (not compiling and is_transformed()):
         if process_group is not None:
             raise InputError(
                 'torch.func, forward-mode differentiation and recorded graphs take layers with '

@@ -18,7 +18,9 @@ def _never() -> bool:
 # Before torch 2.4 operators have no fakes: torch.compile breaks its graph at the layer instead.
 _has_fakes = hasattr(torch.library.Library, '_register_fake')
 _dynamo_traces = getattr(torch.compiler, 'is_dynamo_compiling', _never)
-# torch < 2.7 does not tell torch.export from torch.compile.
+# torch < 2.7 does not tell torch.export from torch.compile: both record ordinary operations, but
+# for a synchronised layer, which only the latter takes.
+_tells_export = hasattr(torch.compiler, 'is_exporting')
 _exports = getattr(torch.compiler, 'is_exporting', getattr(torch.compiler, 'is_compiling', _never))
 _transforms = getattr(
     torch._C,
@@ -32,9 +34,13 @@ is_compiling = _dynamo_traces if _has_fakes else _never
 """Whether ``torch.compile`` traces this call."""
 
 
-def is_exporting(x: Tensor) -> bool:
+def is_exporting(x: Tensor, synchronised: bool) -> bool:
     """Whether ``torch.jit.trace``, ``torch.export`` or ``torch.onnx`` (by one of them) record."""
-    return torch.jit.is_tracing() or (_exports() and (_dynamo_traces() or type(x) is not Tensor))
+    if torch.jit.is_tracing():
+        return True
+    if _dynamo_traces():
+        return _exports() and (_tells_export or not synchronised)
+    return _exports() and type(x) is not Tensor
 
 
 def is_transformed() -> bool:

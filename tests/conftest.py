@@ -68,3 +68,9 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """torch.compile and torch.export keep a limited number of graphs, those of other tests too."""
+    torch._dynamo.reset()

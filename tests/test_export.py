@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sn_mm import SwitchNorm2d
 
 ARGS = [{}, {'correction': 1}, {'normalizers': ('in', 'ln')}, {'track_running_stats': False}]
+pytestmark = pytest.mark.usefixtures('fresh_compiler')
 
 
 def network(**layer_args) -> nn.Module:
