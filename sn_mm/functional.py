@@ -16,7 +16,7 @@ from .distributed import Caller, check_group
 from .equations import SCOPES, Parameters, Running, Settings
 from .errors import InputError, check_number, check_type
 from .ops import aten, dense
-from .tracing import is_compiling, is_exporting, is_transformed
+from .tracing import is_compiling, is_exporting, is_transformed, traceable
 
 __all__ = ['canonical_normalizers', 'switch_norm']
 
@@ -57,6 +57,7 @@ def check_instances(input: Tensor, normalizers: tuple[str, ...]) -> None:
         )
 
 
+@traceable
 def switch_norm(
     input: Tensor,
     mean_weight: Tensor,

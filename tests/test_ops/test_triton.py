@@ -29,7 +29,7 @@ import sn_mm.layer
 from sn_mm import SwitchNorm, autograd, ops
 from sn_mm.ops.protocol import Backend, Moments, Parameters, Running, Settings, Sums
 
-triton = pytest.importorskip('triton')
+triton = pytest.importorskip('triton', '3.0', 'the kernels need Triton 3.0')
 import triton.language as tl  # noqa: E402
 from triton_launches import do_not_specialize, recorded_launches  # noqa: E402
 
@@ -800,3 +800,21 @@ def test_gpu_on_which_triton_fails_takes_aten_and_says_so(monkeypatch):
     monkeypatch.setitem(chosen._BACKENDS, 'triton', broken)
     with pytest.warns(UserWarning, match='on cuda:7: no C compiler; SN_MM_BACKEND=aten'):
         assert chosen._kernels_or_aten('triton', torch.device('cuda:7')) is ops.native.aten
+
+
+def test_a_kernel_that_fails_before_the_first_layer_is_one_warning(monkeypatch, recwarn):
+    def fails(*args, **kwargs):
+        raise RuntimeError('no compiler\nfor this driver')
+
+    monkeypatch.setattr(kernels, 'unite', {(1,): fails})
+    chosen = native_with(monkeypatch, '')
+    for _ in range(2):
+        assert chosen._kernels_or_aten('triton', DEVICE) is ops.native.aten
+    (warning,) = recwarn
+    assert f'on {DEVICE}: RuntimeError: no compiler for this driver; SN' in str(warning.message)
+
+
+def test_a_triton_too_old_for_the_kernels_is_named(monkeypatch):
+    monkeypatch.setattr(triton, '__version__', '2.3.1')
+    why = ops.native._no_triton(DEVICE)
+    assert why == 'it needs Triton 3.0 or later, and Triton 2.3.1 is installed'
