@@ -49,7 +49,9 @@ class Collectives(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == 'c10d':
-            tensors = [t for t in torch.utils._pytree.tree_flatten(args)[0] if isinstance(t, Tensor)]
+            tensors = [
+                t for t in torch.utils._pytree.tree_flatten(args)[0] if isinstance(t, Tensor)
+            ]
             name = func._schema.name.rpartition('::')[2]
             self.calls.append((name, max((t.numel() for t in tensors), default=0)))
         return func(*args, **(kwargs or {}))
