@@ -32,6 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
     'error',
     'ignore:None of the inputs have requires_grad',  # reentrant checkpoints in one another
     'ignore:TypedStorage is deprecated',  # torch 2.1, of its own torch.load
+    'ignore:.*torch.cpu.amp.autocast:FutureWarning',  # torch 2.4, of its own checkpointing
 )
 
 

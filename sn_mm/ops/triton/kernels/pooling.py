@@ -1,8 +1,6 @@
 """The kernel between those of the forward pass, and running statistics."""
 
 # mypy: allow-untyped-defs
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

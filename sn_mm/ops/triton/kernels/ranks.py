@@ -1,8 +1,6 @@
 """Kernels around the collective of a synchronised layer; arguments as the package says."""
 
 # mypy: allow-untyped-defs
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 
