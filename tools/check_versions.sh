@@ -81,6 +81,8 @@ install_row() {
     case $1 in
         2.1.2)  # was built for NumPy 1
             install "$1" torch==2.1.2 'numpy<2' 'opencv-python-headless<4.12' mmengine "${TESTS[@]}" ;;
+        2.9.1)  # its Triton's interpreter fails with later ones
+            install "$1" torch==2.9.1 'numpy<2.4' opencv-python-headless mmengine "${TESTS[@]}" ;;
         newest) install "$1" torch opencv-python-headless mmengine "${TESTS[@]}" ;;
         onedl)
             # Built before torch is there, or apart from it, onedl-mmcv has no operators.
