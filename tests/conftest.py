@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import torch
 torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is first imported
+# Processes of a test are daemons, which may not start the compilers of Inductor.
+os.environ['TORCHINDUCTOR_COMPILE_THREADS'] = '1'
 DEVICES = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
 
 # The layer needs torch alone. A test of what else there is says so and skips where it is missing.
@@ -28,12 +32,22 @@ OPTIONAL = {
 def skipping_what_is_not_installed() -> Iterator[None]:
     try:
         yield
-    except (ModuleNotFoundError, pytest.Collector.CollectError) as error:
-        cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
-        missing = getattr(cause, 'name', None) or ''
-        if isinstance(cause, ModuleNotFoundError) and missing.split('.')[0] in OPTIONAL:
+    except (ModuleNotFoundError, KeyError, pytest.Collector.CollectError) as error:
+        cause = error.__cause__ if isinstance(error, pytest.Collector.CollectError) else error
+        missing = missing_package(cause)
+        if missing.split('.')[0] in OPTIONAL and find_spec(missing.split('.')[0]) is None:
             pytest.skip(f'{missing} is not installed', allow_module_level=True)
         raise
+
+
+def missing_package(error: BaseException | None) -> str:
+    """The package that an import, mmengine's reader of configs or a registry of it has missed."""
+    if isinstance(error, KeyError):
+        named = re.match(r'\W*(\w+)\.\w+ is not in the ', str(error))
+    else:
+        named = re.match(r'(\w+) is not installed, please install', str(error))
+    missing = named[1] if named else getattr(error, 'name', None) or ''
+    return {'mmsegmentation': 'mmseg', 'mmaction2': 'mmaction'}.get(missing, missing)
 
 
 class Module(pytest.Module):
