@@ -78,6 +78,7 @@ install() {
 # mmengine finds configs with pkg_resources, which setuptools 82 dropped.
 TESTS=('setuptools<82' pytest pytest-timeout hypothesis expecttest psutil)
 install_row() {
+    local python=$versions/$1/bin/python
     case $1 in
         2.1.2)  # was built for NumPy 1
             install "$1" torch==2.1.2 'numpy<2' 'opencv-python-headless<4.12' mmengine "${TESTS[@]}" ;;
@@ -90,9 +91,16 @@ install_row() {
             MMCV_WITH_OPS=1 FORCE_CUDA=0 install "$1" --no-build-isolation onedl-mmcv
             install "$1" onedl-mmengine onedl-mmdetection onedl-mmsegmentation ftfy regex \
                 opencv-python-headless ;;
-        mmpretrain) SN_MM_PYTHON=$versions/$1/bin/python bash tools/setup_env.sh > /dev/null ;;
+        mmpretrain) SN_MM_PYTHON=$python bash tools/setup_env.sh > /dev/null ;;
         *) install "$1" "torch==$1" opencv-python-headless mmengine "${TESTS[@]}" ;;
     esac
+    # mmengine asks for opencv-python, which takes the place of the headless one and wants libGL.
+    "$python" -c 'import cv2' 2> /dev/null || {
+        local version
+        version=$("$python" -c 'from importlib.metadata import version as of
+print(of("opencv-python-headless"))')
+        install "$1" --no-deps --force-reinstall "opencv-python-headless==$version"
+    }
 }
 
 # --- Tests ---------------------------------------------------------------------------------------

@@ -24,6 +24,17 @@ skipped.
 bash tools/check_versions.sh             # makes the environments, runs the tests, writes this page
 bash tools/check_versions.sh 2.4.1       # one row
 ```
+
+What older versions lack:
+
+- `torch.compile` takes a model with SN as one graph from torch 2.4 on. Before, the graph breaks at
+  each layer, with the same numbers. `torch.export` is tested from torch 2.6 on.
+- The kernels for CUDA need Triton 3.0, which torch 2.4 brings. Before, and wherever a first kernel
+  fails, layers take PyTorch's own operations and one warning says why. Triton's interpreter, in
+  which the kernels are tested without a GPU, runs them from 3.2 on; its compiler from 3.0 on.
+- Before torch 2.6 `torch.load(weights_only=True)` takes no names, so commands read checkpoints with
+  an unpickler of the same names. Weights behind a URL are MMEngine's to load, without such a list.
+- torch 2.1 refuses batches of gradients (`is_grads_batched=True`) by an error of its own.
 """
 
 
