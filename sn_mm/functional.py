@@ -16,7 +16,7 @@ from .distributed import Caller, check_group
 from .equations import SCOPES, Parameters, Running, Settings
 from .errors import InputError, check_number, check_type
 from .ops import aten, dense
-from .tracing import is_compiling, is_exporting, is_transformed
+from .tracing import is_compiling, is_exporting, is_transformed, traceable
 
 __all__ = ['canonical_normalizers', 'switch_norm']
 
@@ -57,6 +57,7 @@ def check_instances(input: Tensor, normalizers: tuple[str, ...]) -> None:
         )
 
 
+@traceable
 def switch_norm(
     input: Tensor,
     mean_weight: Tensor,
@@ -171,7 +172,7 @@ def switch_norm(
     if 'bn' not in normalizers:
         running_mean = running_var = None
     compiling = is_compiling()
-    if is_exporting(input) or (not compiling and is_transformed()):
+    if is_exporting(input, process_group is not None) or (not compiling and is_transformed()):
         if process_group is not None:
             raise InputError(
                 'torch.func, forward-mode differentiation and recorded graphs take layers with '

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,8 @@ class SwitchNorm(_InstanceNorm):
     """
 
     _abbr_ = 'bn'
-    _dims: tuple[int, ...] | None = None
+    # A cast, as TorchScript of torch 2.1 fails on an annotation that is a text.
+    _dims = cast('tuple[int, ...] | None', None)
     sync_name = ''
 
     def __init__(
@@ -280,7 +281,8 @@ class SwitchNorm(_InstanceNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         check_type('input', input, Tensor, 'a tensor')
-        allowed = self._dims is None or input.dim() in self._dims
+        # Not `in`, which torch.compile of torch 2.4 gets wrong where it takes sizes as variables.
+        allowed = self._dims is None or self._dims[0] <= input.dim() <= self._dims[-1]
         if not allowed or input.dim() < 2 or input.shape[1] != self.num_features:
             layouts = {2: '(N, C)', 3: '(N, C, L)', 4: '(N, C, H, W)', 5: '(N, C, D, H, W)'}
             wanted = ' or '.join(layouts[d] for d in self._dims) if self._dims else '(N, C, *S)'

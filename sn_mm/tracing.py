@@ -8,17 +8,21 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ['is_batched', 'is_compiling', 'is_exporting', 'is_transformed', 'is_watched']
+__all__ = [
+    'is_batched', 'is_compiling', 'is_exporting', 'is_transformed', 'is_watched', 'traceable',
+]  # fmt: skip
 
 
 def _never() -> bool:
     return False
 
 
-# Before torch 2.4 operators have no fakes: torch.compile breaks its graph at the layer instead.
+# Before torch 2.4 operators have no fakes.
 _has_fakes = hasattr(torch.library.Library, '_register_fake')
 _dynamo_traces = getattr(torch.compiler, 'is_dynamo_compiling', _never)
-# torch < 2.7 does not tell torch.export from torch.compile.
+# torch < 2.7 does not tell torch.export from torch.compile: both record ordinary operations, but
+# for a synchronised layer, which only the latter takes.
+_tells_export = hasattr(torch.compiler, 'is_exporting')
 _exports = getattr(torch.compiler, 'is_exporting', getattr(torch.compiler, 'is_compiling', _never))
 _transforms = getattr(
     torch._C,
@@ -28,13 +32,20 @@ _transforms = getattr(
 # That of autograd's own batches, older than torch.func's. (torch 2.1 does not tell.)
 _is_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', lambda tensor: False)
 
+traceable = torch.compiler.disable if not _has_fakes else lambda function: function
+"""Decorates what torch.compile traces; before torch 2.4 it breaks its graph there instead."""
+
 is_compiling = _dynamo_traces if _has_fakes else _never
 """Whether ``torch.compile`` traces this call."""
 
 
-def is_exporting(x: Tensor) -> bool:
+def is_exporting(x: Tensor, synchronised: bool) -> bool:
     """Whether ``torch.jit.trace``, ``torch.export`` or ``torch.onnx`` (by one of them) record."""
-    return torch.jit.is_tracing() or (_exports() and (_dynamo_traces() or type(x) is not Tensor))
+    if torch.jit.is_tracing():
+        return True
+    if _dynamo_traces():
+        return _exports() and (_tells_export or not synchronised)
+    return _exports() and type(x) is not Tensor
 
 
 def is_transformed() -> bool:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +16,62 @@ import torch
 torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is first imported
+# Processes of a test are daemons, which may not start the compilers of Inductor.
+os.environ['TORCHINDUCTOR_COMPILE_THREADS'] = '1'
 DEVICES = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
+
+# The layer needs torch alone. A test of what else there is says so and skips where it is missing.
+OPTIONAL = {
+    'cv2', 'expecttest', 'matplotlib', 'mlxtend', 'mmaction', 'mmcv', 'mmdet', 'mmengine',
+    'mmpretrain', 'mmseg', 'onnx', 'onnxruntime', 'onnxscript', 'rich', 'skimage', 'timm',
+    'torchvision', 'triton', 'yaml',
+}  # fmt: skip
+
+
+@contextmanager
+def skipping_what_is_not_installed() -> Iterator[None]:
+    try:
+        yield
+    except (ModuleNotFoundError, KeyError, pytest.Collector.CollectError) as error:
+        cause = error.__cause__ if isinstance(error, pytest.Collector.CollectError) else error
+        missing = missing_package(cause)
+        if missing.split('.')[0] in OPTIONAL and find_spec(missing.split('.')[0]) is None:
+            pytest.skip(f'{missing} is not installed', allow_module_level=True)
+        raise
+
+
+def missing_package(error: BaseException | None) -> str:
+    """The package that an import, mmengine's reader of configs or a registry of it has missed."""
+    if isinstance(error, KeyError):
+        named = re.match(r'\W*(\w+)\.\w+ is not in the ', str(error))
+    else:
+        named = re.match(r'(\w+) is not installed, please install', str(error))
+    missing = named[1] if named else getattr(error, 'name', None) or ''
+    return {'mmsegmentation': 'mmseg', 'mmaction2': 'mmaction'}.get(missing, missing)
+
+
+class Module(pytest.Module):
+    """A test module, skipped where a package that it imports is not installed."""
+
+    def collect(self) -> Any:
+        with skipping_what_is_not_installed():
+            return super().collect()
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: Any) -> Module:
+    return Module.from_parent(parent, path=module_path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator:
+    with skipping_what_is_not_installed():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator:
+    with skipping_what_is_not_installed():
+        return (yield)
 
 
 @pytest.fixture(params=DEVICES)
@@ -21,3 +82,9 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """torch.compile and torch.export keep a limited number of graphs, those of other tests too."""
+    torch._dynamo.reset()

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from sn_mm import SwitchNorm1d, SwitchNorm2d
 
+# Before torch 2.4 the graph breaks at each layer: the numbers are the same.
+WHOLE = hasattr(torch.library, 'register_fake')
+
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
@@ -30,7 +33,7 @@ def net(**layer_args) -> nn.Module:
 
 def assert_steps_agree(eager: nn.Module, compiled_copy: nn.Module, inputs: list[Tensor], **options):
     """Two steps each: outputs, all gradients and the running statistics."""
-    compiled = torch.compile(compiled_copy, fullgraph=True, **options)
+    compiled = torch.compile(compiled_copy, fullgraph=WHOLE, **options)
     for x in inputs:
         ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
         y, z = eager(ours), compiled(theirs)
@@ -87,7 +90,7 @@ def test_one_graph_for_changing_sizes():
 def test_compiling_a_frozen_layer_gives_no_gradients():
     model = net()
     model[1].requires_grad_(False)
-    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    compiled = torch.compile(model, fullgraph=WHOLE, backend='aot_eager')
     compiled(torch.randn(2, 3, 9, 8)).sum().backward()
     assert all(p.grad is None for p in model[1].parameters())
     assert model[0].weight.grad.abs().sum() > 0
@@ -101,6 +104,7 @@ def test_inductor_gives_the_numbers_of_the_eager_model():
     assert_steps_agree(model, copy.deepcopy(model), inputs)
 
 
+@pytest.mark.skipif(not WHOLE, reason='torch < 2.4 has no operators with fakes')
 @pytest.mark.parametrize('scopes', [['in', 'ln', 'bn'], ['bn'], ['in', 'ln']], ids='+'.join)
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
 def test_the_operators_keep_what_pytorch_asks_of_them(memory_format, scopes):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sn_mm import SwitchNorm2d
 
 ARGS = [{}, {'correction': 1}, {'normalizers': ('in', 'ln')}, {'track_running_stats': False}]
+pytestmark = pytest.mark.usefixtures('fresh_compiler')
 
 
 def network(**layer_args) -> nn.Module:
@@ -32,7 +33,7 @@ def scripted(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def exported(model: nn.Module, x: Tensor) -> nn.Module:
-    dynamic = getattr(torch.export.Dim, 'DYNAMIC', None)
+    dynamic = getattr(getattr(torch.export, 'Dim', None), 'DYNAMIC', None)
     if dynamic is None:
         pytest.skip('torch < 2.6 exports no sizes that are open without names')
     dims = dict.fromkeys((0, 2, 3), dynamic)
@@ -73,7 +74,7 @@ def test_torchs_newer_onnx_exporter_takes_the_layer(tmp_path):
     pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')
     model = network()
-    dynamic = getattr(torch.export.Dim, 'DYNAMIC', None)
+    dynamic = getattr(getattr(torch.export, 'Dim', None), 'DYNAMIC', None)
     if dynamic is None:
         pytest.skip('torch < 2.6 exports no sizes that are open without names')
     dims = dict.fromkeys((0, 2, 3), dynamic)

@@ -31,6 +31,8 @@ FORMATS = [torch.contiguous_format, torch.channels_last]
 pytestmark = pytest.mark.filterwarnings(
     'error',
     'ignore:None of the inputs have requires_grad',  # reentrant checkpoints in one another
+    'ignore:TypedStorage is deprecated',  # torch 2.1, of its own torch.load
+    'ignore:.*torch.cpu.amp.autocast:FutureWarning',  # torch 2.4, of its own checkpointing
 )
 
 
@@ -289,7 +291,11 @@ def test_autocast(dtype, device):
     """Convolutions in half precision, statistics and all gradients of parameters in float32."""
     conv, sn = nn.Conv2d(3, 4, 3, device=device), randomise(SwitchNorm2d(4, device=device))
     x = torch.randn(2, 3, 8, 8, device=device)
-    with torch.autocast(device.type, dtype=dtype):
+    try:
+        autocast = torch.autocast(device.type, dtype=dtype)
+    except UserWarning as warning:
+        pytest.skip(f'this torch: {warning}')
+    with autocast:
         features = conv(x)
         y = sn(features)
         whole = sn(x.new_ones(2, 4, 3, 3))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -18,7 +17,7 @@ from mmengine.dist import broadcast_object_list
 from mmengine.logging import print_log
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from ..engine.safe_globals import register_safe_globals
+from ..engine.safe_load import safe_load
 from ..engine.unwrap import unwrap
 from ..errors import InputError
 from .errors import local_rank, some
@@ -56,9 +55,8 @@ def _read(path: str) -> Any:
             f'checkpoint {path} {"is a folder" if file.is_dir() else "does not exist"}; '
             f'checkpoints in {file.parent}: {some(others) or "none"}'
         )
-    register_safe_globals()
     try:
-        return torch.load(file, 'cpu', weights_only=True, mmap=zipfile.is_zipfile(file))
+        return safe_load(file)
     except Exception as error:  # a damaged file makes torch raise errors of many classes
         forbidden = re.search(r"GLOBAL (\S+)|but got <class '(\S+)'>", str(error))
         reason = (

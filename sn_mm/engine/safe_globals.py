@@ -86,7 +86,7 @@ def register_safe_globals() -> None:
 
     From torch 2.6 on, ``torch.load`` refuses classes that are not named: without this, mmengine
     0.10 cannot read the log history in its own checkpoints. Earlier versions have no such list:
-    with them this does nothing, and ``weights_only=True`` reads no more than weights.
+    with them this does nothing, and :func:`sn_mm.engine.safe_load.safe_load` reads checkpoints.
     """
     if TAKES_NAMES:
         named = [(kind, name) for name, kind in safe_globals().items()]

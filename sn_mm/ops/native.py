@@ -91,6 +91,10 @@ def _no_triton(device: torch.device) -> str | None:
     kernel is tried before it is trusted.
     """
     try:
+        import triton
+
+        if int(triton.__version__.partition('.')[0]) < 3:
+            return f'it needs Triton 3.0 or later, and Triton {triton.__version__} is installed'
         from .triton import launch
     except ImportError:
         return ''

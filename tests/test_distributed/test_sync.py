@@ -49,8 +49,11 @@ class Collectives(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == 'c10d':
-            tensors = [t for t in torch.utils._pytree.tree_leaves(args) if isinstance(t, Tensor)]
-            self.calls.append((func._opname, max((t.numel() for t in tensors), default=0)))
+            tensors = [
+                t for t in torch.utils._pytree.tree_flatten(args)[0] if isinstance(t, Tensor)
+            ]
+            name = func._schema.name.rpartition('::')[2]
+            self.calls.append((name, max((t.numel() for t in tensors), default=0)))
         return func(*args, **(kwargs or {}))
 
 
@@ -417,7 +420,9 @@ def test_second_derivatives_of_a_synchronised_layer_are_refused(rank, size):
     with pytest.raises(InputError, match='sync=False'):
         torch.func.grad(lambda x: layer(x).square().sum())(x)
     y = layer(x)
-    with pytest.raises(InputError, match='sync=False'):
+    # torch 2.1 does not tell such batches, and refuses them by itself.
+    told = hasattr(torch._C._functorch, 'is_legacy_batchedtensor')
+    with pytest.raises(InputError if told else RuntimeError, match='sync=False' if told else None):
         torch.autograd.grad(y, x, torch.randn(3, *y.shape).double(), is_grads_batched=True)
     layer.sync = False
     torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)

@@ -189,7 +189,12 @@ def test_dtype_is_kept(dtype):
     added = {k: v.dtype for k, v in new.state_dict().items() if 'num_batches' not in k}
     assert set(added.values()) == {dtype}
     assert {k: new.state_dict()[k].dtype for k in kept} == kept
-    y = new(torch.randn(2, 3, 8, 8, dtype=dtype))
+    x = torch.randn(2, 3, 8, 8, dtype=dtype)
+    try:
+        model[0](x)
+    except RuntimeError as error:
+        pytest.skip(f'this torch: {error}')
+    y = new(x)
     assert y.dtype == dtype and y.isfinite().all()
 
 

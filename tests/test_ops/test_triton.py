@@ -6,6 +6,7 @@ make programs share them as they share large ones. It shortens float32 to bfloat
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,7 +31,7 @@ import sn_mm.layer
 from sn_mm import SwitchNorm, autograd, functional, ops
 from sn_mm.ops.protocol import Backend, Moments, Parameters, Running, Settings, Sums
 
-triton = pytest.importorskip('triton')
+triton = pytest.importorskip('triton', '3.0', 'the kernels need Triton 3.0')
 import triton.language as tl  # noqa: E402
 from triton_launches import do_not_specialize, recorded_launches  # noqa: E402
 
@@ -44,6 +46,23 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SUBSETS = [('in',), ('ln',), ('bn',), ('in', 'ln'), ('in', 'bn'), ('ln', 'bn'), ('in', 'ln', 'bn')]
 ALL = SUBSETS[-1]
 EPS = {torch.float64: 2**-23, torch.float32: 2**-23, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+
+
+def broken_interpreter() -> str:
+    """Why this Triton's interpreter cannot run the kernels; the compiler may be able to."""
+    version = tuple(map(int, triton.__version__.split('.')[:2]))
+    if version < (3, 2):
+        return f'the interpreter of Triton {triton.__version__} computes something else'
+    if version < (3, 6) and tuple(map(int, np.__version__.split('.')[:2])) >= (2, 4):
+        return f'the interpreter of Triton {triton.__version__} fails with NumPy {np.__version__}'
+    return ''
+
+
+@pytest.fixture(autouse=True)
+def _skips_where_the_interpreter_is_broken(monkeypatch):
+    if backend.INTERPRETED and (why := broken_interpreter()):
+        executor = importlib.import_module('triton.runtime.interpreter').GridExecutor
+        monkeypatch.setattr(executor, '__call__', lambda *args, **kwargs: pytest.skip(why))
 
 
 @contextmanager
@@ -560,6 +579,8 @@ def test_nothing_waits_for_the_device(memory_format):
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
 def test_few_variants_are_compiled_for_images_of_all_sizes(memory_format):
     """A ResNet-50 over 3,000 steps of images of 1 to 4 a batch, short side 480 to 800 pixels."""
+    if backend.INTERPRETED and not hasattr(kernels.pool, 'kwargs'):
+        pytest.skip("before Triton 3.3 the interpreter does not keep the decorator's arguments")
     channels_last = memory_format == torch.channels_last
     random = torch.Generator().manual_seed(0)
     stages = [(4, 64), (4, 256), (8, 128), (8, 512), (16, 256), (16, 1024), (32, 512), (32, 2048)]
@@ -799,3 +820,21 @@ def test_gpu_on_which_triton_fails_takes_aten_and_says_so(monkeypatch):
     monkeypatch.setitem(chosen._BACKENDS, 'triton', broken)
     with pytest.warns(UserWarning, match='on cuda:7: no C compiler; SN_MM_BACKEND=aten'):
         assert chosen._kernels_or_aten('triton', torch.device('cuda:7')) is ops.native.aten
+
+
+def test_a_kernel_that_fails_before_the_first_layer_is_one_warning(monkeypatch, recwarn):
+    def fails(*args, **kwargs):
+        raise RuntimeError('no compiler\nfor this driver')
+
+    monkeypatch.setattr(kernels, 'unite', {(1,): fails})
+    chosen = native_with(monkeypatch, '')
+    for _ in range(2):
+        assert chosen._kernels_or_aten('triton', DEVICE) is ops.native.aten
+    (warning,) = recwarn
+    assert f'on {DEVICE}: RuntimeError: no compiler for this driver; SN' in str(warning.message)
+
+
+def test_a_triton_too_old_for_the_kernels_is_named(monkeypatch):
+    monkeypatch.setattr(triton, '__version__', '2.3.1')
+    why = ops.native._no_triton(DEVICE)
+    assert why == 'it needs Triton 3.0 or later, and Triton 2.3.1 is installed'

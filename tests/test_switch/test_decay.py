@@ -67,6 +67,7 @@ def test_rules_of_the_config_stay_and_are_named(wrapper, whose):
 
 
 def test_the_switch_writes_it_and_another_norm_does_not():
+    pytest.importorskip('mmdet')
     for kind, written in (('SN', True), ('BN', False)):
         cfg = Config({**config().to_dict(), 'default_scope': 'mmdet'})
         cfg.model = {'type': 'mmdet.ResNet', 'depth': 18, 'norm_cfg': {'type': 'BN'}}

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
-from sn_mm.engine.safe_globals import register_safe_globals
+from sn_mm.engine.safe_load import safe_load
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
@@ -164,5 +163,4 @@ def succeed(folder: Path, *command: object, **variables: str) -> str:
 
 
 def load(path: Path) -> dict:
-    register_safe_globals()
-    return torch.load(path, weights_only=True)
+    return safe_load(path)

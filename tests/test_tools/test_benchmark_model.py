@@ -50,6 +50,7 @@ def test_both_models_are_measured_in_one_run(tmp_path):
     ],
 )
 def test_bad_input_ends_in_one_line(args, line, monkeypatch, capsys):
+    pytest.importorskip('mmseg')
     monkeypatch.setattr(sys, 'argv', ['benchmark_model.py', *map(str, args)])
     monkeypatch.setattr(machine, 'hold_freed_memory', lambda: None)  # it starts Python anew
     with pytest.raises(SystemExit) as stop:

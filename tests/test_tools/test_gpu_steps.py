@@ -190,6 +190,10 @@ def test_a_synchronised_layer_that_differs_is_a_failure(monkeypatch):
         list(nccl.run(CPU, True))
 
 
+@pytest.mark.skipif(
+    not hasattr(torch._C._autograd._KinetoEvent, 'start_ns'),
+    reason='torch < 2.4 records no times that order allocations',
+)
 def test_a_norm_that_cannot_train_leaves_the_others_alone():
     class Broken(nn.BatchNorm2d):
         def forward(self, x):

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason='the pinned packages need Python 3.11'
+)
 
 # Records what it is asked, and does what setup_env.sh then relies on. $FAKE_PIP names an argument
 # and what happens when it is met: "mmdet:fail", "torch:hang", "FORCE_CUDA=1:fail".

@@ -35,11 +35,14 @@ class Record:
     tensors: int = 0
     faults: list[str] = field(default_factory=list)
 
+    def kills(self) -> int:
+        return sum(self.moments.values())
+
     def row(self) -> str:
         """A row of the table, under :data:`HEAD`."""
         moments = (str(self.moments[m]) for m in ('starting', 'training', 'writing'))
         same = f'{self.tensors} tensors equal' if not self.faults else '; '.join(self.faults)
-        cells = [self.name, str(self.processes), str(self.moments.total()), *moments]
+        cells = [self.name, str(self.processes), str(self.kills()), *moments]
         return f'| {" | ".join([*cells, str(self.trainings), same])} |'
 
 
@@ -74,13 +77,13 @@ def endure(
     undisturbed = Training(config, work_dir / 'undisturbed', processes)
     seconds = undisturbed.finish()
     training = Training(config, work_dir / 'killed-0', processes)
-    while record.moments.total() < kills:
-        writing = record.moments.total() % 2 == 1
+    while record.kills() < kills:
+        writing = record.kills() % 2 == 1
         moment = _kill(training, rng, seconds, writing)
         if moment:
             record.moments[moment] += 1
             record.faults.extend(find_damaged(training))
-            print(f'{name} on {processes}: kill {record.moments.total()}, {moment}', flush=True)
+            print(f'{name} on {processes}: kill {record.kills()}, {moment}', flush=True)
         else:
             compare(undisturbed, training, record)
             number = record.trainings

@@ -18,6 +18,7 @@ from toy_training import build_runner, by_iteration, disk_full_at, loader
 
 from sn_mm.engine.atomic_backend import AtomicBackend
 from sn_mm.engine.random_states import get_random_states, set_random_states
+from sn_mm.engine.safe_load import safe_load
 from sn_mm.errors import InputError
 
 HOOK = dict(type='ResumableCheckpointHook')
@@ -108,13 +109,13 @@ def test_random_states_survive_a_checkpoint_that_holds_weights_only(tmp_path: Pa
     np.random.randn()  # leaves a second number behind, which is a part of the state
     torch.save(get_random_states(), tmp_path / 'states.pth')
     drawn = random.random(), np.random.randn(3).tolist(), torch.rand(3).tolist()
-    set_random_states(torch.load(tmp_path / 'states.pth', weights_only=True))
+    set_random_states(safe_load(tmp_path / 'states.pth'))
     assert drawn == (random.random(), np.random.randn(3).tolist(), torch.rand(3).tolist())
 
 
 def test_states_of_another_number_of_processes_are_left_alone(tmp_path: Path) -> None:
     build_runner(tmp_path, **by_epoch()).train()
-    checkpoint = torch.load(tmp_path / 'epoch_2.pth', weights_only=True)
+    checkpoint = safe_load(tmp_path / 'epoch_2.pth')
     checkpoint['meta']['random_states'] *= 2
     torch.save(checkpoint, tmp_path / 'of_two.pth')
     settings = by_epoch()
@@ -163,7 +164,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(victim: str, tmp_path: Path) 
     kept = {expected, 'best_acc_epoch_1.pth', 'last_checkpoint'}
     assert saved(tmp_path) == kept
     for name in kept - {'last_checkpoint'}:
-        torch.load(tmp_path / name, weights_only=True)
+        safe_load(tmp_path / name)
 
 
 def test_resuming_deletes_what_a_kill_left(tmp_path: Path) -> None:

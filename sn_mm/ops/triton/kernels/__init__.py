@@ -26,6 +26,9 @@ all in float32 but for inputs, parameters and running statistics, whose dtypes a
 
 Instances, positions and offsets of tiles are counted in 64 bits. Whatever a program reads was
 written by an earlier launch, and it adds in a fixed order: results are the same from run to run.
+
+These modules do without ``from __future__ import annotations``: Triton's interpreter before 3.3
+does not see ``tl.constexpr`` in a text.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Kernels of the forward pass that read the input; arguments as the package says."""
 
 # mypy: allow-untyped-defs
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -1,8 +1,6 @@
 """The scopes and their mix: no other module of this backend knows them."""
 
 # mypy: allow-untyped-defs
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -1,8 +1,6 @@
 """The kernel between those of the forward pass, and running statistics."""
 
 # mypy: allow-untyped-defs
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 
@@ -18,8 +16,8 @@ def count_batch(batches, contribution) -> None:
     count = tl.load(batches) + 1
     if contribution is None:
         tl.store(batches, count)
-    else:
-        tl.store(batches, count, mask=tl.load(contribution) > 0)
+    elif tl.load(contribution) > 0:
+        tl.store(batches, count)
 
 
 @triton.jit
@@ -31,15 +29,16 @@ def move(running, value, share, at, mask):
 
 
 @triton.jit
-def share_of_batch(batches, momentum, seen, first, CUMULATIVE: tl.constexpr):
-    """The share of a batch in the running statistics; the ``first`` program counts it, if ``seen``.
+def share_of_batch(batches, momentum, counts, CUMULATIVE: tl.constexpr):
+    """The share of a batch in the running statistics; a program that ``counts`` counts the batch.
 
     With ``CUMULATIVE``, a momentum of None, :func:`count_batch` has counted it.
     """
     if CUMULATIVE:
         momentum = 1.0 / tl.load(batches).to(tl.float32)
     elif batches is not None:
-        tl.store(batches, tl.load(batches) + 1, mask=first & seen)
+        if counts:  # not a mask: before Triton 3.3 the interpreter overlooks one that is a scalar
+            tl.store(batches, tl.load(batches) + 1)
     return momentum
 
 
@@ -148,7 +147,7 @@ def _batch(
         mean, var = pooled(lane_mean, lane_squares / instances.to(tl.float32), share, 0)
         mean += centre
         if running_mean is not None:
-            new = share_of_batch(batches, momentum, True, block == 0, CUMULATIVE)
+            new = share_of_batch(batches, momentum, block == 0, CUMULATIVE)
             move(running_mean, mean, new, c, columns)
             move(running_var, var * unbiased, new, c, columns)
     tl.store(batch + c, mean, mask=columns)

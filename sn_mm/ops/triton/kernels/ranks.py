@@ -1,8 +1,6 @@
 """Kernels around the collective of a synchronised layer; arguments as the package says."""
 
 # mypy: allow-untyped-defs
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 
@@ -20,7 +18,8 @@ def contribute(batch, contribution, channels, count, BLOCK_CHANNELS: tl.constexp
     var = tl.load(batch + channels + c, mask=mask, other=0.0).to(tl.float64)
     tl.store(contribution + 1 + c, count * mean, mask=mask)
     tl.store(contribution + 1 + channels + c, count * (var + mean * mean), mask=mask)
-    tl.store(contribution, count, mask=program == 0)
+    if program == 0:
+        tl.store(contribution, count)
 
 
 @triton.jit(do_not_specialize=['channels', 'running_mean', 'running_var', 'batches'])
@@ -54,6 +53,6 @@ def unite(
     if running_mean is not None:
         if BIASED:
             var *= count / tl.maximum(positions - 1, 1).to(tl.float64)
-        share = share_of_batch(batches, momentum, seen, program == 0, CUMULATIVE)
+        share = share_of_batch(batches, momentum, seen & (program == 0), CUMULATIVE)
         move(running_mean, mean.to(tl.float32), share, c, mask & seen)
         move(running_var, var.to(tl.float32), share, c, mask & seen)

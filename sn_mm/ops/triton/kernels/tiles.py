@@ -1,8 +1,6 @@
 """Where a program works, and how values and chunks are pooled: device functions of all kernels."""
 
 # mypy: allow-untyped-defs
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 
