@@ -28,7 +28,8 @@ test_dataloader = val_dataloader
 max_iters = 200
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=0.002, weight_decay=0.01, fused=True))
+    optimizer=dict(_delete_=True, type='AdamW', lr=0.002, weight_decay=0.01, fused=True),
+    paramwise_cfg=dict(norm_decay_mult=0.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
     dict(type='CosineAnnealingLR', begin=20, end=max_iters, T_max=max_iters - 20, by_epoch=False)
