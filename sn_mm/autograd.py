@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 
 from . import equations
 from .distributed import Caller, sum_over_ranks
-from .equations import Moments, Parameters, Running, Settings
+from .equations import Moments, Parameters, Running, Settings, Sums
 from .errors import InputError
 from .ops import backend_for, dense
 from .tracing import is_batched, is_compiling, is_transformed
@@ -134,7 +134,7 @@ class SwitchNormFunction(torch.autograd.Function):
         sums, gradients = backend.reduce(dy, x, moments, parameters, settings, ctx.measured)
         if ctx.process_group is not None and sums.batch is not None:
             batch = sum_over_ranks(sums.batch, ctx.process_group, ctx.caller, 'backward')
-            sums = sums._replace(batch=batch)
+            sums = Sums(sums.instance, sums.layer, batch)
         dx = None
         if needed[0] and x.numel():
             total = constant if on_device is None else on_device
