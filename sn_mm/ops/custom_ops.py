@@ -241,7 +241,7 @@ def propagate(
     total: int | Tensor,
 ) -> Tensor:
     none = sums.instance.new_empty(0)
-    wider = (none if t is None else t for t in sums[1:])
+    wider = (none if t is None else t for t in (sums.layer, sums.batch))
     counted = (total, 1) if isinstance(total, Tensor) else (None, total)
     return _propagate_op(
         dy, x, *_pack(moments), sums.instance, *wider, *_flat(parameters, settings), *counted

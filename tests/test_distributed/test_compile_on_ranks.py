@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
@@ -48,6 +49,10 @@ class Branches(nn.Module):
         return self.first(x), second
 
 
+@pytest.mark.skipif(
+    WHOLE and not hasattr(torch.serialization, 'safe_globals'),
+    reason='torch 2.4 changes the order of collectives in a graph',
+)
 @on_ranks(2, cases=[{'backend': 'aot_eager'}, {'backend': 'inductor'}], timeout=240)
 def test_the_collectives_of_a_compiled_model_keep_their_order(
     rank: int, size: int, backend: str

@@ -165,6 +165,9 @@ def test_a_full_disk_is_an_error_of_every_rank(rank: int, size: int) -> None:
         pass
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, 'record_event'), reason='FSDP2 of torch 2.6 needs a GPU'
+)
 @pytest.mark.skipif(not hasattr(fsdp, 'fully_shard'), reason='torch < 2.6 has no FSDP2')
 @on_ranks(2, cases=[{'accumulated': 1}, {'accumulated': 2}])
 def test_fsdp2_gives_the_weights_of_one_process(rank: int, size: int, accumulated: int) -> None:

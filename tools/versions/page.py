@@ -28,7 +28,9 @@ bash tools/check_versions.sh 2.4.1       # one row
 What older versions lack:
 
 - `torch.compile` takes a model with SN as one graph from torch 2.4 on. Before, the graph breaks at
-  each layer, with the same numbers. `torch.export` is tested from torch 2.6 on.
+  each layer, with the same numbers. `torch.export` is tested from torch 2.6 on. With torch 2.4 and
+  synchronised layers compile the model on all ranks or on none: it changes the order of
+  collectives in a graph.
 - The kernels for CUDA need Triton 3.0, which torch 2.4 brings. Before, and wherever a first kernel
   fails, layers take PyTorch's own operations and one warning says why. Triton's interpreter, in
   which the kernels are tested without a GPU, runs them from 3.2 on; its compiler from 3.0 on.
