@@ -94,10 +94,9 @@ class SwitchNormFunction(torch.autograd.Function):
         y, moments, batch = forward_pass(
             x, parameters, running, training, settings, process_group, caller
         )
-        total: Any = 1 if batch is None else batch.total
-        on_device = total if isinstance(total, Tensor) else None
+        on_device = batch.total if batch and isinstance(batch.total, Tensor) else None
         ctx.save_for_backward(x, *parameters, on_device, *moments.values())
-        ctx.constants = tuple(moments), settings, None if on_device is not None else total
+        ctx.constants = tuple(moments), settings
         ctx.measured = batch is not None
         ctx.process_group, ctx.caller = process_group, caller
         if not give_batch:
@@ -111,7 +110,7 @@ class SwitchNormFunction(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
         x, mean_weight, var_weight, weight, bias, on_device, *arrays = ctx.saved_tensors
         parameters = Parameters(mean_weight, var_weight, weight, bias)
-        scopes, settings, constant = ctx.constants
+        scopes, settings = ctx.constants
         moments = dict(zip(scopes, arrays))
         needed = ctx.needs_input_grad[:5]
         if not is_compiling() and _wants_ordinary_operations(dy):
@@ -137,7 +136,9 @@ class SwitchNormFunction(torch.autograd.Function):
             sums = Sums(sums.instance, sums.layer, batch)
         dx = None
         if needed[0] and x.numel():
-            total = constant if on_device is None else on_device
+            # Not kept from forward: a size that torch.compile takes as a variable gets lost there.
+            here = x.numel() // x.shape[1] if ctx.measured else 1
+            total = here if on_device is None else on_device
             dx = backend.propagate(dy, x, moments, sums, parameters, settings, total)
         elif needed[0]:
             dx = torch.empty_like(x)

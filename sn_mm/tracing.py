@@ -22,8 +22,15 @@ _has_fakes = hasattr(torch.library.Library, '_register_fake')
 _dynamo_traces = getattr(torch.compiler, 'is_dynamo_compiling', _never)
 # torch < 2.7 does not tell torch.export from torch.compile: both record ordinary operations, but
 # for a synchronised layer, which only the latter takes.
-_tells_export = hasattr(torch.compiler, 'is_exporting')
-_exports = getattr(torch.compiler, 'is_exporting', getattr(torch.compiler, 'is_compiling', _never))
+# Up to 2.12 is_exporting() is true for torch.compile as well, but what it reads is not.
+_tells_export = hasattr(torch.compiler, '_is_exporting_flag')
+
+
+def _flag() -> bool:
+    return torch.compiler._is_exporting_flag
+
+
+_exports = _flag if _tells_export else getattr(torch.compiler, 'is_compiling', _never)
 _transforms = getattr(
     torch._C,
     '_are_functorch_transforms_active',
