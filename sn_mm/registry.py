@@ -11,8 +11,8 @@ too, on versions of torch that load weights only.
 from collections.abc import Callable, Mapping
 
 from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.registry import LOOPS, OPTIM_WRAPPERS, PARAM_SCHEDULERS, Registry
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS, Registry
 
 from .engine import hooks
 from .engine.bfloat16 import BFloat16OptimWrapper
@@ -52,7 +52,8 @@ def _register(root: Registry, modules: Mapping[str, Callable]) -> Registry:
 MODELS = _register(ROOT_MODELS, _MODELS)
 HOOKS = _register(ROOT_HOOKS, _HOOKS)
 _register(OPTIM_WRAPPERS, {'BFloat16OptimWrapper': BFloat16OptimWrapper})
-_register(PARAM_SCHEDULERS, {})  # MMEngine looks here for a base 'sn_mm::...', then in the root
+for root in (PARAM_SCHEDULERS, LOOPS):
+    _register(root, {})  # MMEngine looks here for those of a base 'sn_mm::...', then in the root
 register_config_packages()
 register_safe_globals()
 register_flop_handles()

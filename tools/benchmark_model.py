@@ -75,7 +75,7 @@ def parse_args() -> Namespace:
             raise InputError(f'--{name} must be at least 1, got {getattr(args, name)}')
     if args.out:
         check_file('--out', args.out)
-    args.norm = args.norm or 'SN'
+    args.norm = args.norm or {'type': 'SN'}
     args.device = machine.find_device(args.device)
     return args
 

@@ -125,7 +125,8 @@ def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
         The norms switched and left.
 
     Raises:
-        InputError: As :func:`sn_mm.switch_norm_cfg`.
+        InputError: As :func:`sn_mm.switch_norm_cfg`; another norm than SN does not fit the model,
+            as GN where the groups do not divide the channels.
     """
     to_sn = is_sn(check_target(norm_cfg))
     nothing = None
@@ -136,7 +137,12 @@ def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
     with DefaultScope.overwrite_default_scope(toolbox(cfg)):
         settings = copy.deepcopy(cfg.model)  # which the build changes in place
         _need_no_process_group(settings, toolbox(cfg))
-        model = MODELS.build(settings)
+        try:
+            model = MODELS.build(settings)
+        except ValueError as error:
+            if to_sn:
+                raise
+            raise InputError(f'{norm_cfg["type"]} does not fit the model: {error}') from error
     leftovers = find_leftovers(model, extent)
     if nothing and not (leftovers and to_sn):
         raise nothing

@@ -14,7 +14,14 @@ import pytest
 import yaml
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.registry import (
+    HOOKS,
+    LOOPS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    PARAM_SCHEDULERS,
+    DefaultScope,
+)
 from mmengine.runner import Runner
 
 from sn_mm import SwitchNorm
@@ -46,6 +53,7 @@ def test_all_that_a_recipe_adds_to_its_toolbox_is_known_where_it_is_a_base(tmp_p
         'model': MODELS,
         'optim_wrapper': OPTIM_WRAPPERS,
         'param_scheduler': PARAM_SCHEDULERS,
+        'train_cfg': LOOPS,
         'custom_hooks': HOOKS,
     }
     for file in sorted((ROOT / 'configs').glob('*/*.py')):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import LIMIT, TOOLS, run
+from small_runs import LIMIT, ROOT, TOOLS, run
 
 from resume.kills import Record, compare, find_damaged
 from resume.training import Training
@@ -46,6 +46,8 @@ def test_half_a_checkpoint_is_a_fault(tmp_path: Path) -> None:
 @pytest.mark.timeout(2 * LIMIT)
 def test_a_segmentor_is_killed_while_it_saves_and_ends_as_if_undisturbed(tmp_path: Path) -> None:
     options = ('--kills', 2, '--processes', 1, '--work-dir', tmp_path)
-    code, out, error = run(tmp_path, sys.executable, TOOLS / 'check_resume.py', *options)
+    code, out, error = run(
+        tmp_path, sys.executable, TOOLS / 'check_resume.py', *options, PYTHONPATH=str(ROOT)
+    )
     assert code == 0, (out + error)[-3000:]
     assert 'kill 2, writing' in out and out.splitlines()[-1].endswith(' tensors equal |')

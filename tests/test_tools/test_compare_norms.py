@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from test_tools.small_runs import DETECTION, SEGMENTATION, TOOLS, run, start, write_split
+from test_tools.small_runs import DETECTION, ROOT, SEGMENTATION, TOOLS, run, start, write_split
 
 from compare import run as cells_run
 from compare.plan import Cell, cell_config, check_config, norm_cfg_of, plan_cells, switch
@@ -193,7 +193,9 @@ def test_one_comparison_works_in_a_folder(tmp_path):
 )
 @pytest.mark.slow
 def test_bad_input_is_one_line(folder, arguments, said):
-    code, out, error = run(folder, sys.executable, TOOLS / 'compare_norms.py', *arguments)
+    code, out, error = run(
+        folder, sys.executable, TOOLS / 'compare_norms.py', *arguments, PYTHONPATH=str(ROOT)
+    )
     lines = [line for line in error.splitlines() if 'mmengine' not in line]
     assert code == 2 and said in lines[-1] and 'Traceback' not in error
 
@@ -205,7 +207,7 @@ def test_a_comparison_that_is_killed_goes_on(folder):
         sys.executable, TOOLS / 'compare_norms.py', 'det.py', '--norms', 'SN', 'GN num_groups=3',
         'BN', '--processes', '1', '--images', '2', '--seeds', '1', '--out', 'out',
     ]  # fmt: skip
-    process = start(folder, *command)
+    process = start(folder, *command, PYTHONPATH=str(ROOT))
     cells = folder / 'out/cells.jsonl'
     deadline = time.monotonic() + 300
     while not (cells.is_file() and cells.read_text().count('\n') >= 2):
@@ -215,13 +217,13 @@ def test_a_comparison_that_is_killed_goes_on(folder):
     process.communicate(timeout=60)
     before = cells.read_text().splitlines()
 
-    code, out, error = run(folder, *command)
+    code, out, error = run(folder, *command, PYTHONPATH=str(ROOT))
     assert code == 0, error[-3000:]
     after = cells.read_text().splitlines()
     assert after[: len(before)] == before
     found = {r['norm']: r for r in map(json.loads, after)}
     assert set(found) == {'SN', 'GN num_groups=3', 'BN'} and len(after) == 3
-    assert 'num_channels must be divisible by num_groups' in found['GN num_groups=3']['error']
+    assert 'must be divisible by num_groups (3)' in found['GN num_groups=3']['error']
     for norm in ('SN', 'BN'):
         assert math.isfinite(found[norm]['loss']) and found[norm]['peak_memory_mib'] > 100
     shares = found['SN']['importance']['mean']
@@ -229,5 +231,6 @@ def test_a_comparison_that_is_killed_goes_on(folder):
     text = (folder / 'out/README.md').read_text()
     assert '| `GN num_groups=3` | - [1] |' in text and '[1] does not run' in text
 
-    code, out, error = run(folder, *command, '--cfg-options', 'optim_wrapper.optimizer.lr=0.1')
+    other = '--cfg-options', 'optim_wrapper.optimizer.lr=0.1'
+    code, out, error = run(folder, *command, *other, PYTHONPATH=str(ROOT))
     assert code == 2 and '--out has a result of SN, 1 x 2, seed 0 with other settings' in error

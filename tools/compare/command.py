@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -63,7 +63,7 @@ QUICK_SCENES = ['--layout', 'cityscapes', '--size', '128', '--digits', '2', '4',
 
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise InputError(f'a whole number of at least 1 is allowed, got {text!r}')
+        raise ArgumentTypeError(f'a whole number of at least 1 is allowed, got {text!r}')
     return int(text)
 
 
