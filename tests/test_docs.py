@@ -38,6 +38,9 @@ ELSEWHERE = {
     r'(sn-mm [a-z-]+|python tools/train\.py)$': 'the name of a command',
     r'python tools/check_resume\.py': 'tests/test_tools/test_check_resume.py',
     r'bash tools/check_gpu\.sh': 'tests/test_tools/test_check_gpu.py',
+    r'python tools/check_sync\.py': 'tests/test_tools/test_check_sync.py',
+    r'python tools/(compare_norms|make_nuclei)\.py': 'tests/test_tools, of the same names',
+    r'bash tools/check_versions\.sh': 'tests/test_tools/test_check_versions.py',
     r'python tools/check_numerics\.py': 'tests/test_tools/test_check_numerics.py',
 }
 """Commands that are not run here, and why."""
