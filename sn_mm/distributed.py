@@ -165,6 +165,8 @@ def sum_over_ranks(
         if caller is not None and _CHECKS.get(process_group, 1):
             _check_same_caller(caller, direction, numbers.device, process_group)
         dist.all_reduce(numbers, group=process_group)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         ranks = dist.get_process_group_ranks(process_group)
         raise RuntimeError(

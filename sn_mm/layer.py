@@ -51,7 +51,7 @@ class SwitchNorm(_InstanceNorm):
         correction: 0 for the paper's biased instance variance, 1 for the unbiased one of the
             authors' released code (for their checkpoints). Default: 0.
         init_importance: The mix to start from. None: equal shares, but ``{'bn': 0.9}`` where
-            weights of a BatchNorm are loaded, and 'bn' where the importance is frozen then. A
+            weights of a BatchNorm are loaded, and 'bn' where the importance is frozen by then. A
             scope: all but 1e-7 on it, so that 'bn' keeps the function of the BatchNorm network
             whose weights are loaded; the importance then hardly moves. A mapping such as
             ``{'bn': 0.9}``: these shares, the rest equally among the other scopes; the importance
@@ -160,7 +160,8 @@ class SwitchNorm(_InstanceNorm):
         """Starts the importance anew, for a layer that has been given weights of a BatchNorm.
 
         Loading a checkpoint and :func:`sn_mm.convert_switch_norm` call it by themselves. Without
-        ``init_importance`` the shares become ``{'bn': 0.9}``, or 'bn' where they are frozen.
+        ``init_importance`` the shares become ``{'bn': 0.9}``, or 'bn' where they are frozen by
+        then.
         """
         if self.init_importance is None and 'bn' in self.normalizers and len(self.normalizers) > 1:
             self._set_importance(FROM_BATCH_NORM if self.mean_weight.requires_grad else 'bn')
@@ -168,8 +169,8 @@ class SwitchNorm(_InstanceNorm):
     def _set_importance(self, shares: str | Mapping[str, float] | None) -> None:
         logits = torch.tensor(initial_logits(shares, self.normalizers), device='cpu')
         with torch.no_grad():
-            self.mean_weight.copy_(logits)
-            self.var_weight.copy_(logits)
+            for weight in (self.mean_weight, self.var_weight):
+                weight.copy_(_placed_as(weight, logits))
 
     def importance(self) -> dict[str, dict[str, float]]:
         """The learned mix: softmax of the importance weights.
@@ -254,8 +255,10 @@ class SwitchNorm(_InstanceNorm):
         # Past _InstanceNorm's own, which fails on any file older than its running statistics: a
         # BatchNorm's statistics are merely unexpected where this layer keeps none.
         super(_InstanceNorm, self)._load_from_state_dict(state_dict, prefix, *args)
+        # A BatchNorm's weights come whole: statistics alone may be a part of SN's own state.
+        whole = {f'{prefix}running_mean'} | ({f'{prefix}weight'} if self.affine else set())
         importance = {f'{prefix}mean_weight', f'{prefix}var_weight'}
-        if f'{prefix}running_mean' in state_dict and importance.isdisjoint(state_dict):
+        if whole <= state_dict.keys() and importance.isdisjoint(state_dict):
             self.take_over_batch_norm()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -303,6 +306,15 @@ class SwitchNorm(_InstanceNorm):
             if getattr(self, name):
                 shown += f', {name}={getattr(self, name)!r}'
         return shown
+
+
+def _placed_as(weight: Any, values: Tensor) -> Tensor:
+    """The same values on all ranks, sharded as a weight is that FSDP2 shards."""
+    if not hasattr(weight, 'placements'):
+        return values
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(values.to(weight), weight.device_mesh, weight.placements)
 
 
 class SwitchNorm1d(SwitchNorm):

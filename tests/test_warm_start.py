@@ -257,9 +257,43 @@ def test_only_weights_of_a_batch_norm_change_the_start():
     assert shares_of(norm) == [0.5, 0.5]
 
 
+def test_a_part_of_sns_own_state_keeps_the_mix():
+    learned = SwitchNorm2d(4)
+    learned.var_weight.data[0] = 3
+    before = shares_of(learned)
+    statistics = {k: v for k, v in learned.state_dict().items() if 'running' in k}
+    learned.load_state_dict(statistics, strict=False)
+    assert shares_of(learned) == before
+
+
+def test_a_sharded_layer_takes_over_a_batch_norm(tmp_path):
+    fsdp = pytest.importorskip('torch.distributed.fsdp')
+    if not hasattr(fsdp, 'fully_shard'):
+        pytest.skip('no FSDP2 in this torch')
+    file = f'file://{tmp_path}/store'
+    torch.distributed.init_process_group('gloo', init_method=file, rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh('cpu', (1,))
+        layer = SwitchNorm2d(4)
+        fsdp.fully_shard(layer, mesh=mesh)
+        layer.take_over_batch_norm()
+        assert shares_of_logits(layer.var_weight.full_tensor()) == [0.05, 0.05, 0.9]
+        layer.reset_parameters()
+        assert shares_of_logits(layer.mean_weight.full_tensor()) == [0.333333] * 3
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def shares_of_logits(logits: Tensor) -> list[float]:
+    return [round(share, 6) for share in logits.detach().softmax(0).tolist()]
+
+
 def test_a_conversion_takes_over_a_trained_batch_norm_and_starts_a_fresh_one_equally():
     assert shares_of(convert_switch_norm(trained_batch_norm())) == [0.05, 0.05, 0.9]
     assert shares_of(convert_switch_norm(nn.BatchNorm2d(4))) == [0.333333] * 3
+    old_file = trained_batch_norm()  # without the counter
+    old_file.num_batches_tracked.zero_()
+    assert shares_of(convert_switch_norm(old_file)) == [0.05, 0.05, 0.9]
     original, x = trained_batch_norm().eval(), torch.randn(2, 4, 3, 3)
     frozen = convert_switch_norm(copy.deepcopy(original).requires_grad_(False))
     torch.testing.assert_close(frozen(x), original(x), rtol=1e-5, atol=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import OPTIMIZERS, DefaultScope
@@ -112,15 +112,16 @@ def save_resumably(cfg: Config) -> None:
         cfg: The config, changed in place: MMEngine's ``CheckpointHook``, with its arguments. Other
             classes stay.
     """
-    hooks = cfg.setdefault('default_hooks', {})
-    hooks.setdefault('checkpoint', {'type': 'CheckpointHook'})
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook'))
     for hook in [*hooks.values(), *(cfg.get('custom_hooks') or [])]:
-        if hook and hook.get('type') in (
+        if isinstance(hook, dict) and hook.get('type') in (
             'CheckpointHook',
             'mmengine.CheckpointHook',
+            'mmengine.hooks.CheckpointHook',
             CheckpointHook,
         ):
-            hook.type = 'ResumableCheckpointHook'
+            hook['type'] = 'ResumableCheckpointHook'
 
 
 def keep_seed(cfg: Config, checkpoint: dict) -> None:

@@ -70,8 +70,8 @@ def convert_switch_norm(
             norm stays and is not reported. Default: all are replaced.
         **layer_args: Arguments of the new layers, over what they take from the old ones.
             ``init_importance='bn'`` keeps the function of a BatchNorm network. Without
-            ``init_importance`` a BatchNorm that has seen batches becomes SN with ``{'bn': 0.9}``,
-            or 'bn' where it is frozen, and other norms start with equal shares.
+            ``init_importance`` a BatchNorm with measured statistics becomes SN with
+            ``{'bn': 0.9}``, or 'bn' where it is frozen, and other norms start with equal shares.
 
     Returns:
         ``model``, or the new layer where ``model`` itself is a norm.
@@ -162,6 +162,14 @@ def extras_of(norm: nn.Module) -> str:
     return ', '.join(sorted(members - kept))
 
 
+def _has_measured(norm: _BatchNorm) -> bool:
+    """Whether running statistics are not those of a new layer; old files have no counter."""
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None or mean.is_meta:
+        return False
+    return bool(mean.any()) or bool((var != 1).any())
+
+
 def _convert(
     norm: Any, layer: type[SwitchNorm], fallback: torch.Tensor, layer_args: Mapping[str, Any]
 ) -> SwitchNorm:
@@ -195,8 +203,7 @@ def _convert(
     for name, value in statistics.items():
         if value is not None and getattr(new, name) is not None:
             setattr(new, name, value)
-    batches = statistics['num_batches_tracked']
-    if batches is not None and not batches.is_meta and batches > 0:
+    if isinstance(norm, _BatchNorm) and _has_measured(norm):
         new.take_over_batch_norm()
     stopped = statistics['running_mean'] is not None and not norm.track_running_stats
     if stopped and 'track_running_stats' not in layer_args:

@@ -8,15 +8,20 @@ from mmengine.config import Config, ConfigDict
 
 IMPORTANCE = ('mean_weight', 'var_weight')
 # Constructors of optimizers that read custom_keys; None: the default.
-_CONSTRUCTORS = (None, 'DefaultOptimWrapperConstructor', 'ForceDefaultOptimWrapperConstructor')
+_CONSTRUCTORS = (
+    None,
+    'DefaultOptimWrapperConstructor',
+    'mmengine.DefaultOptimWrapperConstructor',
+    'ForceDefaultOptimWrapperConstructor',
+)
 
 
 def leave_importance_out(cfg: Config) -> list[str]:
     """Takes the importance of SN out of the weight decay, as the paper has it.
 
-    Written as ``custom_keys`` of ``optim_wrapper.paramwise_cfg``, so that nothing else changes.
-    Where the config has custom keys of its own, these would no longer hold for the importance, and
-    it stays as it is.
+    Written as ``custom_keys`` of ``optim_wrapper.paramwise_cfg``, with which MMEngine gives each
+    parameter a group of its own; no other parameter's settings change. Where the config has custom
+    keys of its own, these would no longer hold for the importance, and it stays as it is.
 
     Args:
         cfg: The switched config, changed in place.
@@ -32,13 +37,13 @@ def leave_importance_out(cfg: Config) -> list[str]:
         return []
     paramwise = wrapper.get('paramwise_cfg') or {}
     keys = paramwise.get('custom_keys') or {}
-    if paramwise.get('norm_decay_mult') == 0 and not keys or set(IMPORTANCE) <= set(keys):
+    if paramwise.get('norm_decay_mult') == 0 or set(IMPORTANCE) <= set(keys):
         return []
     if keys or wrapper.get('constructor') not in _CONSTRUCTORS:
-        whose = 'custom_keys' if keys else 'constructor'
+        whose = 'custom_keys decide' if keys else 'constructor decides'
         return [
-            f'optim_wrapper: weight decay pulls the mix of SN to equal shares; the {whose} of '
-            'the config decide whether it is on mean_weight and var_weight'
+            'optim_wrapper: weight decay pulls the mix of SN to equal shares; '
+            f"the config's {whose} whether it is on mean_weight and var_weight"
         ]
     without = {name: {'decay_mult': 0.0} for name in IMPORTANCE}
     wrapper['paramwise_cfg'] = ConfigDict({**paramwise, 'custom_keys': without})

@@ -38,8 +38,9 @@ def take_notes(model: dict, report: SwitchReport, hooks: Sequence[dict] = ()) ->
         if equal and entry.new.get('requires_grad') is False:
             fixed.append(entry.path)
     notes = [
-        f'{path}.frozen_stages={stages} with the weights of {checkpoint}: SN in these stages stays '
-        f'the BatchNorm of these weights; {path}.frozen_stages=-1 lets it learn'
+        f'{path}.frozen_stages={stages} with the weights of {checkpoint}: SN in these stages keeps '
+        f'the mix that it starts from, BatchNorm or close to it; {path}.frozen_stages=-1 lets it '
+        'learn'
         for path, (stages, checkpoint) in frozen.items()
     ]
     notes += [

@@ -80,5 +80,9 @@ def test_these_files_would_run_something(name):
 
 def test_code_of_torchscript_is_refused():
     torch.jit.script(torch.nn.Linear(2, 2)).save('a.pth')
+    archive = Path('a.pth').read_bytes()
+    Path('b.pth').write_bytes(archive + bytes(69_000))  # a zip to torch, and none to Python
+    with pytest.raises((pickle.UnpicklingError, RuntimeError)):
+        safe_load(Path('b.pth'))
     with pytest.raises(pickle.UnpicklingError, match='TorchScript'):
         safe_load(Path('a.pth'))

@@ -32,6 +32,11 @@ SOME = [  # the others are in the quick run
 @pytest.mark.parametrize('name', SOME)
 def test_sn_is_as_exact_as_batch_norm(name):
     case = {case.name: case for case in cases(small=True)}[name]
+    if 'float16' in name:
+        try:
+            torch.nn.BatchNorm2d(1)(torch.ones(2, 1, 2, 2).half())
+        except RuntimeError as error:
+            pytest.skip(f'BatchNorm fails too: {error}')
     for memory_format in FORMATS:
         for record in measure(case, memory_format, 1, sn_layers(with_triton=False)):
             assert max(record.shares.values()) <= 1, record
@@ -75,6 +80,7 @@ def test_a_careless_variance_is_beyond_the_bound(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.every_command
 def test_quick_run():
     command = [sys.executable, 'tools/check_numerics.py', '--quick']
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)

@@ -42,6 +42,7 @@ def test_half_a_checkpoint_is_a_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.every_command
 @pytest.mark.skipif(find_spec('mmseg') is None, reason='needs mmseg')
 @pytest.mark.timeout(2 * LIMIT)
 def test_a_segmentor_is_killed_while_it_saves_and_ends_as_if_undisturbed(tmp_path: Path) -> None:

@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from test_tools.small_runs import DETECTION, ROOT, SEGMENTATION, TOOLS, run, start, write_split
 
+import sn_mm
 from compare import run as cells_run
+from compare.command import still_to_run
 from compare.plan import Cell, cell_config, check_config, norm_cfg_of, plan_cells, switch
 from compare.report import Group, best_apart, write_report
 from compare.run import finished, reason_of
@@ -108,6 +111,7 @@ def test_bold_is_for_ranges_that_part():
     assert best_apart(groups(BN=[50, 52], SN=[53, 60])) == 'SN'
     assert best_apart(groups(BN=[50, 54], SN=[53, 60])) is None
     assert best_apart(groups(BN=[50], SN=[53])) is None
+    assert best_apart(groups(BN=[50, 52, 51], SN=[53, 60])) is None
     assert best_apart(groups(SN=[53, 60])) is None
 
 
@@ -128,7 +132,7 @@ def test_a_report_says_all_that_was_measured(tmp_path):
     write_report(tmp_path, header, records, 'mIoU')
     text = (tmp_path / 'README.md').read_text()
     for line in (
-        '| `SN` | 65.0, 1 diverged | **70.5 (70.0 to 71.0)** |',
+        '| `SN` | 65.0, 1 of 2 seeds, 1 diverged | **70.5 (70.0 to 71.0)** |',
         '| `BN` | - [1] | 60.5 (60.0 to 61.0) |',
         '[1] does not run: ValueError: one value per channel',
         '| `SN` | 2 x 2 | 0.500, 0.300, 0.200 | 0.500, 0.300, 0.200 |',
@@ -143,6 +147,39 @@ def test_a_report_says_all_that_was_measured(tmp_path):
         assert (tmp_path / f'{name}.svg').read_text().startswith('<?xml')
     with pytest.raises(InputError, match="--metric must be one of mIoU, got 'AP'"):
         write_report(tmp_path, header, records, 'AP')
+
+
+def test_a_training_with_other_settings_is_not_gone_on_with(segmentation, tmp_path):
+    cell = Cell('SN', 1, 4, 0)
+    cfg = cell_config(segmentation, cell, 4)
+    folder = tmp_path / 'cells' / cell.name
+    folder.mkdir(parents=True)
+    (folder / 'digest').write_text('of another')
+    runner = cells_run.Runner(tmp_path, 1)
+    (found,) = runner.run([cell], lambda _: cfg)
+    assert 'has a training with other settings' in found['error']
+    runner.lock.close()
+
+
+def test_results_of_other_settings_are_refused():
+    cell = Cell('SN', 2, 1, 0)
+    done = {cell.name: {**record('SN', 1, 0, 1.0), 'batch_average_iters': 10}}
+    with pytest.raises(InputError, match='with other settings'):
+        list(still_to_run([cell], done, lambda _: Config(), False, batch_average=20))
+    other = {cell.name: {**record('SN', 1, 0, 1.0), 'digest': 'old', 'error': 'x'}}
+    with pytest.raises(InputError, match='with other settings'):
+        list(still_to_run([cell], other, lambda _: Config(), True, batch_average=0))
+    with pytest.raises(InputError, match='another spelling'):
+        plan_cells(['SN normalizers=[in,ln]', 'SN normalizers=(in,ln)'], 2, [1], 1)
+
+
+def test_the_importance_is_read_in_the_layers_order(tmp_path):
+    layer = sn_mm.SwitchNorm2d(4, normalizers=['ln', 'in'], init_importance={'in': 0.98})
+    torch.save({'state_dict': {f'a.{k}': v for k, v in layer.state_dict().items()}}, tmp_path / 'a')
+    for given in (['ln', 'in'], 'in,ln'.split(',')):
+        cfg = Config({'model': {'norm_cfg': {'type': 'SN', 'normalizers': given}}})
+        found = cells_run.read_importance(cfg, tmp_path / 'a')
+        assert found['mean']['in'] == pytest.approx(0.98)
 
 
 def test_a_record_that_was_cut_off_does_not_count(tmp_path):

@@ -163,7 +163,11 @@ class Configs:
 
 
 def still_to_run(
-    cells: list[Cell], records: dict[str, dict], configs: Configs, retry_failed: bool
+    cells: list[Cell],
+    records: dict[str, dict],
+    configs: Configs,
+    retry_failed: bool,
+    batch_average: int,
 ) -> Iterator[Cell]:
     """The cells without a result.
 
@@ -172,13 +176,18 @@ def still_to_run(
     """
     for cell in cells:
         record = records.get(cell.name)
-        if record is None or (retry_failed and 'error' in record):
+        if record is None:
             yield cell
-        elif 'digest' in record and record['digest'] != digest(configs(cell)):
+            continue
+        same = record.get('digest') in (None, digest(configs(cell)))
+        averaged = record.get('batch_average_iters', batch_average) == batch_average
+        if not same or not averaged:
             raise InputError(
                 f'--out has a result of {cell} with other settings: name another folder, or move '
                 'this one away'
             )
+        if retry_failed and 'error' in record:
+            yield cell
 
 
 def notes(norms: list[str]) -> list[str]:
@@ -223,7 +232,7 @@ def main() -> None:
     cells = plan_cells(args.norms, args.processes, args.images, args.seeds)
     configs = Configs(cfg, base, args.norm_scope)
     records = finished(args.out)
-    remaining = list(still_to_run(cells, records, configs, args.retry_failed))
+    remaining = list(still_to_run(cells, records, configs, args.retry_failed, args.batch_average))
     metric = args.metric or METRICS.get(toolbox(cfg))
     if metric is None:
         raise InputError(f'--metric is needed for a config of {toolbox(cfg)}')

@@ -16,6 +16,7 @@ from mmengine.device import get_device
 from sn_mm.cli.norm_option import parse_norm, switch_config
 from sn_mm.errors import InputError
 from sn_mm.switch import switch_norm_cfg
+from sn_mm.switch.decay import leave_importance_out
 
 # Settings of a param_scheduler that count iterations, where it goes by iterations.
 _ITERATIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps', 'milestones', 'periods')
@@ -55,13 +56,22 @@ class Cell:
 def plan_cells(
     norms: Sequence[str], processes: int, images: Sequence[int], seeds: int
 ) -> list[Cell]:
-    """All cells, seed by seed, so that an unfinished comparison has each norm and batch."""
-    return [
+    """All cells, seed by seed, so that an unfinished comparison has each norm and batch.
+
+    Raises:
+        InputError: Two norms are written differently and have the same folder.
+    """
+    cells = [
         Cell(norm, processes, count, seed)
         for seed in range(seeds)
         for count in dict.fromkeys(images)
         for norm in dict.fromkeys(norms)
     ]
+    names = [cell.name for cell in cells]
+    twice = next((cell for cell in cells if names.count(cell.name) > 1), None)
+    if twice:
+        raise InputError(f'--norms has {twice.norm!r} and another spelling of the same norm')
+    return cells
 
 
 def norm_cfg_of(norm: str) -> dict:
@@ -110,6 +120,7 @@ def switch(cfg: Config, norm: str, extent: str) -> Config:
     switched = copy.deepcopy(cfg)
     switch_norm_cfg(switched, {'type': 'BN'})
     switch_config(switched, norm_cfg_of(norm), extent)
+    leave_importance_out(switched)  # for all norms: it groups the parameters of the optimizer
     return switched
 
 
@@ -158,8 +169,9 @@ def cell_config(switched: Config, cell: Cell, base_batch: int) -> Config:
 def _scale(scheduler: dict, ratio: float) -> dict:
     """A param_scheduler for a batch that is ``ratio`` times as large."""
     scaled = dict(scheduler)
-    if 'eta_min' in scaled:
-        scaled['eta_min'] *= ratio
+    for limit in ('eta_min', 'eta_max'):
+        if limit in scaled and str(scaled['type']).endswith('LR'):
+            scaled[limit] *= ratio
     if scaled.get('by_epoch', True) is False:
         for key in _ITERATIONS:
             value = scaled.get(key)

@@ -69,10 +69,11 @@ def group(
 def best_apart(groups: Mapping[str, Group]) -> str | None:
     """The norm whose worst seed is better than the best seed of every other; None if there is none.
 
-    One seed shows no range, so that nothing can be told apart.
+    One seed shows no range, so that nothing can be told apart; nor can norms with other seeds.
     """
     measured = {norm: g for norm, g in groups.items() if g.values}
-    if len(measured) < 2 or any(len(g.values) < 2 for g in measured.values()):
+    seeds = {len(g.values) for g in measured.values()}
+    if len(measured) < 2 or len(seeds) > 1 or seeds == {1}:
         return None
     best = max(measured, key=lambda norm: measured[norm].mean)
     others = (max(g.values) for norm, g in measured.items() if norm != best)
@@ -89,6 +90,7 @@ def metric_table(
     """The lines of the table, mean and range over the seeds, and of the notes below it."""
     norms = list(dict.fromkeys(norm for norm, _ in groups))
     images = sorted({count for _, count in groups})
+    seeds = max(len(found.values) for found in groups.values())
     lines = [
         f'| {_NAMES.get(metric, metric)} | '
         + ' | '.join(f'{processes} x {count}' for count in images)
@@ -104,7 +106,7 @@ def metric_table(
         row = []
         for count in images:
             found = groups.get((norm, count))
-            text = _entry(found, metric) if found else ''
+            text = _entry(found, metric, seeds) if found else ''
             if best[count] == norm:
                 text = f'**{text}**'
             for reason in found.errors if found else []:
@@ -115,13 +117,15 @@ def metric_table(
     return lines, [f'[{number}] does not run: {reason}' for reason, number in notes.items()]
 
 
-def _entry(found: Group, metric: str) -> str:
+def _entry(found: Group, metric: str, seeds: int) -> str:
     if not found.values:
         return '-'
     digits = _digits(metric)
     text = f'{found.mean:.{digits}f}'
     if len(found.values) > 1:
         text += f' ({min(found.values):.{digits}f} to {max(found.values):.{digits}f})'
+    if len(found.values) < seeds:
+        text += f', {len(found.values)} of {seeds} seeds'
     return f'{text}, {found.diverged} diverged' if found.diverged else text
 
 
@@ -276,8 +280,9 @@ def _settings(header: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
     lines = [
         'Each cell of a column has the same config but for its norms. The learning rate is scaled '
         f'linearly with the batch, from that for {header["base_batch"]} images '
-        f'({header["base_from"]}); settings that count iterations are scaled the other way, so '
-        'that all cells see the same number of images.',
+        f'({header["base_from"]}); the length and the schedules, where they count iterations, are '
+        'scaled the other way, so that all cells see the same number of images, but for rounding. '
+        'Hooks that count iterations stay as they are.',
         '',
         '| batch | learning rate | length | images |',
         '|---|---|---|---|',

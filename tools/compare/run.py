@@ -8,7 +8,6 @@ import math
 import os
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from mmengine.config import Config
 from sn_mm.analysis import importance
 from sn_mm.cli.checkpoint import read_checkpoint
 from sn_mm.errors import InputError
+from sn_mm.functional import canonical_normalizers
 
 from .plan import Cell, digest, settings_of
 
@@ -108,7 +108,10 @@ class Runner:
     def _train_and_test(self, cell: Cell, cfg: Config, slot: int) -> dict[str, Any]:
         folder = self.out / 'cells' / cell.name
         folder.mkdir(parents=True, exist_ok=True)
-        config, train = folder / 'config.py', folder / 'train'
+        config, train, settings = folder / 'config.py', folder / 'train', folder / 'digest'
+        if settings.is_file() and settings.read_text() != digest(cfg):
+            raise CellFailed(f'{folder} has a training with other settings: move it away')
+        settings.write_text(digest(cfg))
         cfg.dump(config)
         resume = ['--resume'] if (train / 'last_checkpoint').is_file() else []
         script = ['bash', TOOLS / 'dist_train.sh', config, cell.processes]
@@ -124,6 +127,7 @@ class Runner:
             options = ['--bn', '--num-iters', self.batch_average]
             self._call(cell, slot, 'batch_average', [*script, *options])
             record['batch_average'] = self._test(cell, slot, config, averaged, 'test_average')
+            record['batch_average_iters'] = self.batch_average
         return record
 
     def _test(self, cell: Cell, slot: int, config: Path, checkpoint: Path, name: str) -> dict:
@@ -179,18 +183,16 @@ def lock(out: Path) -> IO[str]:
 
 
 def environment(slot: int, processes: int, jobs: int) -> dict[str, str]:
-    """The environment of a cell: a port, threads and GPUs of its own.
+    """The environment of a cell: threads and GPUs of its own; the scripts take a free port.
 
     Args:
         slot: Number of the cell among those that run at the same time.
         processes: Number of its processes.
         jobs: Cells at a time.
     """
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
     threads = str(max(1, (os.cpu_count() or 1) // (processes * jobs)))
-    variables = {'OMP_NUM_THREADS': threads, **os.environ, 'PYTHON': sys.executable, 'PORT': port}
+    variables = {'OMP_NUM_THREADS': threads, **os.environ, 'PYTHON': sys.executable}
+    variables.pop('PORT', None)
     if jobs > 1 and torch.cuda.is_available():
         gpus = range(slot * processes, (slot + 1) * processes)
         visible = os.environ.get('CUDA_VISIBLE_DEVICES')
@@ -232,9 +234,8 @@ def read_scalars(work_dir: Path) -> dict[str, Any]:
 
 def read_importance(cfg: Config, checkpoint: Path) -> dict[str, dict[str, float]] | None:
     """The importance weights averaged over all layers; None without SN."""
-    normalizers = next(
-        (norm['normalizers'] for norm in _norms(cfg.model) if norm.get('normalizers')), None
-    )
+    given = next((n['normalizers'] for n in _norms(cfg.model) if n.get('normalizers')), None)
+    normalizers = None if given is None else list(canonical_normalizers(given))
     if normalizers == ['bn']:
         return None
     weights = read_checkpoint(str(checkpoint))['state_dict']
@@ -245,16 +246,16 @@ def read_importance(cfg: Config, checkpoint: Path) -> dict[str, dict[str, float]
 def averages(cfg: Config) -> bool:
     """Whether a model has batch statistics, which a batch average replaces."""
     return any(
-        norm['type'] in ('BN', 'SyncBN') or 'bn' in (norm.get('normalizers') or ['bn'])
+        'SN' not in norm['type'] or 'bn' in (norm.get('normalizers') or ['bn'])
         for norm in _norms(cfg.model)
-        if norm['type'] not in ('GN', 'IN')
+        if not norm['type'].startswith(('GN', 'IN'))
     )
 
 
 def _norms(config: Any) -> Iterator[dict]:
     """Each norm_cfg of a model's config."""
     if isinstance(config, dict):
-        if str(config.get('type', '')) in ('SN', 'SN1d', 'SN3d', 'BN', 'SyncBN', 'GN', 'IN'):
+        if re.fullmatch(r'(sn_mm\.)?(SN|BN|IN)([123]d)?|SyncBN|GN', str(config.get('type', ''))):
             yield config
         config = list(config.values())
     if isinstance(config, (list, tuple)):

@@ -168,15 +168,15 @@ class ResumableCheckpointHook(CheckpointHook):
 
 @contextmanager
 def _on_all_ranks() -> Iterator[None]:
-    """Raises what the body raises on one rank, an :class:`InputError`, on every rank."""
+    """Raises the body's error on its rank, and an :class:`InputError` of it on all others."""
     error = None
     try:
         yield
-    except InputError as raised:
+    except Exception as raised:  # else the other ranks would wait for this one
         error = raised
-    messages = [message for message in all_gather_object(error and str(error)) if message]
-    if messages:
-        raise error or InputError(messages[0])
+    said = all_gather_object(error and (str(error) or repr(error)))
+    if any(said):
+        raise error or InputError(next(filter(None, said)))
 
 
 class _Saving:
