@@ -22,7 +22,7 @@ from mmdet.datasets import CocoDataset
 from test_tools.small_runs import DETECTION, LIMIT, ROOT, write_split
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
-SAMPLE = ('quick_start.md',)
+SAMPLE = ('projects.md',)
 """The pages of an ordinary run of the tests; `pytest -m every_command` has the others."""
 
 COMMANDS = 'python|bash|sn-mm|mim|pip|source'

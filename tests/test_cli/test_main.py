@@ -43,6 +43,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_each_script_and_its_command_show_the_same_help_under_their_own_names():
     command = [sys.executable, '-c', DRIVER, ROOT / 'tools', json.dumps(SCRIPTS)]
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore', 'COLUMNS': '1000'}
