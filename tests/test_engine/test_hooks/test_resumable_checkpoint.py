@@ -89,10 +89,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize(
     'name',
-    [
-        pytest.param(name, marks=pytest.mark.slow if 'workers' in name else ())
-        for name in SETTINGS
-    ],
+    [pytest.param(name, marks=pytest.mark.slow if 'workers' in name else ()) for name in SETTINGS],
 )
 def test_a_killed_training_resumes_to_the_very_weights_of_an_undisturbed_one(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
