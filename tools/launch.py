@@ -18,6 +18,8 @@ if __name__ == '__main__':
         sys.exit(2)
     except SignalException as stopped:  # Ctrl-C: the workers have been ended
         sys.exit(128 + stopped.sigval)
+    except ValueError as error:  # PORT, NNODES or NODE_RANK that torchrun refuses
+        sys.exit(f'launch.py: error: {error}')
     except RuntimeError as error:
         if 'EADDRINUSE' not in str(error):
             raise

@@ -369,6 +369,13 @@ def test_two_processes_refuse_bad_input_with_one_line(folder):
     assert lines[0].startswith('train.py: error: config sg.py does not exist; nearest: seg.py')
 
 
+@pytest.mark.slow
+def test_a_port_that_is_none_is_one_line(folder):
+    code, _, error = run(folder, TOOLS / 'dist_train.sh', 'seg.py', 2, PORT='70000')
+    assert code == 1 and 'Traceback' not in error
+    assert error.splitlines()[-1].startswith('launch.py: error: The port number')
+
+
 @pytest.mark.parametrize('name', ['dist_train', 'dist_test', 'slurm_train', 'slurm_test'])
 def test_a_launcher_without_its_arguments_says_which_it_takes(folder, name):
     for words in ([], ['seg.py'], ['seg.py', 'many']):
