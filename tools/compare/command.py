@@ -179,7 +179,8 @@ def still_to_run(
         if record is None:
             yield cell
             continue
-        same = record.get('digest') in (None, digest(configs(cell)))
+        # A cell whose config could not be made has no digest.
+        same = 'digest' not in record or record['digest'] == digest(configs(cell))
         averaged = record.get('batch_average_iters', batch_average) == batch_average
         if not same or not averaged:
             raise InputError(
