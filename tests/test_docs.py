@@ -56,6 +56,7 @@ SEGMENTOR = (
 )
 SMALL = [
     (r'\bsn_mm::fcn\S+', 'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'),
+    (r'(benchmark_model\.py) CONFIG', r'\1 mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py'),
     (r'\bCONFIG\b', 'det.py'),
     (r'\$config CHECKPOINT', '$config work_dirs/atss_r18-sn_fpn_1xb4-3e_scenes/epoch_1.pth'),
     (r'\b(CHECKPOINT|CKPT)( \[?(CKPT )?\.\.\.\]?)?', 'work_dirs/det/epoch_1.pth'),
