@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint
 from mmengine.utils import digit_version
 
 # From this version on torch.load takes the names of allowed classes, in mmengine's calls too.
 TAKES_NAMES = digit_version(torch.__version__) >= digit_version('2.6.0')
+# Forks of mmengine allow names of their own while they load, and torch keeps one object a name.
+MMENGINE_ALLOWS = hasattr(checkpoint, 'get_torch_safe_globals')
 NUMBERS = 'f4', 'f8', 'i8'  # NumPy's names of the dtypes in mmengine's checkpoints
 
 
@@ -77,6 +80,11 @@ def _classes_with_state() -> list[tuple[type, str]]:
     return [(kind, f'state of\n{kind.__name__}') for kind in classes]
 
 
+def allowed_globals() -> list[Any]:
+    """As ``torch.serialization.add_safe_globals`` takes them, from torch 2.6 on."""
+    return [*((kind, name) for name, kind in safe_globals().items()), *_classes_with_state()]
+
+
 def register_safe_globals() -> None:
     """Allows :func:`safe_globals` in this process, so that ``torch.load`` reads them.
 
@@ -88,6 +96,5 @@ def register_safe_globals() -> None:
     0.10 cannot read the log history in its own checkpoints. Earlier versions have no such list:
     with them this does nothing, and :func:`sn_mm.engine.safe_load.safe_load` reads checkpoints.
     """
-    if TAKES_NAMES:
-        named = [(kind, name) for name, kind in safe_globals().items()]
-        torch.serialization.add_safe_globals([*named, *_classes_with_state()])
+    if TAKES_NAMES and not MMENGINE_ALLOWS:
+        torch.serialization.add_safe_globals(allowed_globals())

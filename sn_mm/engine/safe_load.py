@@ -13,13 +13,20 @@ import numpy as np
 import torch
 from torch import _weights_only_unpickler
 
-from .safe_globals import NUMBERS, TAKES_NAMES, register_safe_globals, safe_globals
+from .safe_globals import (
+    MMENGINE_ALLOWS,
+    NUMBERS,
+    TAKES_NAMES,
+    allowed_globals,
+    register_safe_globals,
+    safe_globals,
+)
 
 
 def safe_load(file: Path) -> Any:
     """What ``torch.save`` wrote, on the CPU, memory-mapped where the format allows.
 
-    From torch 2.6 on ``torch.load(weights_only=True)`` with :func:`register_safe_globals`; before,
+    From torch 2.6 on ``torch.load(weights_only=True)`` with :func:`allowed_globals`; before,
     whose ``weights_only`` takes no names, a restricted unpickler with the same names and opcodes.
 
     Raises:
@@ -30,7 +37,9 @@ def safe_load(file: Path) -> Any:
         mmap = opened.read(4) == b'PK\x03\x04'  # torch's own test, where it takes a file for a zip
     if TAKES_NAMES:
         register_safe_globals()
-        return torch.load(file, 'cpu', weights_only=True, mmap=mmap)
+        # Leaving it takes its names off the process's list, so only those that are not on it.
+        with torch.serialization.safe_globals(allowed_globals() if MMENGINE_ALLOWS else []):
+            return torch.load(file, 'cpu', weights_only=True, mmap=mmap)
     if mmap and 'constants.pkl' in torch._C.PyTorchFileReader(str(file)).get_all_records():
         raise pickle.UnpicklingError('a TorchScript archive, which is code, not a checkpoint')
     # torch 2.1 takes a memory-mapped file by its name alone.

@@ -70,8 +70,8 @@ class ResumableCheckpointHook(CheckpointHook):
         loop = runner.train_loop
         if not isinstance(loop, EpochBasedTrainLoop):
             if self._resumed_states and hasattr(loop, 'dataloader_iterator'):
-                loop.dataloader_iterator = self._restored_after(
-                    loop.dataloader_iterator, runner.iter
+                loop.dataloader_iterator = _Skippable(
+                    self._restored_after(loop.dataloader_iterator, runner.iter)
                 )
             return
         if not self.by_epoch:
@@ -191,6 +191,26 @@ class _Saving:
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with _on_all_ranks():
             self._runner.save_checkpoint(*args, **kwargs)
+
+
+class _Skippable:
+    """Mini-batches that later versions of MMEngine ask to skip, which 0.10 takes one by one.
+
+    All are loaded, so that the random states come to where they were.
+    """
+
+    def __init__(self, batches: Iterator) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator:
+        return self._batches
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+    def skip_iter(self, num_iters: int) -> None:
+        for _ in range(num_iters):
+            next(self._batches)
 
 
 class _Postponed:
