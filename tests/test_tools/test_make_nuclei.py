@@ -10,9 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 
 import make_nuclei
+
+coco_mask = pytest.importorskip('pycocotools.mask')
 
 
 @pytest.fixture
