@@ -26,6 +26,10 @@ CHECKED_CALLS = 512
 """The collectives of a group on accelerators before which the ranks compare who calls."""
 
 _ALWAYS = 2**62
+# On the CPU a collective's time is that of waking up processes. So between few of them the
+# statistics travel with the caller, as far as there is room: 2052 float64, 1025 channels.
+_CALLER_WORDS, _STATISTICS_WORDS = 4, 2052
+_FEW_RANKS = 8
 _DIRECTIONS = ('forward', 'backward')
 
 
@@ -162,9 +166,11 @@ def sum_over_ranks(
     if is_compiling():  # torch's own operator: the compiler keeps collectives in order
         return _functional_collectives.all_reduce(numbers, 'sum', process_group)
     try:
+        rest = numbers.view(-1)
         if caller is not None and _CHECKS.get(process_group, 1):
-            _check_same_caller(caller, direction, numbers.device, process_group)
-        dist.all_reduce(numbers, group=process_group)
+            rest = _sum_with_same_caller(caller, direction, rest, process_group)
+        if rest.numel():
+            dist.all_reduce(rest, group=process_group)
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -177,17 +183,22 @@ def sum_over_ranks(
     return numbers
 
 
-def _check_same_caller(
-    caller: Caller, direction: str, device: torch.device, process_group: ProcessGroup
-) -> None:
-    """Compares the ranks' callers, in the small all_gather that comes before a collective.
+def _sum_with_same_caller(
+    caller: Caller, direction: str, numbers: Tensor, process_group: ProcessGroup
+) -> Tensor:
+    """Compares the ranks' callers, in an all_gather that comes before a collective.
 
     gloo ends the process when sizes differ, nccl waits for ever, and where they do not differ two
     layers' statistics would mix. On the CPU it comes before every collective; on an accelerator,
     which it makes wait, before a group's first. How often is counted for the group, whose calls all
     ranks make, and nothing in a layer: a rank that has loaded or copied its own does the same. Nor
     does a rank decide by itself: the one that wants most checks, by its environment, has its will.
+
+    Returns:
+        The part of ``numbers`` that is still to be summed. The part before it has travelled with
+        the caller: between few ranks on the CPU, and there all of it but in very wide layers.
     """
+    device, ranks = numbers.device, dist.get_world_size(process_group)
     further = (
         _ALWAYS if _wants_all_checks(device) else _CHECKS.get(process_group, CHECKED_CALLS) - 1
     )
@@ -195,15 +206,27 @@ def _check_same_caller(
     mine = torch.tensor(
         [_digest(caller[1:]), _DIRECTIONS.index(direction), name, further], device=device
     )
-    of_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size(process_group))]
-    dist.all_gather(of_ranks, mine, group=process_group)
-    settings, directions, names, wanted = zip(*torch.stack(of_ranks).tolist())
+    carries = device.type == 'cpu' and ranks <= _FEW_RANKS
+    if carries:
+        # Of one size for all layers, since this is where a difference between them shows.
+        mine = torch.cat([mine, mine.new_zeros(_STATISTICS_WORDS)])
+        room = mine[_CALLER_WORDS:].view(numbers.dtype)
+        carried = numbers[: len(room)]
+        room[: len(carried)] = carried
+    of_ranks = mine.new_empty(ranks, len(mine))
+    dist.all_gather(list(of_ranks), mine, group=process_group)
+    settings, directions, names, wanted = zip(*of_ranks[:, :_CALLER_WORDS].tolist())
     _CHECKS[process_group] = max(wanted)
     # A layer that one rank made anew, or loaded whole, may have no name there.
     if len(set(settings)) > 1 or len(set(directions)) > 1 or len({*names} - {0}) > 1:
-        given: list[Any] = [None] * len(of_ranks)
+        given: list[Any] = [None] * ranks
         dist.all_gather_object(given, f'{caller} {direction}', group=process_group)
         raise InputError(_disagreement(given, dist.get_process_group_ranks(process_group)))
+    if not carries:
+        return numbers
+    rooms = of_ranks[:, _CALLER_WORDS:].view(numbers.dtype)
+    torch.sum(rooms[:, : len(carried)], 0, out=carried)
+    return numbers[len(carried) :]
 
 
 def _wants_all_checks(device: torch.device) -> bool:

@@ -353,7 +353,7 @@ def test_ddp_with_a_layer_used_twice(rank, size):
 
 @on_ranks(2, 3)
 def test_one_collective_forward_and_one_backward_of_few_numbers(rank, size):
-    """Each after the ranks' comparison of four numbers, which on the CPU goes on for ever."""
+    """On the CPU they travel with the ranks' comparison of four numbers, which goes on for ever."""
     distributed._CHECKS.clear()  # a compiled layer, in another test of these ranks, ends them
     for shape in [(2, C, 8, 8), (rank, C, 3, 3), (0, C, 1, 1)]:
         layer = SwitchNorm2d(C)
@@ -361,8 +361,31 @@ def test_one_collective_forward_and_one_backward_of_few_numbers(rank, size):
             y = layer(torch.randn(shape, requires_grad=True))
         with Collectives() as backward:
             y.sum().backward()
-        assert forward.calls == [('allgather_', 4), ('allreduce_', 2 * C + 1)]
-        assert backward.calls == [('allgather_', 4), ('allreduce_', 2 * C)]
+        assert forward.calls == backward.calls == [('allgather_', 4 + 2052)]
+
+
+@on_ranks(2, cases=[{'ranks': 'few'}, {'ranks': 'many'}])
+def test_numbers_that_do_not_travel_with_the_comparison_follow_it(rank, size, ranks):
+    """Those of very wide layers in part, and between many ranks all."""
+    distributed._CHECKS.clear()
+    channels, carried = 3000, 2052 if ranks == 'few' else 0
+    layer = randomise(SwitchNorm2d(channels))
+    maps = [torch.randn(2, channels, 2, 2) for _ in range(size)]
+    x = maps[rank].requires_grad_()
+    with mock.patch.object(distributed, '_FEW_RANKS', 8 if ranks == 'few' else 1):
+        with Collectives() as forward:
+            y = layer(x)
+        with Collectives() as backward:
+            y.square().sum().backward()
+    words = 4 + 2052 if carried else 4
+    assert forward.calls == [('allgather_', words), ('allreduce_', 2 * channels + 1 - carried)]
+    assert backward.calls == [('allgather_', words), ('allreduce_', 2 * channels - 2 * carried)]
+    judge = [m.detach().double().requires_grad_() for m in maps]
+    state = {name: p.detach().double() for name, p in layer.named_parameters()}
+    outputs = reference.switch_norm(judge, **state).outputs
+    sum(o.square().sum() for o in outputs).backward()
+    torch.testing.assert_close(y.double(), outputs[rank], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(x.grad.double(), judge[rank].grad, rtol=1e-3, atol=1e-3)
 
 
 @on_ranks(2, cases=[{'wish': 'none'}, {'wish': 'by one rank'}])
@@ -371,6 +394,7 @@ def test_on_accelerators_the_ranks_compare_who_calls_in_a_groups_first_calls(ran
     environment = {'SN_MM_CHECK_SYNC': '1'} if rank and wish != 'none' else {}
     with (
         mock.patch.object(distributed, 'CHECKED_CALLS', 3),
+        mock.patch.object(distributed, '_FEW_RANKS', 1),  # nothing travels with the comparison
         mock.patch.object(distributed, '_wants_all_checks', lambda _: bool(environment)),
     ):
         group = dist.new_group([0, 1])
@@ -408,7 +432,7 @@ def test_what_became_of_a_layer_on_one_rank_changes_no_collective(rank, size, ho
         y = layer(maps[rank])
     judge = reference.switch_norm(maps, **dict(layer.named_parameters()))
     torch.testing.assert_close(y, judge.outputs[rank])
-    assert collectives.calls == [('allgather_', 4), ('allreduce_', 2 * C + 1)]
+    assert collectives.calls == [('allgather_', 4 + 2052)]
 
 
 @on_ranks(2)
@@ -463,6 +487,7 @@ def test_no_collective_where_nothing_is_shared(rank, size):
 
 @on_ranks(2)
 def test_no_grad_still_pools(rank, size):
+    distributed._CHECKS.clear()
     maps = make_maps(SIZES['uneven N'][:size])
     layer = SwitchNorm2d(C, dtype=torch.float64)
     with torch.no_grad(), Collectives() as collectives:
@@ -473,7 +498,7 @@ def test_no_grad_still_pools(rank, size):
     torch.testing.assert_close(y, expected.outputs[rank])
     torch.testing.assert_close(layer.running_var, expected.running_var)
     assert layer.num_batches_tracked == 1
-    assert collectives.calls[-1] == ('allreduce_', 2 * C + 1)
+    assert collectives.calls == [('allgather_', 4 + 2052)]
 
 
 @on_ranks(2, 3)
