@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
-from benchmark import machine
+from benchmark.device import find_device, hold_freed_memory
 from benchmark.figure import draw_ratios
 from benchmark.measure import measure
 from benchmark.plain import PlainSwitchNorm2d
@@ -33,6 +33,7 @@ from benchmark.shapes import Case, cases
 from sn_mm import SwitchNorm2d
 from sn_mm.cli.errors import report_input_errors
 from sn_mm.cli.files import check_file
+from sn_mm.cli.machine import describe, file_name
 from sn_mm.errors import InputError
 
 DTYPES = ('float32', 'float16', 'bfloat16')
@@ -171,8 +172,8 @@ def parse_args() -> Namespace:
     for name in ('threads', 'repeats'):
         if getattr(args, name) < 1:
             raise InputError(f'--{name} must be at least 1, got {getattr(args, name)}')
-    args.device = machine.find_device(args.device)
-    args.out = args.out or RESULTS / f'layer-{machine.file_name(args.device)}.json'
+    args.device = find_device(args.device)
+    args.out = args.out or RESULTS / f'layer-{file_name(args.device)}.json'
     return args
 
 
@@ -181,11 +182,11 @@ def main() -> None:
     args = parse_args()
     chosen = choose(args)
     check_file('--out', args.out)
-    machine.hold_freed_memory()
+    hold_freed_memory()
     torch.set_num_threads(args.threads)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     records = list(run(args, chosen))
-    described = machine.describe(args.device)
+    described = describe(args.device)
     args.out.write_text(json.dumps({'machine': described, 'records': records}, indent=1) + '\n')
     figure = draw_ratios(described, records)
     for suffix in ('.png', '.svg'):

@@ -24,11 +24,12 @@ from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.table import Table
 
-from benchmark import machine
+from benchmark.device import find_device, hold_freed_memory
 from benchmark.measure import peak_bytes, spread, time_side_by_side
 from sn_mm.cli.config import read_config
 from sn_mm.cli.errors import report_input_errors
 from sn_mm.cli.files import check_file
+from sn_mm.cli.machine import describe, file_name
 from sn_mm.cli.norm_option import add_switch_arguments, switch_norms
 from sn_mm.errors import InputError
 from zoo.configs import build_for_one_process, dicts
@@ -76,7 +77,7 @@ def parse_args() -> Namespace:
     if args.out:
         check_file('--out', args.out)
     args.norm = args.norm or {'type': 'SN'}
-    args.device = machine.find_device(args.device)
+    args.device = find_device(args.device)
     return args
 
 
@@ -86,7 +87,7 @@ def main() -> None:
     cfg = read_config(args.config)
     if 'model' not in cfg:
         raise InputError(f'config {args.config} has no model')
-    machine.hold_freed_memory()
+    hold_freed_memory()
     torch.set_num_threads(args.threads)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     train_all(cfg._cfg_dict.model)
@@ -107,10 +108,10 @@ def main() -> None:
         }
         for name, step in steps.items()
     ]
-    name = f'{Path(cfg.filename).stem}-{machine.file_name(args.device)}.json'
+    name = f'{Path(cfg.filename).stem}-{file_name(args.device)}.json'
     out = args.out or RESULTS / name
     out.parent.mkdir(parents=True, exist_ok=True)
-    described = {**machine.describe(args.device), 'config': args.config, 'size': args.size}
+    described = {**describe(args.device), 'config': args.config, 'size': args.size}
     out.write_text(json.dumps({'machine': described, 'records': records}, indent=1) + '\n')
 
     table = Table(title=f'A training step on {BATCH_SIZE} images of {args.size}x{args.size}')

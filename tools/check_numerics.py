@@ -23,12 +23,12 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmark.machine import describe
 from numerics.errors import QUANTITIES, Record, measure
 from numerics.inputs import FORMATS, cases
 from numerics.layers import Layer, sn_layers
 from numerics.tables import errors_of, shares_of_bound
 from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.machine import describe
 
 DRAWS = 4
 SHOWN = ('y', 'dx')

@@ -4,13 +4,12 @@
         --processes 2 --images 1 2 4 --seeds 3 --out DIR
     python tools/compare_norms.py --quick
 
-CONFIG is any config of mmdet or mmseg. Each cell is a run of tools/dist_train.sh and dist_test.sh
-in a folder of its own; a cell that is done is not run again, so that a comparison that was stopped
-goes on with the same command. DIR/README.md is the report.
+CONFIG is any config of mmdet or mmseg. Each cell is a run of tools/dist_train.sh in a folder of its
+own; a cell that is done is not run again, so that a comparison that was stopped goes on with the
+same command. DIR/README.md is the report.
 """
 
-from compare.command import main
-from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.compare_norms import main
 
 if __name__ == '__main__':
-    report_input_errors(main)()
+    main()

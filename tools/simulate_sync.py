@@ -22,7 +22,6 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.machine import describe
 from benchmark.sync_measure import measure
 from benchmark.sync_model import (
     ALGORITHMS,
@@ -34,6 +33,7 @@ from benchmark.sync_model import (
     simulate,
 )
 from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.machine import describe
 from sn_mm.errors import InputError
 
 MEASURABLE = range(2, 9)

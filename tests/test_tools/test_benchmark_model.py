@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import benchmark_model
-from benchmark import machine
 
 ROOT = Path(__file__).parents[2]
 DEEPLAB = 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py'
@@ -52,7 +51,7 @@ def test_both_models_are_measured_in_one_run(tmp_path):
 def test_bad_input_ends_in_one_line(args, line, monkeypatch, capsys):
     pytest.importorskip('mmseg')
     monkeypatch.setattr(sys, 'argv', ['benchmark_model.py', *map(str, args)])
-    monkeypatch.setattr(machine, 'hold_freed_memory', lambda: None)  # it starts Python anew
+    monkeypatch.setattr(benchmark_model, 'hold_freed_memory', lambda: None)  # it starts Python anew
     with pytest.raises(SystemExit) as stop:
         benchmark_model.main()
     last = capsys.readouterr().err.splitlines()[-1]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmark.machine import describe
+from sn_mm.cli.machine import describe
 
 from .run import TOLERANCE
 from .trial import draw

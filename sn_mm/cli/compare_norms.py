@@ -1,10 +1,15 @@
-"""``tools/compare_norms.py``: from the command line to the report."""
+"""Trains a model with one norm after the other, all else equal, and reports which one pays.
+
+Each cell is a run of the train script in a folder of its own; a cell that is done is not run again,
+so that a comparison that was stopped goes on with the same command.
+"""
 
 from __future__ import annotations
 
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
@@ -24,15 +29,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from benchmark import machine
-from make_scenes import main as make_scenes
-from sn_mm.cli.config import CfgOptions, load_config
-from sn_mm.cli.data import check_data
-from sn_mm.errors import InputError
-from sn_mm.switch import EXTENTS
-from sn_mm.switch.toolbox import toolbox
-
-from .plan import (
+from ..compare.plan import (
     Cell,
     base_batch_size,
     cell_config,
@@ -42,14 +39,20 @@ from .plan import (
     plan_cells,
     switch,
 )
-from .report import METRICS, write_report
-from .run import Runner, finished
+from ..compare.report import METRICS, write_report
+from ..compare.run import TOOLS, Runner, finished
+from ..errors import InputError
+from ..switch import EXTENTS
+from ..switch.toolbox import toolbox
+from .config import CfgOptions, load_config
+from .data import check_data
+from .errors import report_input_errors
+from .machine import describe
 
 NORMS = ['BN', 'GN', 'SyncBN', 'SN', 'SN sync=False', 'SN normalizers=[in,ln]']
-ROOT = Path(__file__).parents[2]
 # The whole way in minutes: the demo's DeepLabV3+ on few of the demo's scenes.
 QUICK: dict[str, Any] = {
-    'config': str(ROOT / 'configs/demo/deeplabv3plus_r18-d8-sn_2xb2-150_scenes.py'),
+    'config': str(TOOLS.parent / 'configs/demo/deeplabv3plus_r18-d8-sn_2xb2-150_scenes.py'),
     'norms': ['BN', 'SyncBN', 'SN'],
     'images': [1, 2],
     'seeds': 2,
@@ -135,7 +138,8 @@ def load(args: Namespace) -> Config:
     """The config, complete and with its data."""
     if args.quick:
         os.environ['SCENES'] = str(args.out / 'data')
-        if make_scenes([str(args.out / 'data'), *QUICK_SCENES]) != 0:
+        script = [sys.executable, TOOLS / 'make_scenes.py', args.out / 'data', *QUICK_SCENES]
+        if subprocess.run(script).returncode:
             raise InputError('the scenes of --quick cannot be made')
     loading = Namespace(
         config=args.config,
@@ -206,8 +210,14 @@ def notes(norms: list[str]) -> list[str]:
     return lines
 
 
+def program() -> list[str]:
+    """The words by which this command was called: a script of ``tools/``, or ``sn-mm``."""
+    script = Path(sys.argv[0])
+    return ['python', f'tools/{script.name}'] if script.suffix == '.py' else sys.argv[0].split()
+
+
 def describe_machine() -> str:
-    described = machine.describe(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+    described = describe(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
     name = described['cpu'] if described['device'] == 'cpu' else described['device']
     return (
         f'Measured on {name}, {described["cores"]} cores, torch {described["torch"]}, sn_mm '
@@ -215,6 +225,7 @@ def describe_machine() -> str:
     )
 
 
+@report_input_errors
 def main() -> None:
     """Runs the cells that have no result yet, and writes the report after each.
 
@@ -240,7 +251,7 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     header = {
         'config': Path(args.config).name if args.quick else args.config,
-        'command': shlex.join(['python', 'tools/compare_norms.py', *sys.argv[1:]]),
+        'command': shlex.join([*program(), *sys.argv[1:]]),
         'machine': describe_machine(),
         'processes': args.processes,
         'base_batch': base,

@@ -16,11 +16,11 @@ from mmengine.config import Config
 from test_tools.small_runs import DETECTION, ROOT, SEGMENTATION, TOOLS, run, start, write_split
 
 import sn_mm
-from compare import run as cells_run
-from compare.command import still_to_run
-from compare.plan import Cell, cell_config, check_config, norm_cfg_of, plan_cells, switch
-from compare.report import Group, best_apart, write_report
-from compare.run import finished, reason_of
+from sn_mm.cli.compare_norms import still_to_run
+from sn_mm.compare import run as cells_run
+from sn_mm.compare.plan import Cell, cell_config, check_config, norm_cfg_of, plan_cells, switch
+from sn_mm.compare.report import Group, best_apart, write_report
+from sn_mm.compare.run import finished, reason_of
 from sn_mm.errors import InputError
 
 
@@ -74,10 +74,10 @@ def test_a_cell_has_its_norm_and_no_other(segmentation, norm, kind):
 
 
 def test_syncbn_on_a_cpu_is_sn_over_bn_alone(monkeypatch):
-    monkeypatch.setattr('compare.plan.get_device', lambda: 'cpu')
+    monkeypatch.setattr('sn_mm.compare.plan.get_device', lambda: 'cpu')
     norm_cfg = norm_cfg_of('SyncBN')
     assert (norm_cfg['type'], norm_cfg['normalizers']) == ('SN', ['bn'])
-    monkeypatch.setattr('compare.plan.get_device', lambda: 'cuda')
+    monkeypatch.setattr('sn_mm.compare.plan.get_device', lambda: 'cuda')
     assert norm_cfg_of('SyncBN')['type'] == 'SyncBN'
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from matplotlib import rc_context
 
-from sn_mm.cli.files import atomic_path
-from sn_mm.errors import InputError
-
+from ..cli.files import atomic_path
+from ..errors import InputError
 from . import figures
 
 # The figure that stands for a test, by toolbox.
@@ -167,11 +166,11 @@ def costs(
 
 def importance_of(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
     """Importance averaged over the seeds, by norm and images; norms without SN are left out."""
-    result: dict[str, dict[int, dict[str, Any]]] = {}
+    found: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
     for record in records:
         if record.get('importance'):
-            result.setdefault(record['norm'], {}).setdefault(record['images'], [])
-            result[record['norm']][record['images']].append(record['importance'])
+            by_images = found.setdefault(record['norm'], {})
+            by_images.setdefault(record['images'], []).append(record['importance'])
     return {
         norm: {
             images: {
@@ -183,7 +182,7 @@ def importance_of(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, d
             }
             for images, weights in sorted(by_images.items())
         }
-        for norm, by_images in result.items()
+        for norm, by_images in found.items()
     }
 
 

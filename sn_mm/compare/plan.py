@@ -13,10 +13,10 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 
-from sn_mm.cli.norm_option import parse_norm, switch_config
-from sn_mm.errors import InputError
-from sn_mm.switch import switch_norm_cfg
-from sn_mm.switch.decay import leave_importance_out
+from ..cli.norm_option import parse_norm, switch_config
+from ..errors import InputError
+from ..switch import switch_norm_cfg
+from ..switch.decay import leave_importance_out
 
 # Settings of a param_scheduler that count iterations, where it goes by iterations.
 _ITERATIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps', 'milestones', 'periods')

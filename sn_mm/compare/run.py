@@ -22,14 +22,14 @@ from typing import IO, Any
 import torch
 from mmengine.config import Config
 
-from sn_mm.analysis import importance
-from sn_mm.cli.checkpoint import read_checkpoint
-from sn_mm.errors import InputError
-from sn_mm.functional import canonical_normalizers
-
+from ..analysis import importance
+from ..cli.checkpoint import read_checkpoint
+from ..errors import InputError
+from ..functional import canonical_normalizers
 from .plan import Cell, digest, settings_of
 
-TOOLS = Path(__file__).parents[1]
+# The scripts beside the package: in a checkout these are tools/ itself.
+TOOLS = (Path(__file__).parents[1] / '.mim/tools').resolve()
 _ERROR = re.compile(r'^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$', re.M)
 _REFUSED = re.compile(r'^\w+\.py: error: (.*)$', re.M)
 

@@ -1,1 +1,0 @@
-"""The same training with one norm after the other: planned, run, and reported."""
