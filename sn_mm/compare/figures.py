@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 if TYPE_CHECKING:
     from .report import Group
@@ -19,29 +20,56 @@ _SPREAD = 0.025
 _LINES = ('-', '--', ':', '-.')
 
 
-def draw_metric(
-    groups: Mapping[tuple[str, int], Group], norms: Sequence[str], processes: int, name: str
-) -> Figure:
-    """Draws the means over images per process, a line for each norm, the range shaded."""
-    figure = Figure((6.4, 4), layout='constrained')
-    axes = figure.subplots()
+def draw_metric(comparisons: Mapping[str, tuple[Mapping, str]], processes: int) -> Figure:
+    """Draws the means over images per process, a line for each norm, the range shaded.
+
+    Args:
+        comparisons: By title, the groups of a comparison and the name of its metric: a panel each.
+        processes: Of each cell.
+    """
+    norms = list(dict.fromkeys(norm for groups, _ in comparisons.values() for norm, _ in groups))
+    columns = min(len(comparisons), 3)
+    rows = -(-len(comparisons) // columns)
+    size = (4.4 * columns + 2, 4 * rows) if rows * columns == 1 else (3.2 * columns + 2, 3 * rows)
+    figure = Figure(size, layout='constrained')
+    panels = iter(figure.subplots(rows, columns, squeeze=False).flat)
+    handles: dict[str, Line2D] = {}
+    for (title, (groups, name)), axes in zip(comparisons.items(), panels):
+        for line in _draw_groups(axes, groups, norms):
+            handles.setdefault(str(line.get_label()).partition(': ')[0], line)
+        _batches(axes, sorted({count for _, count in groups}), processes)
+        axes.set_title(title, fontsize=10)
+        axes.set_ylabel(name)
+        axes.grid(linewidth=0.3)
+    for axes in panels:
+        axes.set_axis_off()
+    labels = [str(i.get_label()) if len(comparisons) == 1 else n for n, i in handles.items()]
+    figure.legend(
+        list(handles.values()), labels, loc='outside right upper', fontsize=8, frameon=False
+    )
+    return figure
+
+
+def _draw_groups(
+    axes: Axes, groups: Mapping[tuple[str, int], Group], norms: Sequence[str]
+) -> list[Line2D]:
+    """One comparison; a norm has the same colour in each."""
     images = sorted({count for _, count in groups})
+    lines = []
     for number, norm in enumerate(norms):
+        if not any((norm, n) in groups for n in images):
+            continue
         style = _style(number)
         shift = _SPREAD * (number - (len(norms) - 1) / 2)  # lines that coincide stay visible
         drawn = [n for n in images if (norm, n) in groups and groups[norm, n].values]
         found = [groups[norm, n] for n in drawn]
         places = [images.index(n) + shift for n in drawn]
         label = norm if drawn else f'{norm}: does not run'
-        axes.plot(places, [g.mean for g in found], label=label, **style)
+        lines += axes.plot(places, [g.mean for g in found], label=label, **style)
         low, high = ([edge(g.values) for g in found] for edge in (min, max))
         axes.fill_between(places, low, high, color=style['color'], alpha=0.15, linewidth=0)
         axes.vlines(places, low, high, color=style['color'], linewidth=1)
-    _batches(axes, images, processes)
-    axes.set_ylabel(name)
-    axes.grid(linewidth=0.3)
-    figure.legend(loc='outside right upper', fontsize=8, frameon=False)
-    return figure
+    return lines
 
 
 def draw_importance(weights: Mapping[str, Mapping[int, Any]], processes: int) -> Figure:
@@ -77,10 +105,9 @@ def draw_importance(weights: Mapping[str, Mapping[int, Any]], processes: int) ->
     return figure
 
 
-def draw_cost(
-    costs: Mapping[tuple[str, int], Sequence[float]], norms: Sequence[str], processes: int
-) -> Figure:
+def draw_cost(costs: Mapping[tuple[str, int], Sequence[float]], processes: int) -> Figure:
     """Draws seconds per iteration and peak memory, a bar for each norm at each batch."""
+    norms = list(dict.fromkeys(norm for norm, _ in costs))
     images = sorted({count for _, count in costs})
     figure = Figure((9, 3.4), layout='constrained')
     panels = figure.subplots(1, 2)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from ..cli.files import atomic_path
 from ..errors import InputError
@@ -79,6 +80,11 @@ def best_apart(groups: Mapping[str, Group]) -> str | None:
     return best if min(measured[best].values) > max(others) else None
 
 
+def metric_name(metric: str) -> str:
+    """A metric as people call it, such as ``'box AP'``."""
+    return _NAMES.get(metric, metric)
+
+
 def _digits(metric: str) -> int:
     return 1 if metric == 'mIoU' else 3
 
@@ -91,7 +97,7 @@ def metric_table(
     images = sorted({count for _, count in groups})
     seeds = max(len(found.values) for found in groups.values())
     lines = [
-        f'| {_NAMES.get(metric, metric)} | '
+        f'| {metric_name(metric)} | '
         + ' | '.join(f'{processes} x {count}' for count in images)
         + ' |',
         '|---' * (len(images) + 1) + '|',
@@ -222,7 +228,6 @@ def write_report(
     processes = header['processes']
     groups = group(records, metric)
     table, notes = metric_table(groups, processes, metric)
-    norms = list(dict.fromkeys(norm for norm, _ in groups))
     seeds = len({r['seed'] for r in records})
     lines = [
         f'# Norms compared: {header["config"]}',
@@ -236,7 +241,7 @@ def write_report(
         '',
         *[f'{note}  ' for note in notes],
     ]
-    drawn = {'metric': figures.draw_metric(groups, norms, processes, _NAMES.get(metric, metric))}
+    drawn = {'metric': figures.draw_metric({'': (groups, metric_name(metric))}, processes)}
     lines += ['', '![by images per process](metric.png)', '']
     if any('batch_average' in r for r in records):
         averaged = {
@@ -254,7 +259,7 @@ def write_report(
     found = {(n, i): cost for n, i in groups if (cost := costs(records, n, i))}
     if found:
         lines += ['![time and memory](cost.png)', '']
-        drawn['cost'] = figures.draw_cost(found, norms, processes)
+        drawn['cost'] = figures.draw_cost(found, processes)
     lines += ['## Commands', '', '```shell', header['command'], '```', '']
     lines += [
         'It runs this script for each cell, whose folder has the complete config and the log:',
@@ -266,11 +271,17 @@ def write_report(
         header['machine'],
     ]
     for stem, figure in drawn.items():
-        for suffix, metadata in (('.png', {}), ('.svg', {'Date': None})):
-            with atomic_path(out / f'{stem}{suffix}') as path, rc_context({'svg.hashsalt': stem}):
-                figure.savefig(path, dpi=150, metadata=metadata)
+        save_figure(figure, out / stem)
     with atomic_path(out / 'README.md') as path:
         path.write_text('\n'.join(lines) + '\n')
+
+
+def save_figure(figure: Figure, stem: Path) -> None:
+    """Writes STEM.png and STEM.svg, the same file for the same figure."""
+    for suffix, metadata in (('.png', {}), ('.svg', {'Date': None})):
+        path = stem.with_name(f'{stem.name}{suffix}')
+        with atomic_path(path) as file, rc_context({'svg.hashsalt': stem.name}):
+            figure.savefig(file, dpi=150, metadata=metadata)
 
 
 def _settings(header: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import signal
@@ -16,6 +17,7 @@ from mmengine.config import Config
 from test_tools.small_runs import DETECTION, ROOT, SEGMENTATION, TOOLS, run, start, write_split
 
 import sn_mm
+from sn_mm.cli import plot_norms
 from sn_mm.cli.compare_norms import still_to_run
 from sn_mm.compare import run as cells_run
 from sn_mm.compare.plan import Cell, cell_config, check_config, norm_cfg_of, plan_cells, switch
@@ -147,6 +149,28 @@ def test_a_report_says_all_that_was_measured(tmp_path):
         assert (tmp_path / f'{name}.svg').read_text().startswith('<?xml')
     with pytest.raises(InputError, match="--metric must be one of mIoU, got 'AP'"):
         write_report(tmp_path, header, records, 'AP')
+
+
+def test_comparisons_are_drawn_side_by_side(tmp_path, monkeypatch, capsys):
+    def call(*args: str) -> str:
+        monkeypatch.setattr(sys, 'argv', ['plot_norms.py', *args])
+        with contextlib.suppress(SystemExit):
+            plot_norms.main()
+        return ''.join(capsys.readouterr())
+
+    monkeypatch.chdir(tmp_path)
+    for number, norms in enumerate((['SN', 'BN'], ['SN', 'GN'])):
+        folder = tmp_path / f'out{number}'
+        folder.mkdir()
+        records = [record(norm, images, 0, 50 + images) for norm in norms for images in (1, 2)]
+        (folder / 'cells.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
+    assert 'pictures/norms.png' in call('out0', 'out1', '--out', 'pictures/norms')
+    drawn = (tmp_path / 'pictures/norms.svg').read_text()
+    for text in ('out0', 'out1', 'SN', 'BN', 'GN', 'mIoU'):
+        assert f'<!-- {text} -->' in drawn
+    assert 'must name each of the 2 comparisons' in call('out0', 'out1', '--labels', 'one')
+    assert 'none has no cells.jsonl' in call('none')
+    assert '--metric must be one of mIoU' in call('out0', '--metric', 'AP')
 
 
 def test_a_training_with_other_settings_is_not_gone_on_with(segmentation, tmp_path):

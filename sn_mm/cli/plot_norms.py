@@ -1,0 +1,72 @@
+"""Draws comparisons of norms side by side: the metric over images per process, a panel for each."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..compare.figures import draw_metric
+from ..compare.report import METRICS, group, metric_name, save_figure
+from ..compare.run import finished
+from ..errors import InputError
+from .errors import report_input_errors
+from .files import check_folder
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description='Draw comparisons of norms side by side.')
+    parser.add_argument(
+        'folders', nargs='+', type=Path, metavar='DIR', help='--out of compare_norms'
+    )
+    parser.add_argument('--labels', nargs='+', help='titles of the panels (names of the folders)')
+    parser.add_argument('--metric', help='to draw (box AP or mean IoU)')
+    parser.add_argument(
+        '--out', type=Path, default=Path('norms'), help='the figure, without .png (%(default)s)'
+    )
+    return parser.parse_args()
+
+
+def metric_of(records: Sequence[dict]) -> str:
+    """The figure that stands for a test.
+
+    Raises:
+        InputError: No test has one.
+    """
+    names = {name for record in records for name in record.get('metrics', ())}
+    found = [metric for metric in METRICS.values() if metric in names]
+    if not found:
+        raise InputError(f'--metric must be one of {", ".join(sorted(names)) or "none"}')
+    return found[0]
+
+
+@report_input_errors
+def main() -> None:
+    """Writes the figure.
+
+    Raises:
+        InputError: A folder without results, other numbers of labels than of folders, or
+            comparisons with different numbers of processes.
+    """
+    args = parse_args()
+    check_folder('--out', args.out.parent)
+    labels = args.labels or [folder.name for folder in args.folders]
+    if len(labels) != len(args.folders) or len(set(labels)) < len(labels):
+        raise InputError(
+            f'--labels must name each of the {len(args.folders)} comparisons differently, got '
+            f'{", ".join(labels)}'
+        )
+    panels, processes = {}, set()
+    for folder, label in zip(args.folders, labels):
+        records = list(finished(folder).values())
+        if not records:
+            raise InputError(f'{folder} has no cells.jsonl of compare_norms with a result')
+        metric = args.metric or metric_of(records)
+        panels[label] = group(records, metric), metric_name(metric)
+        processes |= {record['processes'] for record in records}
+    if len(processes) > 1:
+        raise InputError(
+            f'comparisons of the same number of processes are needed, got {sorted(processes)}'
+        )
+    save_figure(draw_metric(panels, processes.pop()), args.out)
+    print(f'{args.out}.png')
