@@ -117,7 +117,7 @@ class Runner:
         script = ['bash', TOOLS / 'dist_train.sh', config, cell.processes]
         peak = self._call(cell, slot, 'train', [*script, '--work-dir', train, *resume])
         checkpoint = Path((train / 'last_checkpoint').read_text().strip())
-        record = {**read_scalars(train), 'checkpoint': str(checkpoint)}
+        record = {**read_scalars(train), 'checkpoint': os.path.relpath(checkpoint, self.out)}
         record.setdefault('peak_memory_mib', peak)
         record['importance'] = read_importance(cfg, checkpoint)
         metrics = read_metrics(train)
