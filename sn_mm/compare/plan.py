@@ -128,7 +128,7 @@ def cell_config(switched: Config, cell: Cell, base_batch: int) -> Config:
     """The config of one cell.
 
     The learning rate is scaled linearly with the batch. Whatever counts iterations is scaled the
-    other way, so that each cell sees the same number of images. It is validated once, at the end.
+    other way, so that each cell sees the same number of images. Nothing is validated in between.
 
     Args:
         switched: The config with the cell's norm.
@@ -151,7 +151,7 @@ def cell_config(switched: Config, cell: Cell, base_batch: int) -> Config:
     if cfg.train_cfg.get('max_iters') is not None:
         cfg.train_cfg.max_iters = _iterations(cfg.train_cfg.max_iters, ratio)
     end = 'max_iters' if cfg.train_cfg.get('max_iters') is not None else 'max_epochs'
-    cfg.train_cfg.val_interval = cfg.train_cfg[end]
+    cfg.train_cfg.val_interval = cfg.train_cfg[end] + 1
     cfg.train_cfg.pop('dynamic_intervals', None)
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     checkpoint = {'type': 'CheckpointHook', **(hooks.get('checkpoint') or {}), 'max_keep_ckpts': 1}

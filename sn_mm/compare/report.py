@@ -262,10 +262,11 @@ def write_report(
         drawn['cost'] = figures.draw_cost(found, processes)
     lines += ['## Commands', '', '```shell', header['command'], '```', '']
     lines += [
-        'It runs this script for each cell, whose folder has the complete config and the log:',
+        'It runs these scripts for each cell, whose folder has the complete config and the logs:',
         '',
         '```shell',
         f'bash tools/dist_train.sh cells/NAME/config.py {processes} --work-dir cells/NAME/train',
+        f'bash tools/dist_test.sh cells/NAME/config.py CHECKPOINT {processes}',
         '```',
         '',
         header['machine'],

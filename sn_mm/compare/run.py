@@ -1,4 +1,4 @@
-"""One cell: trained, validated and measured by the real scripts, in a folder of its own."""
+"""One cell: trained, tested and measured by the real scripts, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Runner:
         try:
             cfg = config_of(cell)
             record.update(digest=digest(cfg), **settings_of(cfg))
-            record.update(self._train_and_validate(cell, cfg, slot))
+            record.update(self._train_and_test(cell, cfg, slot))
         except CellFailed as error:
             record['error'] = str(error)
         except Exception as error:  # of a model that cannot be built: a result, as any other
@@ -105,7 +105,7 @@ class Runner:
         record['seconds'] = round(time.monotonic() - start, 1)
         return record
 
-    def _train_and_validate(self, cell: Cell, cfg: Config, slot: int) -> dict[str, Any]:
+    def _train_and_test(self, cell: Cell, cfg: Config, slot: int) -> dict[str, Any]:
         folder = self.out / 'cells' / cell.name
         folder.mkdir(parents=True, exist_ok=True)
         config, train, settings = folder / 'config.py', folder / 'train', folder / 'digest'
@@ -120,11 +120,7 @@ class Runner:
         record = {**read_scalars(train), 'checkpoint': os.path.relpath(checkpoint, self.out)}
         record.setdefault('peak_memory_mib', peak)
         record['importance'] = read_importance(cfg, checkpoint)
-        metrics = read_metrics(train)
-        # A training that was stopped between its last iteration and its validation has none.
-        if metrics is None:
-            metrics = self._test(cell, slot, config, checkpoint, 'test')
-        record['metrics'] = metrics
+        record['metrics'] = self._test(cell, slot, config, checkpoint, 'test')
         if self.batch_average and averages(cfg):
             averaged = folder / 'batch_average.pth'
             script = [sys.executable, TOOLS / 'batch_average.py', config, checkpoint, averaged]
@@ -222,7 +218,10 @@ def reason_of(log: str, code: int) -> str:
 
 def read_scalars(work_dir: Path) -> dict[str, Any]:
     """Seconds per iteration, the last loss, and on a GPU the peak memory, from a training's log."""
-    logged = [line for line in _scalars(work_dir) if 'time' in line and 'loss' in line]
+    lines: list[dict] = []
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        lines += [json.loads(line) for line in file.read_text().splitlines()]
+    logged = [line for line in lines if 'time' in line and 'loss' in line]
     if not logged:
         return {'seconds_per_iteration': None, 'loss': None}
     found = {
@@ -231,20 +230,6 @@ def read_scalars(work_dir: Path) -> dict[str, Any]:
     }
     memory = [line['memory'] for line in logged if 'memory' in line]
     return {**found, 'peak_memory_mib': max(memory)} if memory else found
-
-
-def read_metrics(work_dir: Path) -> dict[str, float] | None:
-    """The figures of the validation that ended a training; None if none did."""
-    lines = list(_scalars(work_dir))
-    if not lines or 'loss' in lines[-1]:
-        return None
-    return {k: v for k, v in lines[-1].items() if k not in ('time', 'data_time', 'step')}
-
-
-def _scalars(work_dir: Path) -> Iterator[dict]:
-    """The lines that a training's runs logged, one run after the other."""
-    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        yield from map(json.loads, file.read_text().splitlines())
 
 
 def read_importance(cfg: Config, checkpoint: Path) -> dict[str, dict[str, float]] | None:
