@@ -203,9 +203,8 @@ def _sum_with_same_caller(
         _ALWAYS if _wants_all_checks(device) else _CHECKS.get(process_group, CHECKED_CALLS) - 1
     )
     name = _digest(caller.name) if caller.name else 0
-    mine = torch.tensor(
-        [_digest(caller[1:]), _DIRECTIONS.index(direction), name, further], device=device
-    )
+    settings = _digest((*caller[1:], numbers.dtype))
+    mine = torch.tensor([settings, _DIRECTIONS.index(direction), name, further], device=device)
     carries = device.type == 'cpu' and ranks <= _FEW_RANKS
     if carries:
         # Of one size for all layers, since this is where a difference between them shows.
@@ -215,12 +214,13 @@ def _sum_with_same_caller(
         room[: len(carried)] = carried
     of_ranks = mine.new_empty(ranks, len(mine))
     dist.all_gather(list(of_ranks), mine, group=process_group)
-    settings, directions, names, wanted = zip(*of_ranks[:, :_CALLER_WORDS].tolist())
+    all_settings, directions, names, wanted = zip(*of_ranks[:, :_CALLER_WORDS].tolist())
     _CHECKS[process_group] = max(wanted)
     # A layer that one rank made anew, or loaded whole, may have no name there.
-    if len(set(settings)) > 1 or len(set(directions)) > 1 or len({*names} - {0}) > 1:
+    if len(set(all_settings)) > 1 or len(set(directions)) > 1 or len({*names} - {0}) > 1:
         given: list[Any] = [None] * ranks
-        dist.all_gather_object(given, f'{caller} {direction}', group=process_group)
+        call = f'{caller} {direction} ({str(numbers.dtype)[6:]})'
+        dist.all_gather_object(given, call, group=process_group)
         raise InputError(_disagreement(given, dist.get_process_group_ranks(process_group)))
     if not carries:
         return numbers

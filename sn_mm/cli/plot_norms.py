@@ -50,7 +50,9 @@ def main() -> None:
     """
     args = parse_args()
     check_folder('--out', args.out.parent)
-    labels = args.labels or [folder.name for folder in args.folders]
+    if not args.out.name.strip('.'):
+        raise InputError(f'--out must be the name of a figure, got {args.out}')
+    labels = args.labels or [folder.resolve().name for folder in args.folders]
     if len(labels) != len(args.folders) or len(set(labels)) < len(labels):
         raise InputError(
             f'--labels must name each of the {len(args.folders)} comparisons differently, got '

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -36,17 +37,17 @@ def draw_metric(comparisons: Mapping[str, tuple[Mapping, str]], processes: int) 
     handles: dict[str, Line2D] = {}
     for (title, (groups, name)), axes in zip(comparisons.items(), panels):
         for line in _draw_groups(axes, groups, norms):
-            handles.setdefault(str(line.get_label()).partition(': ')[0], line)
+            norm = str(line.get_label()).partition(': ')[0]
+            if norm not in handles or np.size(line.get_xdata()):  # it runs in one of the panels
+                handles[norm] = line
         _batches(axes, sorted({count for _, count in groups}), processes)
         axes.set_title(title, fontsize=10)
         axes.set_ylabel(name)
         axes.grid(linewidth=0.3)
     for axes in panels:
         axes.set_axis_off()
-    labels = [str(i.get_label()) if len(comparisons) == 1 else n for n, i in handles.items()]
-    figure.legend(
-        list(handles.values()), labels, loc='outside right upper', fontsize=8, frameon=False
-    )
+    lines = list(handles.values())
+    figure.legend(handles=lines, loc='outside right upper', fontsize=8, frameon=False)
     return figure
 
 
@@ -105,9 +106,10 @@ def draw_importance(weights: Mapping[str, Mapping[int, Any]], processes: int) ->
     return figure
 
 
-def draw_cost(costs: Mapping[tuple[str, int], Sequence[float]], processes: int) -> Figure:
+def draw_cost(
+    costs: Mapping[tuple[str, int], Sequence[float]], norms: Sequence[str], processes: int
+) -> Figure:
     """Draws seconds per iteration and peak memory, a bar for each norm at each batch."""
-    norms = list(dict.fromkeys(norm for norm, _ in costs))
     images = sorted({count for _, count in costs})
     figure = Figure((9, 3.4), layout='constrained')
     panels = figure.subplots(1, 2)

@@ -228,6 +228,7 @@ def write_report(
     processes = header['processes']
     groups = group(records, metric)
     table, notes = metric_table(groups, processes, metric)
+    norms = list(dict.fromkeys(norm for norm, _ in groups))
     seeds = len({r['seed'] for r in records})
     lines = [
         f'# Norms compared: {header["config"]}',
@@ -259,7 +260,13 @@ def write_report(
     found = {(n, i): cost for n, i in groups if (cost := costs(records, n, i))}
     if found:
         lines += ['![time and memory](cost.png)', '']
-        drawn['cost'] = figures.draw_cost(found, processes)
+        drawn['cost'] = figures.draw_cost(found, norms, processes)
+    iterations = {r['batch_average_iters'] for r in records if 'batch_average' in r}
+    averaging = [
+        'python tools/batch_average.py cells/NAME/config.py CHECKPOINT AVERAGED --bn --num-iters '
+        f'{count}  # and the test again'
+        for count in iterations
+    ]
     lines += ['## Commands', '', '```shell', header['command'], '```', '']
     lines += [
         'It runs these scripts for each cell, whose folder has the complete config and the logs:',
@@ -267,6 +274,7 @@ def write_report(
         '```shell',
         f'bash tools/dist_train.sh cells/NAME/config.py {processes} --work-dir cells/NAME/train',
         f'bash tools/dist_test.sh cells/NAME/config.py CHECKPOINT {processes}',
+        *averaging,
         '```',
         '',
         header['machine'],

@@ -171,6 +171,7 @@ def test_comparisons_are_drawn_side_by_side(tmp_path, monkeypatch, capsys):
     assert 'must name each of the 2 comparisons' in call('out0', 'out1', '--labels', 'one')
     assert 'none has no cells.jsonl' in call('none')
     assert '--metric must be one of mIoU' in call('out0', '--metric', 'AP')
+    assert '--out must be the name of a figure' in call('out0', '--out', '..')
 
 
 def test_a_training_with_other_settings_is_not_gone_on_with(segmentation, tmp_path):

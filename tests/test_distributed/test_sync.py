@@ -688,6 +688,16 @@ def test_layers_without_names_are_told_apart_by_their_settings(rank, size):
 
 
 @on_ranks(2)
+def test_a_layer_in_double_on_one_rank_alone_is_refused(rank, size):
+    distributed._CHECKS.clear()
+    dtype = torch.float64 if rank else torch.float32
+    y = SwitchNorm2d(C, dtype=dtype)(torch.randn(2, C, 3, 3, dtype=dtype))
+    with pytest.raises(InputError, match=r'0: .* backward \(float32\); rank 1: .* \(float64\)'):
+        y.sum().backward()
+    dist.barrier()
+
+
+@on_ranks(2)
 def test_a_collective_that_fails_ends_with_the_layers_name(rank, size):
     """A rank does not come in time: gloo's own error names no layer."""
     group = dist.new_group([0, 1], timeout=timedelta(seconds=1))
