@@ -51,11 +51,12 @@ class SwitchNorm(_InstanceNorm):
         correction: 0 for the paper's biased instance variance, 1 for the unbiased one of the
             authors' released code (for their checkpoints). Default: 0.
         init_importance: The mix to start from. None: equal shares, but ``{'bn': 0.9}`` where
-            weights of a BatchNorm are loaded, and 'bn' where the importance is frozen by then. A
-            scope: all but 1e-7 on it, so that 'bn' keeps the function of the BatchNorm network
-            whose weights are loaded; the importance then hardly moves. A mapping such as
-            ``{'bn': 0.9}``: these shares, the rest equally among the other scopes; the importance
-            moves, the function changes. docs/warm_start.md measures all. Default: None.
+            weights of a BatchNorm are loaded, and 'bn' where the importance is frozen by then.
+            'equal': equal shares whatever is loaded. A scope: all but 1e-7 on it, so that 'bn'
+            keeps the function of the BatchNorm network whose weights are loaded; the importance
+            then hardly moves. A mapping such as ``{'bn': 0.9}``: these shares, the rest equally
+            among the other scopes; the importance moves, the function changes. docs/warm_start.md
+            measures all. Default: None.
         device, dtype: Of the parameters and buffers.
         bias: False leaves ``bias`` out where ``affine`` is True. Default: True.
 

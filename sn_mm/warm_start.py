@@ -26,8 +26,8 @@ def initial_logits(
     """Importance weights before the softmax, for a layer to start from.
 
     Args:
-        init_importance: None for equal shares; a scope, which gets all but :data:`OFF_SCOPE`; or
-            shares of some scopes, the rest going to the others equally.
+        init_importance: None or 'equal' for equal shares; a scope, which gets all but
+            :data:`OFF_SCOPE`; or shares of some scopes, the rest going to the others equally.
         normalizers: The scopes of the layer.
 
     Returns:
@@ -38,13 +38,13 @@ def initial_logits(
             or leaves no share to another scope.
     """
     count = len(normalizers)
-    shares = {} if init_importance is None else init_importance
+    shares = {} if init_importance in (None, 'equal') else init_importance
     if isinstance(shares, str):
         shares = {shares: 1 - OFF_SCOPE * (count > 1)}
     if not isinstance(shares, Mapping) or not set(shares) <= set(normalizers):
         raise InputError(
-            f'init_importance must be None, one of the normalizers {normalizers}, or a mapping '
-            f'from some of them to shares, got {init_importance!r}'
+            f"init_importance must be None, 'equal', one of the normalizers {normalizers}, or a "
+            f'mapping from some of them to shares, got {init_importance!r}'
         )
     numbers = all(isinstance(share, Real) and share > 0 for share in shares.values())
     rest = 1 - math.fsum(shares.values()) if numbers else -1.0

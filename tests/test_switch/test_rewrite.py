@@ -191,11 +191,11 @@ def test_a_head_of_shared_weights_leaves_out_the_batch_unless_told_its_scopes():
     assert warm.norm_cfg == dict(type='SN', normalizers=['in', 'ln'])
     assert warm.feature.norm_cfg == dict(type='SN', init_importance='bn')
     assert head('PyramidHead', init_importance='in').norm_cfg.init_importance == 'in'
-    for shares in ({'in': 0.2, 'ln': 0.3}, {'bn': 0.9}):  # of three scopes
+    for shares in ({'ln': 0.2, 'bn': 0.3}, {'bn': 0.9}):  # of three scopes
         shared = head('PyramidHead', init_importance=shares).norm_cfg
         assert shared == dict(type='SN', normalizers=['in', 'ln'])
-    chosen = head('PyramidHead', normalizers=['in', 'ln'], init_importance={'in': 0.9})
-    assert chosen.norm_cfg.init_importance == {'in': 0.9}
+    chosen = head('PyramidHead', normalizers=['in', 'ln'], init_importance={'ln': 0.9})
+    assert chosen.norm_cfg.init_importance == {'ln': 0.9}
     report = report_of(dict(type='PyramidHead', norm_cfg=dict(type='BN')))
     assert report.switched[0].reason == 'one set of weights for all levels'
 
