@@ -66,6 +66,19 @@ def test_rules_of_the_config_stay_and_are_named(wrapper, whose):
     assert cfg.to_dict() == before
 
 
+@pytest.mark.parametrize('norms', [{}, {'norm_decay_mult': 0.0}], ids=['', 'norms'])
+def test_a_learning_rate_of_the_importance_stays(norms):
+    """MMEngine has full weight decay on what a custom key names, unless the key says otherwise."""
+    faster = {name: {'lr_mult': 30} for name in IMPORTANCE}
+    cfg = config(paramwise_cfg={**norms, 'custom_keys': faster})
+    (note,) = leave_importance_out(cfg)
+    assert 'no weight decay on the importance' in note
+    found = decays(cfg)
+    assert found['1.mean_weight'] == found['1.var_weight'] == 0.0 and found['0.weight']
+    assert cfg.optim_wrapper.paramwise_cfg.custom_keys.mean_weight.lr_mult == 30
+    assert leave_importance_out(cfg) == []
+
+
 def test_the_switch_writes_it_and_another_norm_does_not():
     pytest.importorskip('mmdet')
     for kind, written in (('SN', True), ('BN', False)):
