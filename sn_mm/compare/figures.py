@@ -31,8 +31,9 @@ def draw_metric(comparisons: Mapping[str, tuple[Mapping, str]], processes: int) 
     norms = list(dict.fromkeys(norm for groups, _ in comparisons.values() for norm, _ in groups))
     columns = min(len(comparisons), 3)
     rows = -(-len(comparisons) // columns)
-    size = (4.4 * columns + 2, 4 * rows) if rows * columns == 1 else (3.2 * columns + 2, 3 * rows)
-    figure = Figure(size, layout='constrained')
+    spare = rows * columns > len(comparisons)  # room for the legend
+    width, height = (4.4, 4) if len(comparisons) == 1 else (3.2, 3)
+    figure = Figure((width * columns + 2 * (not spare), height * rows), layout='constrained')
     panels = iter(figure.subplots(rows, columns, squeeze=False).flat)
     handles: dict[str, Line2D] = {}
     for (title, (groups, name)), axes in zip(comparisons.items(), panels):
@@ -44,10 +45,13 @@ def draw_metric(comparisons: Mapping[str, tuple[Mapping, str]], processes: int) 
         axes.set_title(title, fontsize=10)
         axes.set_ylabel(name)
         axes.grid(linewidth=0.3)
-    for axes in panels:
-        axes.set_axis_off()
     lines = list(handles.values())
-    figure.legend(handles=lines, loc='outside right upper', fontsize=8, frameon=False)
+    if spare:
+        next(panels).legend(handles=lines, loc='center', frameon=False)
+    else:
+        figure.legend(handles=lines, loc='outside right upper', fontsize=8, frameon=False)
+    for axes in figure.axes[len(comparisons) :]:
+        axes.set_axis_off()
     return figure
 
 
