@@ -32,6 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import sn_mm
 from sn_mm.cli.errors import report_input_errors
+from sn_mm.cli.files import read_records
 from sn_mm.errors import InputError, check_positive_int
 from zoo.check import check_config
 from zoo.configs import mim_folder
@@ -140,25 +141,13 @@ def in_turn(names: list[str]) -> list[str]:
     return sorted(names, key=order.__getitem__)
 
 
-def read_log(log: Path) -> dict[str, dict]:
-    """The last record of each config; a line that was cut off does not count."""
-    records = {}
-    for line in log.read_text().splitlines() if log.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        records[record['config']] = record
-    return records
-
-
 @report_input_errors
 def main() -> None:
     args = parse_args()
     configs = find_configs(args.toolbox)
     names = choose(list(configs), args)
     version = code_version()
-    records = read_log(args.log)
+    records = read_records(args.log, 'config')
     if not args.keep_older:
         records = {n: r for n, r in records.items() if r['sn_mm'] == version}
     if args.retry_failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,3 +57,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_records(log: Path, key: str) -> dict[str, dict]:
+    """The last record of each value of ``key`` in a log of one JSON object a line.
+
+    A line that was cut off does not count; a log that is not there is empty.
+    """
+    records = {}
+    for line in log.read_text().splitlines() if log.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        records[record[key]] = record
+    return records

@@ -24,6 +24,7 @@ from mmengine.config import Config
 
 from ..analysis import importance
 from ..cli.checkpoint import read_checkpoint
+from ..cli.files import read_records
 from ..errors import InputError
 from ..functional import canonical_normalizers
 from .plan import Cell, digest, settings_of
@@ -264,13 +265,5 @@ def _norms(config: Any) -> Iterator[dict]:
 
 
 def finished(out: Path) -> dict[str, dict]:
-    """The records of the cells that are done, by name; a line that was cut off does not count."""
-    records = {}
-    file = out / 'cells.jsonl'
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        records[record['name']] = record
-    return records
+    """The records of the cells that are done, by name."""
+    return read_records(out / 'cells.jsonl', 'name')
