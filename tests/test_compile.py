@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sn_mm import SwitchNorm1d, SwitchNorm2d
+from sn_mm.tracing import is_compiling, is_exporting
 
 # Before torch 2.4 the graph breaks at each layer: the numbers are the same.
 WHOLE = hasattr(torch.library, 'register_fake')
@@ -153,22 +155,26 @@ def test_copies_of_a_compiled_layer_are_layers_of_their_own(tmp_path):
 
 
 def test_an_eager_layer_runs_while_another_thread_compiles():
-    compiling, failures = threading.Event(), []
+    """``torch.compiler.is_compiling()`` is then true in this thread as well."""
+    compiling, stepped = threading.Event(), threading.Event()
 
-    def compile_layers() -> None:
-        for size in range(1, 7):
-            torch.compile(nn.Linear(size, size), backend='aot_eager')(torch.randn(2, size))
+    def wait_for_steps(graph: nn.Module, _) -> Callable:
         compiling.set()
+        assert stepped.wait(60)
+        return graph.forward
 
-    thread = threading.Thread(target=compile_layers)
+    def compile_layer() -> None:
+        torch.compile(nn.Linear(2, 2), backend=wait_for_steps)(torch.randn(2, 2))
+
     layer, x = SwitchNorm2d(3), torch.randn(2, 3, 4, 4, requires_grad=True)
+    thread = threading.Thread(target=compile_layer)
     thread.start()
-    steps = 0
-    while not compiling.is_set():
-        try:
+    try:
+        assert compiling.wait(60)
+        for _ in range(3):
+            assert not is_compiling() and not is_exporting(x, synchronised=False)
             layer(x).sum().backward()
-        except Exception as error:
-            failures.append(error)
-        steps += 1
-    thread.join()
-    assert not failures and layer.num_batches_tracked == steps > 10
+    finally:
+        stepped.set()
+        thread.join()
+    assert layer.num_batches_tracked == 3

@@ -71,7 +71,7 @@ def positive(text: str) -> int:
 
 
 def parse_args() -> Namespace:
-    parser = ArgumentParser(description='Train a model with one norm after the other.')
+    parser = ArgumentParser(description='Train with one norm after the other: which one pays?')
     parser.add_argument('config', nargs='?', help='a path, or PACKAGE::PATH, of mmdet or mmseg')
     parser.add_argument(
         '--norms',

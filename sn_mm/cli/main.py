@@ -14,7 +14,7 @@ COMMANDS = {
     'test': 'Test (and evaluate) a model.',
     'batch-average': "Replace a checkpoint's moving average by a batch average.",
     'compare-norms': 'Train with one norm after the other: which one pays?',
-    'plot-norms': 'Draw such comparisons side by side.',
+    'plot-norms': 'Draw comparisons of norms side by side.',
     'plot-importance': 'Draw the importance weights that SN has learned.',
     'convert-checkpoint': "Convert the authors' ResNets with SN.",
     'publish-model': 'Write a slim checkpoint.',
