@@ -39,7 +39,7 @@ from ..compare.plan import (
     plan_cells,
     switch,
 )
-from ..compare.report import METRICS, write_report
+from ..compare.report import METRICS, group, verdict, write_report
 from ..compare.run import TOOLS, Runner, finished
 from ..errors import InputError
 from ..switch import EXTENTS
@@ -250,7 +250,9 @@ def main() -> None:
         raise InputError(f'--metric is needed for a config of {toolbox(cfg)}')
     gpu = torch.cuda.is_available()
     header = {
-        'config': Path(args.config).name if args.quick else args.config,
+        'config': f'{Path(args.config).name}, --quick: the figures mean nothing'
+        if args.quick
+        else args.config,
         'command': shlex.join([*program(), *sys.argv[1:]]),
         'machine': describe_machine(),
         'processes': args.processes,
@@ -270,7 +272,7 @@ def main() -> None:
         console=Console(soft_wrap=True),
         speed_estimate_period=10**9,
     )
-    order = {cell.name: number for number, cell in enumerate(cells)}
+    names = [cell.name for cell in cells]
     runner = Runner(args.out, args.jobs, args.batch_average)
     with bar:
         task = bar.add_task('cells', total=len(cells), completed=len(cells) - len(remaining))
@@ -278,19 +280,12 @@ def main() -> None:
             records[record['name']] = record
             bar.advance(task)
             bar.console.print(_line(record, metric, bar.tasks[0].time_remaining))
-            _write(args.out, header, records, order, metric)
-    _write(args.out, header, records, order, metric)
-    print(f'{args.out / "README.md"}')
-
-
-def _write(
-    out: Path, header: dict, records: dict[str, dict], order: dict[str, int], metric: str
-) -> None:
-    """Writes the report of the cells that the command line names."""
-    chosen = [records[name] for name in order if name in records]
-    if not chosen:
-        return
-    write_report(out, header, chosen, metric)
+            done = [records[name] for name in names if name in records]
+            write_report(args.out, header, done, metric)
+    done = [records[name] for name in names]
+    write_report(args.out, header, done, metric)
+    sentences = verdict(group(done, metric), args.processes, metric)
+    print(header['config'], *sentences, args.out / 'README.md', sep='\n')
 
 
 def _line(record: dict, metric: str, left: float | None) -> str:

@@ -15,8 +15,10 @@ from mmengine.device import get_device
 
 from ..cli.norm_option import parse_norm, switch_config
 from ..errors import InputError
+from ..functional import SCOPES, canonical_normalizers
 from ..switch import switch_norm_cfg
 from ..switch.decay import leave_importance_out
+from ..switch.target import is_sn
 
 # Settings of a param_scheduler that count iterations, where it goes by iterations.
 _ITERATIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps', 'milestones', 'periods')
@@ -87,6 +89,12 @@ def norm_cfg_of(norm: str) -> dict:
     if norm_cfg['type'] == 'SyncBN' and get_device() == 'cpu':
         norm_cfg.update(type='SN', normalizers=['bn'])
     return norm_cfg
+
+
+def is_mix(norm: str) -> bool:
+    """Whether a norm is SN over two scopes or three: over one it is that scope's own norm."""
+    norm_cfg = parse_norm(norm)
+    return is_sn(norm_cfg) and len(canonical_normalizers(norm_cfg.get('normalizers', SCOPES))) > 1
 
 
 def base_batch_size(cfg: Config, processes: int) -> tuple[int, str]:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from ..cli.files import atomic_path
 from ..errors import InputError
 from . import figures
+from .plan import is_mix
 
 # The figure that stands for a test, by toolbox.
 METRICS = {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU'}
@@ -78,6 +79,31 @@ def best_apart(groups: Mapping[str, Group]) -> str | None:
     best = max(measured, key=lambda norm: measured[norm].mean)
     others = (max(g.values) for norm, g in measured.items() if norm != best)
     return best if min(measured[best].values) > max(others) else None
+
+
+def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str) -> list[str]:
+    """Whether SN pays: for each batch the best norm that is SN beside the best that is not.
+
+    It is decided where the ranges over the seeds part, as :func:`best_apart` has it.
+
+    Returns:
+        A sentence for each batch with results of both kinds.
+    """
+    name, digits = metric_name(metric), _digits(metric)
+    sentences = []
+    for count in sorted({count for _, count in groups}):
+        ran = {norm: g for (norm, n), g in groups.items() if n == count and g.values}
+        kinds = [[norm for norm in ran if is_mix(norm) is kind] for kind in (True, False)]
+        if not all(kinds):
+            continue
+        sn, other = (max(kind, key=lambda norm: ran[norm].mean) for kind in kinds)
+        winner = best_apart({norm: ran[norm] for norm in (sn, other)})
+        decision = {sn: 'SN pays', other: 'SN does not pay', None: 'not decided by these seeds'}
+        sentences.append(
+            f'{processes} x {count}: {decision[winner]}: {name} {ran[sn].mean:.{digits}f} with '
+            f'`{sn}`, {ran[other].mean:.{digits}f} with `{other}`, the best without'
+        )
+    return sentences
 
 
 def metric_name(metric: str) -> str:
@@ -232,6 +258,8 @@ def write_report(
     seeds = len({r['seed'] for r in records})
     lines = [
         f'# Norms compared: {header["config"]}',
+        '',
+        *[f'- {sentence}.' for sentence in verdict(groups, processes, metric)],
         '',
         'One seed: differences between norms may be chance.'
         if seeds == 1

@@ -21,7 +21,7 @@ from sn_mm.cli import plot_norms
 from sn_mm.cli.compare_norms import still_to_run
 from sn_mm.compare import run as cells_run
 from sn_mm.compare.plan import Cell, cell_config, check_config, norm_cfg_of, plan_cells, switch
-from sn_mm.compare.report import Group, best_apart, write_report
+from sn_mm.compare.report import Group, best_apart, group, verdict, write_report
 from sn_mm.compare.run import finished, reason_of
 from sn_mm.errors import InputError
 
@@ -117,6 +117,28 @@ def test_bold_is_for_ranges_that_part():
     assert best_apart(groups(SN=[53, 60])) is None
 
 
+def test_whether_sn_pays_is_said_for_each_batch():
+    values = {
+        ('BN', 1): [50, 52], ('SN', 1): [53, 54], ('SN normalizers=[in,ln]', 1): [60, 70],
+        ('BN', 2): [50, 52], ('SN', 2): [40, 41], ('SN normalizers=[bn]', 2): [70, 71],
+        ('BN', 4): [50, 52], ('SN', 4): [51, 60],
+        ('BN', 8): [50], ('SN', 8): [60],
+        ('SN', 16): [60, 61],
+    }  # fmt: skip
+    records = [
+        record(norm, images, seed, value)
+        for (norm, images), found in values.items()
+        for seed, value in enumerate(found)
+    ]
+    assert verdict(group(records, 'mIoU'), 2, 'mIoU') == [
+        '2 x 1: SN pays: mIoU 65.0 with `SN normalizers=[in,ln]`, 51.0 with `BN`, the best without',
+        '2 x 2: SN does not pay: mIoU 40.5 with `SN`, 70.5 with `SN normalizers=[bn]`, the best '
+        'without',
+        '2 x 4: not decided by these seeds: mIoU 55.5 with `SN`, 51.0 with `BN`, the best without',
+        '2 x 8: not decided by these seeds: mIoU 60.0 with `SN`, 50.0 with `BN`, the best without',
+    ]
+
+
 def test_a_report_says_all_that_was_measured(tmp_path):
     weights = {s: {'in': 0.5, 'ln': 0.3, 'bn': 0.2} for s in ('mean', 'var')}
     records = [
@@ -134,6 +156,7 @@ def test_a_report_says_all_that_was_measured(tmp_path):
     write_report(tmp_path, header, records, 'mIoU')
     text = (tmp_path / 'README.md').read_text()
     for line in (
+        '- 2 x 2: SN pays: mIoU 70.5 with `SN`, 60.5 with `BN`, the best without.',
         '| `SN` | 65.0, 1 of 2 seeds, 1 diverged | **70.5 (70.0 to 71.0)** |',
         '| `BN` | - [1] | 60.5 (60.0 to 61.0) |',
         '[1] does not run: ValueError: one value per channel',
@@ -281,6 +304,7 @@ def test_a_comparison_that_is_killed_goes_on(folder):
 
     code, out, error = run(folder, *command, PYTHONPATH=str(ROOT))
     assert code == 0, error[-3000:]
+    assert '1 x 2: not decided by these seeds: box AP' in out
     after = cells.read_text().splitlines()
     assert after[: len(before)] == before
     found = {r['norm']: r for r in map(json.loads, after)}
