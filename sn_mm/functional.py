@@ -119,7 +119,7 @@ def switch_norm(
         raise InputError(f'input must be (N, C, *S), got {tuple(input.shape)}')
     if input.layout is not torch.strided:
         raise InputError(f'input must be dense (torch.strided), got {input.layout}')
-    if correction not in (0, 1):
+    if not isinstance(correction, int) or correction not in (0, 1):
         raise InputError(f'correction must be 0 or 1, got {correction!r}')
     check_number('eps', eps, 0)
     if momentum is not None:

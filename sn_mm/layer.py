@@ -112,7 +112,7 @@ class SwitchNorm(_InstanceNorm):
     ) -> None:
         normalizers = canonical_normalizers(normalizers)
         check_positive_int('num_features', num_features)
-        if correction not in (0, 1):
+        if not isinstance(correction, int) or correction not in (0, 1):
             raise InputError(f'correction must be 0 or 1, got {correction!r}')
         check_number('eps', eps, 0)
         if momentum is not None:

@@ -833,7 +833,7 @@ def test_cumulative_average_needs_a_counter():
         switch_norm(X, W, W, W.clone(), W.clone(), training=True, momentum=None)
 
 
-@pytest.mark.parametrize('correction', [2, -1, 0.5, None])
+@pytest.mark.parametrize('correction', [2, -1, 0.5, 1.0, None])
 def test_correction_is_0_or_1(correction):
     with pytest.raises(ValueError, match=f'correction must be 0 or 1, got {correction}'):
         switch_norm(X, W, W, training=True, correction=correction)

@@ -604,6 +604,7 @@ def test_is_an_instance_norm_and_no_batch_norm(layer):
         ({'num_features': -3}, ['num_features', '>= 1', 'got -3']),
         ({'num_features': 2.0}, ['num_features', 'int', 'got 2.0']),
         ({'num_features': True}, ['num_features', 'int', 'got True']),
+        ({'correction': 1.0}, ['correction', '0 or 1', 'got 1.0']),
         ({'correction': 2}, ['correction', '0 or 1', 'got 2']),
         ({'sync': 0}, ['sync', 'True', 'False', '>= 1', 'got 0']),
         ({'sync': -1}, ['sync', '>= 1', 'got -1']),

@@ -163,6 +163,7 @@ def _batch_norm(layer: SwitchNorm, axes: int | None) -> nn.Module:
     kind = _BATCH_NORMS[layer._dims[-1] if layer._dims else axes or 0]
     new = kind(layer.num_features, eps=layer.eps, momentum=layer.momentum, device='meta')
     new.train(layer.training)
-    for name in ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'):
+    tensors = 'weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'
+    for name in (*tensors, 'track_running_stats'):
         setattr(new, name, getattr(layer, name))
     return new

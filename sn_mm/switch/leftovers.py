@@ -65,8 +65,9 @@ def convert_leftovers(model: nn.Module, norm_cfg: dict, extent: str = 'existing'
     replace_norms(model, (names - shared).__contains__, arguments)
     replace_norms(model, shared.__contains__, leave_out_batch(arguments))
     if 'requires_grad' in norm_cfg:
-        for name in names:
-            model.get_submodule(name).requires_grad_(norm_cfg['requires_grad'])
+        for module in map(model.get_submodule, names):
+            if isinstance(module, SwitchNorm):  # not one that had to stay as it was
+                module.requires_grad_(norm_cfg['requires_grad'])
     return model
 
 

@@ -96,6 +96,15 @@ def test_mode_gradients_hooks_and_sharing_stay():
     assert calls == [nn.BatchNorm2d] * 2
 
 
+def test_tracking_that_was_stopped_stays_stopped():
+    sn = trained(SwitchNorm2d(4))
+    sn.track_running_stats = False
+    bn = simplify(sn, 0.5)
+    before = bn.running_mean.clone()
+    bn(torch.randn(2, 4, 3, 3))
+    assert bn.training and torch.equal(bn.running_mean, before)
+
+
 # --- which layers
 
 

@@ -82,6 +82,17 @@ def test_leftovers_are_converted_as_the_config_is_switched():
     ]  # fmt: skip
 
 
+def test_a_norm_that_stays_as_it_is_is_not_frozen():
+    class Own(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return -super().forward(x)
+
+    model = nn.Sequential(Own(4), nn.BatchNorm2d(4))
+    convert_leftovers(model, dict(type='SN', requires_grad=False))
+    assert type(model[0]) is Own and model[0].weight.requires_grad
+    assert type(model[1]) is SwitchNorm2d and not model[1].weight.requires_grad
+
+
 def test_a_norm_of_a_pyramid_that_has_another_name_too_leaves_out_the_batch():
     model = nn.Module()
     head = DyHead()
