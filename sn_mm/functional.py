@@ -16,7 +16,7 @@ from .distributed import Caller, check_group
 from .equations import SCOPES, Parameters, Running, Settings
 from .errors import InputError, check_number, check_type
 from .ops import aten, dense
-from .tracing import is_compiling, is_exporting, is_transformed, traceable
+from .tracing import is_compiling, is_exporting, is_transformed, is_watched, traceable
 
 __all__ = ['canonical_normalizers', 'switch_norm']
 
@@ -184,11 +184,17 @@ def switch_norm(
         )  # fmt: skip
 
     # A forward pass inside a backward pass is activation checkpointing's second one: it must not
-    # count the same batch twice. (torch.compile recomputes without such a pass.)
+    # count the same batch twice. (In a compiled region there is no such pass.)
     recomputing = not compiling and torch._C._current_graph_task_id() != -1
     running = None
-    if running_mean is not None and running_var is not None and not (training and recomputing):
-        running = Running(running_mean, running_var, num_batches_tracked, momentum)
+    if running_mean is not None and running_var is not None:
+        if not (training and recomputing):
+            running = Running(running_mean, running_var, num_batches_tracked, momentum)
+        elif is_watched() and type(running_mean) is Tensor:
+            # Selective checkpointing tells operations by their order: both passes have the same.
+            with torch._C._DisableTorchDispatch():
+                batches = None if num_batches_tracked is None else num_batches_tracked.clone()
+                running = Running(running_mean.clone(), running_var.clone(), batches, momentum)
     settings = Settings(used_scopes(input, normalizers), eps, correction)
     caller = None
     if process_group is not None and not compiling:

@@ -360,6 +360,42 @@ def test_activation_checkpointing_changes_nothing(reentrant, nested, momentum):
     assert again[1].num_batches_tracked == 2
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.utils.checkpoint, 'create_selective_checkpoint_contexts'),
+    reason='new in torch 2.4',
+)
+@pytest.mark.parametrize('momentum', [0.1, None])
+@pytest.mark.parametrize('operator', ['mul.Tensor', 'add.Tensor', 'convolution.default'])
+def test_selective_checkpointing_changes_nothing(operator, momentum):
+    """It gives the second pass what the first saved, by the order of an operator's calls."""
+    name, overload = operator.split('.')
+    saved = [getattr(getattr(torch.ops.aten, name), overload)]
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), SwitchNorm2d(4, momentum=momentum), nn.Tanh(),
+        nn.Conv2d(4, 4, 3), SwitchNorm2d(4, momentum=momentum),
+    ).double()  # fmt: skip
+    again = copy.deepcopy(net)
+
+    def residual(net: nn.Module, x: Tensor) -> Tensor:
+        return torch.tanh(x[..., 4:, 4:].sum(1, keepdim=True) + 0.5 * net(x))
+
+    def contexts() -> tuple[Any, Any]:
+        return torch.utils.checkpoint.create_selective_checkpoint_contexts(saved)
+
+    for _ in range(2):
+        x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+        leaf = x.detach().clone().requires_grad_()
+        residual(net, x).square().mean().backward()
+        output = checkpoint(residual, again, leaf, use_reentrant=False, context_fn=contexts)
+        output.square().mean().backward()
+        torch.testing.assert_close(leaf.grad, x.grad)
+        assert_same(
+            {k: p.grad for k, p in again.named_parameters()},
+            {k: p.grad for k, p in net.named_parameters()},
+        )
+        assert_same(dict(again.named_buffers()), dict(net.named_buffers()))
+
+
 def test_used_twice_in_one_forward_pass():
     """Shared heads see several levels before one backward pass."""
     sn = randomise(SwitchNorm2d(4, dtype=torch.float64))
