@@ -202,6 +202,7 @@ def run(folder: Path, command: str, **variables: str) -> None:
             marks=() if page.name in SAMPLE else pytest.mark.every_command,
         )
         for page in PAGES
+        if page.name != 'bad_input.md'  # tests/test_bad_input runs that one's
     ],
 )
 def test_the_commands_of_a_page_run(page: Path, folder: Path) -> None:
