@@ -84,7 +84,7 @@ def best_apart(groups: Mapping[str, Group]) -> str | None:
 def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str) -> list[str]:
     """Whether SN pays: for each batch the best norm that is SN beside the best that is not.
 
-    It is decided where the ranges over the seeds part, as :func:`best_apart` has it.
+    It is decided where one is apart from every norm of the other kind, as :func:`best_apart` has it.
 
     Returns:
         A sentence for each batch with results of both kinds.
@@ -97,10 +97,19 @@ def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str
         if not all(kinds):
             continue
         sn, other = (max(kind, key=lambda norm: ran[norm].mean) for kind in kinds)
-        winner = best_apart({norm: ran[norm] for norm in (sn, other)})
-        decision = {sn: 'SN pays', other: 'SN does not pay', None: 'not decided by these seeds'}
+        winners = [
+            best_apart({best: ran[best], **{n: ran[n] for n in rivals}})
+            for best, rivals in ((sn, kinds[1]), (other, kinds[0]))
+        ]
+        decision = (
+            'SN pays'
+            if winners[0] == sn
+            else 'SN does not pay'
+            if winners[1] == other
+            else 'not decided by these seeds'
+        )
         sentences.append(
-            f'{processes} x {count}: {decision[winner]}: {name} {ran[sn].mean:.{digits}f} with '
+            f'{processes} x {count}: {decision}: {name} {ran[sn].mean:.{digits}f} with '
             f'`{sn}`, {ran[other].mean:.{digits}f} with `{other}`, the best without'
         )
     return sentences

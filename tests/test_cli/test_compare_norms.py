@@ -124,6 +124,7 @@ def test_whether_sn_pays_is_said_for_each_batch():
         ('BN', 4): [50, 52], ('SN', 4): [51, 60],
         ('BN', 8): [50], ('SN', 8): [60],
         ('SN', 16): [60, 61],
+        ('SN', 32): [50, 51], ('BN', 32): [47, 49], ('GN', 32): [35, 55],
     }  # fmt: skip
     records = [
         record(norm, images, seed, value)
@@ -136,6 +137,7 @@ def test_whether_sn_pays_is_said_for_each_batch():
         'without',
         '2 x 4: not decided by these seeds: mIoU 55.5 with `SN`, 51.0 with `BN`, the best without',
         '2 x 8: not decided by these seeds: mIoU 60.0 with `SN`, 50.0 with `BN`, the best without',
+        '2 x 32: not decided by these seeds: mIoU 50.5 with `SN`, 48.0 with `BN`, the best without',
     ]
 
 
