@@ -84,7 +84,7 @@ def best_apart(groups: Mapping[str, Group]) -> str | None:
 def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str) -> list[str]:
     """Whether SN pays: for each batch the best norm that is SN beside the best that is not.
 
-    It is decided where one is apart from every norm of the other kind, as :func:`best_apart` has it.
+    It is decided where one is apart from all norms of the other kind, as by :func:`best_apart`.
 
     Returns:
         A sentence for each batch with results of both kinds.
