@@ -97,17 +97,11 @@ def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str
         if not all(kinds):
             continue
         sn, other = (max(kind, key=lambda norm: ran[norm].mean) for kind in kinds)
-        winners = [
-            best_apart({best: ran[best], **{n: ran[n] for n in rivals}})
-            for best, rivals in ((sn, kinds[1]), (other, kinds[0]))
-        ]
-        decision = (
-            'SN pays'
-            if winners[0] == sn
-            else 'SN does not pay'
-            if winners[1] == other
-            else 'not decided by these seeds'
-        )
+        best, rivals = (sn, kinds[1]) if ran[sn].mean > ran[other].mean else (other, kinds[0])
+        if best_apart({norm: ran[norm] for norm in (best, *rivals)}) is None:
+            decision = 'not decided by these seeds'
+        else:
+            decision = 'SN pays' if best == sn else 'SN does not pay'
         sentences.append(
             f'{processes} x {count}: {decision}: {name} {ran[sn].mean:.{digits}f} with '
             f'`{sn}`, {ran[other].mean:.{digits}f} with `{other}`, the best without'
