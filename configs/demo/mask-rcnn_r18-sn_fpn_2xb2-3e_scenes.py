@@ -15,6 +15,7 @@ model = dict(
         base_channels=32,
         frozen_stages=-1,
         norm_cfg=norm_cfg,
+        norm_eval=False,
         zero_init_residual=False,
         init_cfg=None),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=channels, norm_cfg=norm_cfg),

@@ -136,7 +136,8 @@ def cell_config(switched: Config, cell: Cell, base_batch: int) -> Config:
     """The config of one cell.
 
     The learning rate is scaled linearly with the batch. Whatever counts iterations is scaled the
-    other way, so that each cell sees the same number of images. Nothing is validated in between.
+    other way, so that each cell sees the same number of images. Nothing is validated: the cell is
+    tested when its training is done.
 
     Args:
         switched: The config with the cell's norm.
@@ -158,12 +159,15 @@ def cell_config(switched: Config, cell: Cell, base_batch: int) -> Config:
     ]
     if cfg.train_cfg.get('max_iters') is not None:
         cfg.train_cfg.max_iters = _iterations(cfg.train_cfg.max_iters, ratio)
-    end = 'max_iters' if cfg.train_cfg.get('max_iters') is not None else 'max_epochs'
-    cfg.train_cfg.val_interval = cfg.train_cfg[end] + 1
-    cfg.train_cfg.pop('dynamic_intervals', None)
+    for part in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+        cfg.pop(part, None)
+    for interval in ('val_interval', 'val_begin', 'dynamic_intervals'):
+        cfg.train_cfg.pop(interval, None)
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     checkpoint = {'type': 'CheckpointHook', **(hooks.get('checkpoint') or {}), 'max_keep_ckpts': 1}
-    checkpoint.pop('save_best', None)
+    checkpoint['save_last'] = True  # which is tested
+    for key in ('save_best', 'out_dir'):
+        checkpoint.pop(key, None)
     if checkpoint.get('by_epoch') is False and checkpoint.get('interval', -1) > 0:
         checkpoint['interval'] = _iterations(checkpoint['interval'], ratio)
     hooks.checkpoint = checkpoint

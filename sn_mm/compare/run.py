@@ -124,9 +124,12 @@ class Runner:
         record['metrics'] = self._test(cell, slot, config, checkpoint, 'test')
         if self.batch_average and averages(cfg):
             averaged = folder / 'batch_average.pth'
-            script = [sys.executable, TOOLS / 'batch_average.py', config, checkpoint, averaged]
-            options = ['--bn', '--num-iters', self.batch_average]
-            self._call(cell, slot, 'batch_average', [*script, *options])
+            # On all processes, so that synchronised layers see the batch that they trained with.
+            launch = [sys.executable, TOOLS / 'launch.py', '--standalone', '--local_addr=127.0.0.1']
+            script = [TOOLS / 'batch_average.py', config, checkpoint, averaged]
+            options = ['--bn', '--num-iters', self.batch_average, '--launcher', 'pytorch']
+            command = [*launch, f'--nproc_per_node={cell.processes}', *script, *options]
+            self._call(cell, slot, 'batch_average', command)
             record['batch_average'] = self._test(cell, slot, config, averaged, 'test_average')
             record['batch_average_iters'] = self.batch_average
         return record
