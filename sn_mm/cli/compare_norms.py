@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,15 @@ from ..compare.plan import (
     plan_cells,
     switch,
 )
-from ..compare.report import METRICS, group, verdict, write_report
-from ..compare.run import TOOLS, Runner, finished
+from ..compare.report import METRICS, group, value_of, verdict, write_report
+from ..compare.run import TOOLS, Runner, finished, has_average, lock
 from ..errors import InputError
 from ..switch import EXTENTS
 from ..switch.toolbox import toolbox
 from .config import CfgOptions, load_config
 from .data import check_data
 from .errors import report_input_errors
+from .files import check_folder
 from .machine import describe
 
 NORMS = ['BN', 'GN', 'SyncBN', 'SN', 'SN sync=False', 'SN normalizers=[in,ln]']
@@ -87,8 +89,8 @@ def parse_args() -> Namespace:
     parser.add_argument(
         '--base-batch-size',
         type=positive,
-        help="images that the config's learning rate is for (its auto_scale_lr, else PROCESSES "
-        'times its batch_size)',
+        help="images that the config's learning rate is for (its auto_scale_lr, else NxbM in its "
+        'name, else PROCESSES times its batch_size)',
     )
     parser.add_argument('--metric', help='to compare (mmdet: coco/bbox_mAP, mmseg: mIoU)')
     parser.add_argument(
@@ -134,13 +136,16 @@ def parse_args() -> Namespace:
     return args
 
 
+def make_quick_data(out: Path) -> None:
+    """Makes the scenes of --quick, which its config finds by SCENES."""
+    os.environ['SCENES'] = str(out / 'data')
+    script = [sys.executable, TOOLS / 'make_scenes.py', out / 'data', *QUICK_SCENES]
+    if subprocess.run(script).returncode:
+        raise InputError('the scenes of --quick cannot be made')
+
+
 def load(args: Namespace) -> Config:
     """The config, complete and with its data."""
-    if args.quick:
-        os.environ['SCENES'] = str(args.out / 'data')
-        script = [sys.executable, TOOLS / 'make_scenes.py', args.out / 'data', *QUICK_SCENES]
-        if subprocess.run(script).returncode:
-            raise InputError('the scenes of --quick cannot be made')
     loading = Namespace(
         config=args.config,
         cfg_options=args.cfg_options,
@@ -163,17 +168,21 @@ class Configs:
         self.switched = lru_cache(maxsize=None)(lambda norm: switch(cfg, norm, extent))
 
     def __call__(self, cell: Cell) -> Config:
-        return cell_config(self.switched(cell.norm), cell, self.base_batch)
+        return cell_config(self.switched(cell.norm)[0], cell, self.base_batch)
+
+    def notes(self, norms: Iterable[str]) -> list[str]:
+        """What the reader should know of the norms; one that does not fit has a result for it."""
+        lines: list[str] = []
+        for norm in dict.fromkeys(norms):
+            with suppress(InputError, ValueError):
+                lines += self.switched(norm)[1]
+        return lines
 
 
 def still_to_run(
-    cells: list[Cell],
-    records: dict[str, dict],
-    configs: Configs,
-    retry_failed: bool,
-    batch_average: int,
+    cells: list[Cell], records: dict[str, dict], configs: Configs, args: Namespace
 ) -> Iterator[Cell]:
-    """The cells without a result.
+    """The cells without a result, or without the batch average that is asked for.
 
     Raises:
         InputError: A result is of a training with other settings.
@@ -183,31 +192,30 @@ def still_to_run(
         if record is None:
             yield cell
             continue
-        # A cell whose config could not be made has no digest.
-        same = 'digest' not in record or record['digest'] == digest(configs(cell))
-        averaged = record.get('batch_average_iters', batch_average) == batch_average
-        if not same or not averaged:
+        if 'digest' not in record:  # its config could not be made
+            if args.retry_failed:
+                yield cell
+            continue
+        cfg = configs(cell)
+        if record['digest'] != digest(cfg):
             raise InputError(
                 f'--out has a result of {cell} with other settings: name another folder, or move '
                 'this one away'
             )
-        if retry_failed and 'error' in record:
+        count = args.batch_average
+        unlike = count and record.get('batch_average_iters') != count and has_average(cfg)
+        if args.retry_failed if 'error' in record else unlike:
             yield cell
 
 
-def notes(norms: list[str]) -> list[str]:
-    """What a norm stands for, where that is not its name."""
-    lines = []
-    for norm in norms:
-        norm_cfg = norm_cfg_of(norm)
-        if norm.split()[0] == 'SyncBN' and norm_cfg['type'] == 'SN':
-            lines.append(
-                f"`{norm}`: on the CPU, where torch's SyncBatchNorm does not run, SN over `bn` "
-                'alone, synchronised: the same function.'
-            )
-        if norm_cfg['type'] == 'GN' and 'num_groups' not in norm:
-            lines.append(f'`{norm}`: {norm_cfg["num_groups"]} groups.')
-    return lines
+def describe_comparison(cells: list[Cell], base: int, origin: str, cfg: Config) -> list[str]:
+    """What will be trained, before hours of it."""
+    rate = cfg.optim_wrapper.optimizer.lr
+    rates = {cell.batch: f'{rate * cell.batch / base:g} at {cell.batch} images' for cell in cells}
+    return [
+        f'{len(cells)} cells. Learning rate: {rate:g} for {base} images ({origin}), so '
+        + ', '.join(rates.values()),
+    ]
 
 
 def program() -> list[str]:
@@ -236,18 +244,26 @@ def main() -> None:
     args = parse_args()
     for norm in args.norms:
         norm_cfg_of(norm)
-    args.out.mkdir(parents=True, exist_ok=True)
-    cfg = load(args)
+    check_folder('--out', args.out)
+    if args.quick:
+        held = lock(args.out)
+        make_quick_data(args.out)
+        cfg = load(args)
+    else:
+        cfg = load(args)
+        held = lock(args.out)
+    metric = args.metric or METRICS.get(toolbox(cfg))
+    if metric is None:
+        raise InputError(f'--metric is needed for a config of {toolbox(cfg)}')
     base, origin = base_batch_size(cfg, args.processes)
     if args.base_batch_size:
         base, origin = args.base_batch_size, '--base-batch-size'
     cells = plan_cells(args.norms, args.processes, args.images, args.seeds)
     configs = Configs(cfg, base, args.norm_scope)
     records = finished(args.out)
-    remaining = list(still_to_run(cells, records, configs, args.retry_failed, args.batch_average))
-    metric = args.metric or METRICS.get(toolbox(cfg))
-    if metric is None:
-        raise InputError(f'--metric is needed for a config of {toolbox(cfg)}')
+    remaining = list(still_to_run(cells, records, configs, args))
+    notes = configs.notes(args.norms)
+    print(*describe_comparison(cells, base, origin, cfg), *notes, sep='\n', flush=True)
     gpu = torch.cuda.is_available()
     header = {
         'config': f'{Path(args.config).name}, --quick: the figures mean nothing'
@@ -258,7 +274,7 @@ def main() -> None:
         'processes': args.processes,
         'base_batch': base,
         'base_from': origin,
-        'notes': notes(args.norms),
+        'notes': notes,
         'memory': f'{"GPU" if gpu else "Resident"} memory of the process that needs most; medians '
         'over the seeds.',
     }
@@ -273,7 +289,7 @@ def main() -> None:
         speed_estimate_period=10**9,
     )
     names = [cell.name for cell in cells]
-    runner = Runner(args.out, args.jobs, args.batch_average)
+    runner = Runner(args.out, held, args.jobs, args.batch_average)
     with bar:
         task = bar.add_task('cells', total=len(cells), completed=len(cells) - len(remaining))
         for record in runner.run(remaining, configs):
@@ -281,7 +297,8 @@ def main() -> None:
             bar.advance(task)
             bar.console.print(_line(record, metric, bar.tasks[0].time_remaining))
             done = [records[name] for name in names if name in records]
-            write_report(args.out, header, done, metric)
+            with suppress(InputError):  # without this metric: said when all cells are done
+                write_report(args.out, header, done, metric)
     done = [records[name] for name in names]
     write_report(args.out, header, done, metric)
     sentences = verdict(group(done, metric), args.processes, metric)
@@ -289,6 +306,9 @@ def main() -> None:
 
 
 def _line(record: dict, metric: str, left: float | None) -> str:
-    result = record.get('error') or f'{metric} {record["metrics"].get(metric, 0):.4g}'
+    try:
+        result = record.get('error') or f'{metric} {value_of(record, metric):.4g}'
+    except InputError:
+        result = f'no {metric}'
     time = '' if left is None else f', about {left / 60:.0f} min left'
     return f'{record["name"]}: {result} ({record["seconds"]:.0f} s{time})'

@@ -72,3 +72,13 @@ def read_records(log: Path, key: str) -> dict[str, dict]:
             continue
         records[record[key]] = record
     return records
+
+
+def append_record(log: Path, record: dict) -> None:
+    """Adds a line to such a log, whose last one may have been cut off."""
+    with log.open('a+b') as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b'\n':
+                file.write(b'\n')
+        file.write(json.dumps(record).encode() + b'\n')

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -19,6 +20,7 @@ from ..functional import SCOPES, canonical_normalizers
 from ..switch import switch_norm_cfg
 from ..switch.decay import leave_importance_out
 from ..switch.target import is_sn
+from .notes import notes_of
 
 # Settings of a param_scheduler that count iterations, where it goes by iterations.
 _ITERATIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps', 'milestones', 'periods')
@@ -80,7 +82,7 @@ def norm_cfg_of(norm: str) -> dict:
     """The norm_cfg that a norm stands for on this machine.
 
     torch's SyncBatchNorm is for GPUs only. On the CPU its place is taken by SN over ``bn`` alone,
-    synchronised, which is the same function.
+    synchronised: the same equations.
 
     Raises:
         InputError: As :func:`sn_mm.cli.norm_option.parse_norm`.
@@ -102,8 +104,13 @@ def base_batch_size(cfg: Config, processes: int) -> tuple[int, str]:
     stated = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
     if stated:
         return stated, "the config's auto_scale_lr"
+    # OpenMMLab's names of configs: 4xb2 is 4 GPUs of 2 images.
+    named = re.search(r'(?<![a-z0-9])(\d+)xb(\d+)(?![0-9])', Path(cfg.filename or '').stem)
+    if named:
+        return int(named[1]) * int(named[2]), f"the config's name, {named[0]}"
     return processes * cfg.train_dataloader.batch_size, (
-        f"{processes} processes of the config's batch_size, for it has no auto_scale_lr"
+        f"{processes} processes of the config's batch_size, for it has no auto_scale_lr and no "
+        'NxbM in its name'
     )
 
 
@@ -111,7 +118,8 @@ def check_config(cfg: Config) -> None:
     """Refuses a config whose trainings could not be made equal.
 
     Raises:
-        InputError: It has no plain learning rate or batch size, or was written by ``--norm``.
+        InputError: It has no plain learning rate or batch size, follows a validation, or was
+            written by ``--norm``.
     """
     if not isinstance(cfg.train_dataloader, dict) or 'batch_size' not in cfg.train_dataloader:
         raise InputError('a comparison needs train_dataloader.batch_size in the config')
@@ -119,17 +127,27 @@ def check_config(cfg: Config) -> None:
         raise InputError('a comparison needs optim_wrapper.optimizer.lr in the config, to scale it')
     if cfg.train_cfg.get('max_iters') is None and cfg.train_cfg.get('max_epochs') is None:
         raise InputError('a comparison needs train_cfg.max_iters or max_epochs in the config')
+    if any('ReduceOnPlateau' in str(scheduler['type']) for scheduler in _schedulers(cfg)):
+        raise InputError(
+            'a comparison validates nothing in between: ReduceOnPlateau in param_scheduler, which '
+            'follows a validation, cannot be compared with'
+        )
     if 'switched' in cfg.model:
         raise InputError('the config was written by --norm: compare with the one it was made from')
 
 
-def switch(cfg: Config, norm: str, extent: str) -> Config:
-    """A copy of a config with all norms switched, those that were SN already included."""
+def switch(cfg: Config, norm: str, extent: str) -> tuple[Config, list[str]]:
+    """A copy of a config with all norms switched, those that were SN already included.
+
+    Returns:
+        The copy, and what the reader of the comparison should know of the norm.
+    """
     switched = copy.deepcopy(cfg)
-    switch_norm_cfg(switched, {'type': 'BN'})
-    switch_config(switched, norm_cfg_of(norm), extent)
+    before = switch_norm_cfg(switched, {'type': 'BN'})
     leave_importance_out(switched)  # for all norms: it groups the parameters of the optimizer
-    return switched
+    norm_cfg = norm_cfg_of(norm)
+    report = switch_config(switched, norm_cfg, extent)
+    return switched, notes_of(norm, norm_cfg, switched, before, report)
 
 
 def cell_config(switched: Config, cell: Cell, base_batch: int) -> Config:
@@ -152,11 +170,7 @@ def cell_config(switched: Config, cell: Cell, base_batch: int) -> Config:
     cfg.train_dataloader.batch_size = cell.images
     cfg.optim_wrapper.optimizer.lr *= ratio
     cfg.auto_scale_lr = {**(cfg.get('auto_scale_lr') or {}), 'enable': False}
-    schedulers = cfg.get('param_scheduler') or []
-    cfg.param_scheduler = [
-        _scale(scheduler, ratio)
-        for scheduler in (schedulers if isinstance(schedulers, list) else [schedulers])
-    ]
+    cfg.param_scheduler = [_scale(scheduler, ratio) for scheduler in _schedulers(cfg)]
     if cfg.train_cfg.get('max_iters') is not None:
         cfg.train_cfg.max_iters = _iterations(cfg.train_cfg.max_iters, ratio)
     for part in ('val_dataloader', 'val_cfg', 'val_evaluator'):
@@ -176,6 +190,11 @@ def cell_config(switched: Config, cell: Cell, base_batch: int) -> Config:
     cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': cell.seed}
     cfg.pop('work_dir', None)
     return cfg
+
+
+def _schedulers(cfg: Config) -> list[dict]:
+    schedulers = cfg.get('param_scheduler') or []
+    return list(schedulers) if isinstance(schedulers, (list, tuple)) else [schedulers]
 
 
 def _scale(scheduler: dict, ratio: float) -> dict:

@@ -33,7 +33,7 @@ class Group:
     def __init__(self, records: Sequence[Mapping[str, Any]], metric: str, test: str) -> None:
         self.values = [value_of(r, metric, test) for r in records if 'error' not in r and test in r]
         self.errors = sorted({r['error'] for r in records if 'error' in r})
-        self.diverged = sum('error' not in r and r['loss'] is None for r in records)
+        self.diverged = sum('loss' in r and r['loss'] is None for r in records if 'error' not in r)
 
     @property
     def mean(self) -> float:
@@ -87,14 +87,21 @@ def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str
     It is decided where one is apart from all norms of the other kind, as by :func:`best_apart`.
 
     Returns:
-        A sentence for each batch with results of both kinds.
+        A sentence for each batch of a comparison that has norms of both kinds.
     """
     name, digits = metric_name(metric), _digits(metric)
+    norms = dict.fromkeys(norm for norm, _ in groups)
+    if len({is_mix(norm) for norm in norms}) < 2:
+        return []
     sentences = []
     for count in sorted({count for _, count in groups}):
-        ran = {norm: g for (norm, n), g in groups.items() if n == count and g.values}
+        ran = {norm: groups[norm, count] for norm in norms if _ran(groups, norm, count)}
         kinds = [[norm for norm in ran if is_mix(norm) is kind] for kind in (True, False)]
         if not all(kinds):
+            missing = ', '.join(f'`{norm}`' for norm in norms if norm not in ran)
+            sentences.append(
+                f'{processes} x {count}: nothing to compare with, for {missing} did not run'
+            )
             continue
         sn, other = (max(kind, key=lambda norm: ran[norm].mean) for kind in kinds)
         best, rivals = (sn, kinds[1]) if ran[sn].mean > ran[other].mean else (other, kinds[0])
@@ -107,6 +114,10 @@ def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str
             f'`{sn}`, {ran[other].mean:.{digits}f} with `{other}`, the best without'
         )
     return sentences
+
+
+def _ran(groups: Mapping[tuple[str, int], Group], norm: str, count: int) -> bool:
+    return (norm, count) in groups and bool(groups[norm, count].values)
 
 
 def metric_name(metric: str) -> str:
@@ -189,7 +200,7 @@ def costs(
         for r in records
         if (r['norm'], r['images']) == (norm, images)
         and 'error' not in r
-        and r['seconds_per_iteration'] is not None
+        and r.get('seconds_per_iteration') is not None
     ]
     if not ran:
         return None
@@ -272,6 +283,7 @@ def write_report(
         *table,
         '',
         *[f'{note}  ' for note in notes],
+        *(['`--retry-failed` runs these cells again.'] if notes else []),
     ]
     drawn = {'metric': figures.draw_metric({'': (groups, metric_name(metric))}, processes)}
     lines += ['', '![by images per process](metric.png)', '']
@@ -294,8 +306,9 @@ def write_report(
         drawn['cost'] = figures.draw_cost(found, norms, processes)
     iterations = {r['batch_average_iters'] for r in records if 'batch_average' in r}
     averaging = [
-        'python tools/batch_average.py cells/NAME/config.py CHECKPOINT AVERAGED --bn --num-iters '
-        f'{count}  # and the test again'
+        f'python tools/launch.py --standalone --nproc_per_node={processes} tools/batch_average.py '
+        f'cells/NAME/config.py CHECKPOINT AVERAGED --bn --num-iters {count} --launcher pytorch'
+        '  # and the test again'
         for count in iterations
     ]
     lines += ['## Commands', '', '```shell', header['command'], '```', '']

@@ -24,7 +24,7 @@ from mmengine.config import Config
 
 from ..analysis import importance
 from ..cli.checkpoint import read_checkpoint
-from ..cli.files import read_records
+from ..cli.files import append_record, atomic_path, read_records
 from ..errors import InputError
 from ..functional import canonical_normalizers
 from .plan import Cell, digest, settings_of
@@ -45,16 +45,14 @@ class Runner:
     Args:
         out: Folder of the comparison: ``cells/NAME`` for each cell, ``cells.jsonl`` with a line for
             each that is done.
+        held: Its lock, from :func:`lock`.
         jobs: Cells at a time.
         batch_average: Mini-batches for a second test with the batch average; 0: none.
-
-    Raises:
-        InputError: Another comparison, or a script that one left when it was killed, is at work.
     """
 
-    def __init__(self, out: Path, jobs: int, batch_average: int = 0) -> None:
+    def __init__(self, out: Path, held: IO[str], jobs: int, batch_average: int = 0) -> None:
         self.out = out
-        self.lock = lock(out)
+        self.lock = held
         self.jobs = jobs
         self.batch_average = batch_average
         self.slots: SimpleQueue[int] = SimpleQueue()
@@ -78,8 +76,7 @@ class Runner:
             try:
                 for future in as_completed(futures):
                     record = future.result()
-                    with (self.out / 'cells.jsonl').open('a') as file:
-                        file.write(json.dumps(record) + '\n')
+                    append_record(self.out / 'cells.jsonl', record)
                     yield record
             finally:
                 self.stopping = True
@@ -109,30 +106,37 @@ class Runner:
     def _train_and_test(self, cell: Cell, cfg: Config, slot: int) -> dict[str, Any]:
         folder = self.out / 'cells' / cell.name
         folder.mkdir(parents=True, exist_ok=True)
-        config, train, settings = folder / 'config.py', folder / 'train', folder / 'digest'
-        if settings.is_file() and settings.read_text() != digest(cfg):
+        config, train = folder / 'config.py', folder / 'train'
+        found = read_found(folder)
+        if found.setdefault('digest', digest(cfg)) != digest(cfg):
             raise CellFailed(f'{folder} has a training with other settings: move it away')
-        settings.write_text(digest(cfg))
+        write_found(folder, found)
         cfg.dump(config)
-        resume = ['--resume'] if (train / 'last_checkpoint').is_file() else []
-        script = ['bash', TOOLS / 'dist_train.sh', config, cell.processes]
-        peak = self._call(cell, slot, 'train', [*script, '--work-dir', train, *resume])
-        checkpoint = Path((train / 'last_checkpoint').read_text().strip())
-        record = {**read_scalars(train), 'checkpoint': os.path.relpath(checkpoint, self.out)}
-        record.setdefault('peak_memory_mib', peak)
-        record['importance'] = read_importance(cfg, checkpoint)
-        record['metrics'] = self._test(cell, slot, config, checkpoint, 'test')
-        if self.batch_average and averages(cfg):
+        if 'checkpoint' not in found:
+            resume = ['--resume'] if (train / 'last_checkpoint').is_file() else []
+            script = ['bash', TOOLS / 'dist_train.sh', config, cell.processes]
+            peak = self._call(cell, slot, 'train', [*script, '--work-dir', train, *resume])
+            last = Path((train / 'last_checkpoint').read_text().strip())
+            found.update(peak_memory_mib=peak, importance=read_importance(cfg, last))
+            found.update(read_scalars(train), checkpoint=os.path.relpath(last, self.out))
+            write_found(folder, found)
+        checkpoint = self.out / found['checkpoint']
+        if 'metrics' not in found:
+            found['metrics'] = self._test(cell, slot, config, checkpoint, 'test')
+            write_found(folder, found)
+        count = self.batch_average
+        if count and has_average(cfg) and found.get('batch_average_iters') != count:
             averaged = folder / 'batch_average.pth'
             # On all processes, so that synchronised layers see the batch that they trained with.
             launch = [sys.executable, TOOLS / 'launch.py', '--standalone', '--local_addr=127.0.0.1']
             script = [TOOLS / 'batch_average.py', config, checkpoint, averaged]
-            options = ['--bn', '--num-iters', self.batch_average, '--launcher', 'pytorch']
+            options = ['--bn', '--num-iters', count, '--launcher', 'pytorch']
             command = [*launch, f'--nproc_per_node={cell.processes}', *script, *options]
             self._call(cell, slot, 'batch_average', command)
-            record['batch_average'] = self._test(cell, slot, config, averaged, 'test_average')
-            record['batch_average_iters'] = self.batch_average
-        return record
+            average = self._test(cell, slot, config, averaged, 'test_average')
+            found.update(batch_average=average, batch_average_iters=count)
+            write_found(folder, found)
+        return found
 
     def _test(self, cell: Cell, slot: int, config: Path, checkpoint: Path, name: str) -> dict:
         folder = config.parent / name
@@ -174,7 +178,12 @@ class Runner:
 
 
 def lock(out: Path) -> IO[str]:
-    """Locks a folder for as long as the file that this returns is open in any process."""
+    """Makes a folder and locks it for as long as the file that this returns is open anywhere.
+
+    Raises:
+        InputError: Another comparison, or a script that one left when it was killed, is at work.
+    """
+    out.mkdir(parents=True, exist_ok=True)
     file = (out / '.lock').open('w')
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -221,13 +230,16 @@ def reason_of(log: str, code: int) -> str:
 
 
 def read_scalars(work_dir: Path) -> dict[str, Any]:
-    """Seconds per iteration, the last loss, and on a GPU the peak memory, from a training's log."""
+    """Seconds per iteration, the last loss, and on a GPU the peak memory, from a training's log.
+
+    The loss is None where it is not finite; a training too short to be logged has neither.
+    """
     lines: list[dict] = []
     for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
         lines += [json.loads(line) for line in file.read_text().splitlines()]
     logged = [line for line in lines if 'time' in line and 'loss' in line]
     if not logged:
-        return {'seconds_per_iteration': None, 'loss': None}
+        return {'seconds_per_iteration': None}
     found = {
         'seconds_per_iteration': statistics.median(line['time'] for line in logged[1:] or logged),
         'loss': logged[-1]['loss'] if math.isfinite(logged[-1]['loss']) else None,
@@ -247,8 +259,8 @@ def read_importance(cfg: Config, checkpoint: Path) -> dict[str, dict[str, float]
     return importance.average(layers.values()) if layers else None
 
 
-def averages(cfg: Config) -> bool:
-    """Whether a model has batch statistics, which a batch average replaces."""
+def has_average(cfg: Config) -> bool:
+    """Whether a model has running statistics, which a batch average replaces."""
     return any(
         'SN' not in norm['type'] or 'bn' in (norm.get('normalizers') or ['bn'])
         for norm in _norms(cfg.model)
@@ -265,6 +277,18 @@ def _norms(config: Any) -> Iterator[dict]:
     if isinstance(config, (list, tuple)):
         for value in config:
             yield from _norms(value)
+
+
+def read_found(folder: Path) -> dict[str, Any]:
+    """What a cell's scripts have found so far, so that none of them runs twice."""
+    file = folder / 'found.json'
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def write_found(folder: Path, found: dict[str, Any]) -> None:
+    """Keeps it in the cell's folder."""
+    with atomic_path(folder / 'found.json') as path:
+        path.write_text(json.dumps(found))
 
 
 def finished(out: Path) -> dict[str, dict]:

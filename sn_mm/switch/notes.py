@@ -26,8 +26,8 @@ def take_notes(model: dict, report: SwitchReport, hooks: Sequence[dict] = ()) ->
     for entry in report.switched:
         if not isinstance(entry.new, dict):
             continue
-        path, component = _component(model, entry.path)
-        checkpoint = _checkpoint(component)
+        path, component = component_around(model, entry.path)
+        checkpoint = checkpoint_of(component)
         if 'backbone' in path:
             checkpoint = checkpoint or model.get('pretrained')
         equal = 'init_importance' not in entry.new
@@ -62,7 +62,7 @@ def take_notes(model: dict, report: SwitchReport, hooks: Sequence[dict] = ()) ->
     return notes
 
 
-def _component(model: dict, path: str) -> tuple[str, dict]:
+def component_around(model: dict, path: str) -> tuple[str, dict]:
     """The innermost component around ``model``'s entry at ``path``, with its own path."""
     component: tuple[str, dict] = ('model', model)
     node: Any = model
@@ -74,7 +74,7 @@ def _component(model: dict, path: str) -> tuple[str, dict]:
     return component
 
 
-def _checkpoint(component: dict) -> str | None:
+def checkpoint_of(component: dict) -> str | None:
     """The file that a component's initial weights come from."""
     inits = component.get('init_cfg')
     for init in inits if isinstance(inits, (list, tuple)) else [inits]:

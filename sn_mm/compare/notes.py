@@ -1,0 +1,102 @@
+"""What a norm stands for in a comparison, and what keeps it from being compared like for like."""
+
+from __future__ import annotations
+
+from mmengine.config import Config
+
+from ..switch import SwitchReport
+from ..switch.components import constructor_arguments, resolve
+from ..switch.notes import checkpoint_of, component_around
+from ..switch.target import is_sn
+from ..switch.toolbox import toolbox
+
+# A norm's modules are named after it, 'bn' but for these: so are its weights in a checkpoint.
+_NAMES = {'GN': 'gn', 'IN': 'in'}
+
+
+def notes_of(
+    norm: str, norm_cfg: dict, cfg: Config, before: SwitchReport, report: SwitchReport
+) -> list[str]:
+    """What the reader of a comparison should know of a norm.
+
+    Args:
+        norm: As ``--norm`` takes it.
+        norm_cfg: What it stands for on this machine.
+        cfg: The switched config.
+        before: Of the switch away from the config's own norms.
+        report: Of the switch to this norm.
+
+    Returns:
+        Sentences in Markdown.
+    """
+    lines = _meanings(norm, norm_cfg) + [f'{note}.' for note in report.notes]
+    left: dict[tuple[str, str], list[str]] = {}
+    for entry in report.left:
+        if entry.norm:
+            left.setdefault((entry.norm, entry.reason), []).append(entry.path)
+    for (kind, reason), paths in left.items():
+        others = f' and {len(paths) - 1} more' if len(paths) > 1 else ''
+        lines.append(f'{paths[0]}{others} stay {kind}: {reason}.')
+    for path, component in _components(cfg.model, report).items():
+        lines += _about(path, component, norm_cfg, cfg, before)
+    return [f'`{norm}`: {line}' for line in lines]
+
+
+def _meanings(norm: str, norm_cfg: dict) -> list[str]:
+    if norm.split()[0] == 'SyncBN' and is_sn(norm_cfg):
+        return [
+            "on the CPU, where torch's SyncBatchNorm does not run, SN over `bn` alone, "
+            'synchronised: the same equations.'
+        ]
+    if norm_cfg['type'] == 'GN' and 'num_groups' not in norm:
+        return [f'{norm_cfg["num_groups"]} groups.']
+    return []
+
+
+def _components(model: dict, report: SwitchReport) -> dict[str, dict]:
+    """The components with switched norms, by path."""
+    paths = [entry.path for entry in report.switched if isinstance(entry.new, dict)]
+    return dict(component_around(model, path) for path in paths)
+
+
+def _about(
+    path: str, component: dict, norm_cfg: dict, cfg: Config, before: SwitchReport
+) -> list[str]:
+    """Settings of a component that reach some norms, and not others."""
+    lines = []
+    defaults = constructor_arguments(resolve(component['type'], toolbox(cfg)))
+    settings = {**defaults, **component}
+    weights = checkpoint_of(component) or cfg.get('load_from')
+    if 'backbone' in path:
+        weights = weights or cfg.model.get('pretrained')
+    if settings.get('norm_eval') is True and norm_cfg['type'] in ('BN', 'SyncBN'):
+        start = f'those of {weights}' if weights else 'mean 0 and variance 1: it normalises nothing'
+        lines.append(
+            f'{path}.norm_eval=True reaches BatchNorm alone: in training it takes the running '
+            f'statistics that it starts from, {start}. {path}.norm_eval=False gives it those of '
+            'the batch, as the other norms have them.'
+        )
+    frozen = settings.get('frozen_stages', -1)
+    if not weights:
+        return lines
+    was = next(
+        (
+            str(entry.old['type'])
+            for entry in before.switched
+            if isinstance(entry.old, dict) and entry.path.startswith(f'{path}.')
+        ),
+        norm_cfg['type'],
+    )
+    if _name(was) != _name(norm_cfg['type']):
+        kept = ''
+        if isinstance(frozen, int) and frozen >= 0:
+            kept = f', and {path}.frozen_stages={frozen} keeps those of its stages so'
+        lines.append(
+            f'{path}: the norms of {weights}, if they are {was}, have other names and do not load; '
+            f'they start with weight 1 and bias 0{kept}.'
+        )
+    return lines
+
+
+def _name(kind: str) -> str:
+    return next((name for norm, name in _NAMES.items() if kind.startswith(norm)), 'bn')
