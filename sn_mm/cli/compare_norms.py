@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from mmengine.config import Config
@@ -139,13 +139,23 @@ def parse_args() -> Namespace:
 def make_quick_data(out: Path) -> None:
     """Makes the scenes of --quick, which its config finds by SCENES."""
     os.environ['SCENES'] = str(out / 'data')
-    script = [sys.executable, TOOLS / 'make_scenes.py', out / 'data', *QUICK_SCENES]
+    script = [sys.executable, str(TOOLS / 'make_scenes.py'), str(out / 'data'), *QUICK_SCENES]
     if subprocess.run(script).returncode:
         raise InputError('the scenes of --quick cannot be made')
 
 
-def load(args: Namespace) -> Config:
-    """The config, complete and with its data."""
+def load(args: Namespace) -> tuple[Config, IO[str]]:
+    """The config, complete and with its data, and the lock of the comparison's folder."""
+    check_folder('--out', args.out)
+    if args.quick:  # whose data are in the folder
+        held = lock(args.out)
+        make_quick_data(args.out)
+        return load_checked(args), held
+    return load_checked(args), lock(args.out)
+
+
+def load_checked(args: Namespace) -> Config:
+    """The config, if a comparison can be made of it."""
     loading = Namespace(
         config=args.config,
         cfg_options=args.cfg_options,
@@ -233,6 +243,35 @@ def describe_machine() -> str:
     )
 
 
+def describe_report(args: Namespace, base: int, origin: str, notes: list[str]) -> dict[str, Any]:
+    """What the report says besides the results."""
+    memory = 'GPU' if torch.cuda.is_available() else 'Resident'
+    quick = f'{Path(args.config).name}, --quick: the figures mean nothing'
+    return {
+        'config': quick if args.quick else args.config,
+        'command': shlex.join([*program(), *sys.argv[1:]]),
+        'machine': describe_machine(),
+        'processes': args.processes,
+        'base_batch': base,
+        'base_from': origin,
+        'notes': notes,
+        'memory': f'{memory} memory of the process that needs most; medians over the seeds.',
+    }
+
+
+def progress_bar() -> Progress:
+    return Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn('left:'),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=Console(soft_wrap=True),
+        speed_estimate_period=10**9,
+    )
+
+
 @report_input_errors
 def main() -> None:
     """Runs the cells that have no result yet, and writes the report after each.
@@ -244,14 +283,7 @@ def main() -> None:
     args = parse_args()
     for norm in args.norms:
         norm_cfg_of(norm)
-    check_folder('--out', args.out)
-    if args.quick:
-        held = lock(args.out)
-        make_quick_data(args.out)
-        cfg = load(args)
-    else:
-        cfg = load(args)
-        held = lock(args.out)
+    cfg, held = load(args)
     metric = args.metric or METRICS.get(toolbox(cfg))
     if metric is None:
         raise InputError(f'--metric is needed for a config of {toolbox(cfg)}')
@@ -264,30 +296,8 @@ def main() -> None:
     remaining = list(still_to_run(cells, records, configs, args))
     notes = configs.notes(args.norms)
     print(*describe_comparison(cells, base, origin, cfg), *notes, sep='\n', flush=True)
-    gpu = torch.cuda.is_available()
-    header = {
-        'config': f'{Path(args.config).name}, --quick: the figures mean nothing'
-        if args.quick
-        else args.config,
-        'command': shlex.join([*program(), *sys.argv[1:]]),
-        'machine': describe_machine(),
-        'processes': args.processes,
-        'base_batch': base,
-        'base_from': origin,
-        'notes': notes,
-        'memory': f'{"GPU" if gpu else "Resident"} memory of the process that needs most; medians '
-        'over the seeds.',
-    }
-    bar = Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn('left:'),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        console=Console(soft_wrap=True),
-        speed_estimate_period=10**9,
-    )
+    header = describe_report(args, base, origin, notes)
+    bar = progress_bar()
     names = [cell.name for cell in cells]
     runner = Runner(args.out, held, args.jobs, args.batch_average)
     with bar:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmengine.config import Config
 
 from ..switch import SwitchReport
@@ -64,12 +66,11 @@ def _about(
 ) -> list[str]:
     """Settings of a component that reach some norms, and not others."""
     lines = []
-    defaults = constructor_arguments(resolve(component['type'], toolbox(cfg)))
-    settings = {**defaults, **component}
+    settings = component_settings(component, toolbox(cfg))
     weights = checkpoint_of(component) or cfg.get('load_from')
     if 'backbone' in path:
         weights = weights or cfg.model.get('pretrained')
-    if settings.get('norm_eval') is True and norm_cfg['type'] in ('BN', 'SyncBN'):
+    if settings.get('norm_eval') and norm_cfg['type'] in ('BN', 'SyncBN'):
         start = f'those of {weights}' if weights else 'mean 0 and variance 1: it normalises nothing'
         lines.append(
             f'{path}.norm_eval=True reaches BatchNorm alone: in training it takes the running '
@@ -96,6 +97,12 @@ def _about(
             f'they start with weight 1 and bias 0{kept}.'
         )
     return lines
+
+
+def component_settings(component: dict, registry_scope: str) -> dict[str, Any]:
+    """A component's settings, with the defaults of its class for those that it does not mention."""
+    cls = resolve(component['type'], registry_scope)
+    return {**constructor_arguments(cls), **dict(dict.items(component))}
 
 
 def _name(kind: str) -> str:

@@ -87,7 +87,8 @@ def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str
     It is decided where one is apart from all norms of the other kind, as by :func:`best_apart`.
 
     Returns:
-        A sentence for each batch of a comparison that has norms of both kinds.
+        A sentence for each batch, if the comparison has norms of both kinds; none for a batch with
+        cells still to run.
     """
     name, digits = metric_name(metric), _digits(metric)
     norms = dict.fromkeys(norm for norm, _ in groups)
@@ -95,13 +96,15 @@ def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str
         return []
     sentences = []
     for count in sorted({count for _, count in groups}):
-        ran = {norm: groups[norm, count] for norm in norms if _ran(groups, norm, count)}
+        ran = {norm: g for (norm, n), g in groups.items() if n == count and g.values}
         kinds = [[norm for norm in ran if is_mix(norm) is kind] for kind in (True, False)]
         if not all(kinds):
-            missing = ', '.join(f'`{norm}`' for norm in norms if norm not in ran)
-            sentences.append(
-                f'{processes} x {count}: nothing to compare with, for {missing} did not run'
-            )
+            failed = [f'`{norm}`' for norm in norms if _failed(groups, norm, count)]
+            if failed:
+                sentences.append(
+                    f'{processes} x {count}: nothing to compare with, for {", ".join(failed)} '
+                    'did not run'
+                )
             continue
         sn, other = (max(kind, key=lambda norm: ran[norm].mean) for kind in kinds)
         best, rivals = (sn, kinds[1]) if ran[sn].mean > ran[other].mean else (other, kinds[0])
@@ -116,8 +119,8 @@ def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str
     return sentences
 
 
-def _ran(groups: Mapping[tuple[str, int], Group], norm: str, count: int) -> bool:
-    return (norm, count) in groups and bool(groups[norm, count].values)
+def _failed(groups: Mapping[tuple[str, int], Group], norm: str, count: int) -> bool:
+    return (norm, count) in groups and not groups[norm, count].values
 
 
 def metric_name(metric: str) -> str:

@@ -27,6 +27,8 @@ from ..cli.checkpoint import read_checkpoint
 from ..cli.files import append_record, atomic_path, read_records
 from ..errors import InputError
 from ..functional import canonical_normalizers
+from ..switch.toolbox import toolbox
+from .notes import component_settings
 from .plan import Cell, digest, settings_of
 
 # The scripts beside the package: in a checkout these are tools/ itself.
@@ -250,7 +252,8 @@ def read_scalars(work_dir: Path) -> dict[str, Any]:
 
 def read_importance(cfg: Config, checkpoint: Path) -> dict[str, dict[str, float]] | None:
     """The importance weights averaged over all layers; None without SN."""
-    given = next((n['normalizers'] for n in _norms(cfg.model) if n.get('normalizers')), None)
+    norms = (norm for norm, _ in _norms(cfg.model, {}))
+    given = next((n['normalizers'] for n in norms if n.get('normalizers')), None)
     normalizers = None if given is None else list(canonical_normalizers(given))
     if normalizers == ['bn']:
         return None
@@ -260,23 +263,30 @@ def read_importance(cfg: Config, checkpoint: Path) -> dict[str, dict[str, float]
 
 
 def has_average(cfg: Config) -> bool:
-    """Whether a model has running statistics, which a batch average replaces."""
-    return any(
-        'SN' not in norm['type'] or 'bn' in (norm.get('normalizers') or ['bn'])
-        for norm in _norms(cfg.model)
-        if not norm['type'].startswith(('GN', 'IN'))
-    )
+    """Whether a model measures running statistics in training, which a batch average replaces."""
+    for norm, owner in _norms(cfg.model, {}):
+        kind = norm['type']
+        if kind.startswith(('GN', 'IN')):
+            continue
+        if 'SN' in kind:
+            if 'bn' in (norm.get('normalizers') or ['bn']):
+                return True
+        elif not (owner and component_settings(owner, toolbox(cfg)).get('norm_eval')):
+            return True
+    return False
 
 
-def _norms(config: Any) -> Iterator[dict]:
-    """Each norm_cfg of a model's config."""
+def _norms(config: Any, owner: dict) -> Iterator[tuple[dict, dict]]:
+    """Each norm_cfg of a model's config, with the component that has it."""
     if isinstance(config, dict):
         if re.fullmatch(r'(sn_mm\.)?(SN|BN|IN)([123]d)?|SyncBN|GN', str(config.get('type', ''))):
-            yield config
+            yield config, owner
+        elif 'type' in config:
+            owner = config
         config = list(config.values())
     if isinstance(config, (list, tuple)):
         for value in config:
-            yield from _norms(value)
+            yield from _norms(value, owner)
 
 
 def read_found(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,23 @@ from test_tools.small_runs import DETECTION, ROOT, SEGMENTATION, TOOLS, run, sta
 import sn_mm
 from sn_mm.cli import plot_norms
 from sn_mm.cli.compare_norms import still_to_run
+from sn_mm.cli.files import append_record
 from sn_mm.compare import run as cells_run
-from sn_mm.compare.plan import Cell, cell_config, check_config, norm_cfg_of, plan_cells, switch
+from sn_mm.compare.notes import notes_of
+from sn_mm.compare.plan import (
+    Cell,
+    base_batch_size,
+    cell_config,
+    check_config,
+    digest,
+    norm_cfg_of,
+    plan_cells,
+    switch,
+)
 from sn_mm.compare.report import Group, best_apart, group, verdict, write_report
 from sn_mm.compare.run import finished, reason_of
 from sn_mm.errors import InputError
+from sn_mm.switch import Left, SwitchReport
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('compare')
     for split, count in (('train', 4), ('val', 2)):
         write_split(folder / 'data', split, count)
-    (folder / 'det.py').write_text(DETECTION)
+    (folder / 'det.py').write_text(DETECTION)  # norm_eval=True by MMDetection's default
     (folder / 'seg.py').write_text(SEGMENTATION)
     return folder
 
@@ -70,8 +83,8 @@ def test_all_cells_see_the_same_images_with_a_learning_rate_of_their_batch(segme
     ('norm', 'kind'), [('BN', 'BN'), ('GN num_groups=4', 'GN'), ('SN sync=False', 'SN')]
 )
 def test_a_cell_has_its_norm_and_no_other(segmentation, norm, kind):
-    switched = switch(segmentation, norm, 'existing')
-    types = [found['type'] for found in cells_run._norms(switched.model)]
+    switched, _ = switch(segmentation, norm, 'existing')
+    types = [found['type'] for found, _ in cells_run._norms(switched.model, {})]
     assert types and set(types) == {kind}
 
 
@@ -95,6 +108,7 @@ def test_cells_go_seed_by_seed():
         ({'train_dataloader': {}}, 'train_dataloader.batch_size'),
         ({'train_cfg': {'type': 'EpochBasedTrainLoop'}}, 'max_iters or max_epochs'),
         ({'optim_wrapper': {'type': 'OptimWrapper'}}, 'optim_wrapper.optimizer.lr'),
+        ({'param_scheduler': {'type': 'ReduceOnPlateauLR'}}, 'ReduceOnPlateau in param_scheduler'),
     ],
 )
 def test_a_config_that_cannot_be_made_equal_is_refused(segmentation, change, said):
@@ -131,12 +145,14 @@ def test_whether_sn_pays_is_said_for_each_batch():
         for (norm, images), found in values.items()
         for seed, value in enumerate(found)
     ]
+    records.append({**record('BN', 16, 0, 0.0), 'error': 'ValueError'})
     assert verdict(group(records, 'mIoU'), 2, 'mIoU') == [
         '2 x 1: SN pays: mIoU 65.0 with `SN normalizers=[in,ln]`, 51.0 with `BN`, the best without',
         '2 x 2: SN does not pay: mIoU 40.5 with `SN`, 70.5 with `SN normalizers=[bn]`, the best '
         'without',
         '2 x 4: not decided by these seeds: mIoU 55.5 with `SN`, 51.0 with `BN`, the best without',
         '2 x 8: not decided by these seeds: mIoU 60.0 with `SN`, 50.0 with `BN`, the best without',
+        '2 x 16: nothing to compare with, for `BN` did not run',
         '2 x 32: not decided by these seeds: mIoU 50.5 with `SN`, 48.0 with `BN`, the best without',
     ]
 
@@ -162,6 +178,7 @@ def test_a_report_says_all_that_was_measured(tmp_path):
         '| `SN` | 65.0, 1 of 2 seeds, 1 diverged | **70.5 (70.0 to 71.0)** |',
         '| `BN` | - [1] | 60.5 (60.0 to 61.0) |',
         '[1] does not run: ValueError: one value per channel',
+        '`--retry-failed` runs these cells again.',
         '| `SN` | 2 x 2 | 0.500, 0.300, 0.200 | 0.500, 0.300, 0.200 |',
         '| `BN` | - | 0.200, 100 |',
         '| 2 x 2 | 0.02 (SGD) | 12 iterations | 48 |',
@@ -204,23 +221,140 @@ def test_a_training_with_other_settings_is_not_gone_on_with(segmentation, tmp_pa
     cfg = cell_config(segmentation, cell, 4)
     folder = tmp_path / 'cells' / cell.name
     folder.mkdir(parents=True)
-    (folder / 'digest').write_text('of another')
-    runner = cells_run.Runner(tmp_path, 1)
-    (found,) = runner.run([cell], lambda _: cfg)
+    cells_run.write_found(folder, {'digest': 'of another'})
+    with cells_run.lock(tmp_path) as held:
+        (found,) = cells_run.Runner(tmp_path, held, 1).run([cell], lambda _: cfg)
     assert 'has a training with other settings' in found['error']
-    runner.lock.close()
 
 
 def test_results_of_other_settings_are_refused():
     cell = Cell('SN', 2, 1, 0)
-    done = {cell.name: {**record('SN', 1, 0, 1.0), 'batch_average_iters': 10}}
-    with pytest.raises(InputError, match='with other settings'):
-        list(still_to_run([cell], done, lambda _: Config(), False, batch_average=20))
-    other = {cell.name: {**record('SN', 1, 0, 1.0), 'digest': 'old', 'error': 'x'}}
-    with pytest.raises(InputError, match='with other settings'):
-        list(still_to_run([cell], other, lambda _: Config(), True, batch_average=0))
+    args = Namespace(retry_failed=True, batch_average=0)
+    for other in ({}, {'error': 'x'}):
+        done = {cell.name: {**record('SN', 1, 0, 1.0), 'digest': 'old', **other}}
+        with pytest.raises(InputError, match='with other settings'):
+            list(still_to_run([cell], done, lambda _: Config(), args))
     with pytest.raises(InputError, match='another spelling'):
         plan_cells(['SN normalizers=[in,ln]', 'SN normalizers=(in,ln)'], 2, [1], 1)
+
+
+@pytest.mark.parametrize(
+    ('norm', 'done', 'asked', 'runs'),
+    [
+        ('BN', {}, {}, False),
+        ('BN', {}, {'batch_average': 10}, True),
+        ('BN', {'batch_average_iters': 10}, {'batch_average': 10}, False),
+        ('BN', {'batch_average_iters': 10}, {'batch_average': 20}, True),
+        ('BN', {'batch_average_iters': 10}, {}, False),
+        ('GN num_groups=4', {}, {'batch_average': 10}, False),
+        ('SN normalizers=[in,ln]', {}, {'batch_average': 10}, False),
+        ('BN', {'error': 'x'}, {'batch_average': 10}, False),
+        ('BN', {'error': 'x'}, {'retry_failed': True}, True),
+    ],
+)
+def test_what_is_still_to_run(segmentation, norm, done, asked, runs):
+    cell = Cell(norm, 2, 1, 0)
+    cfg, _ = switch(segmentation, norm, 'existing')
+    found = {cell.name: {**record(norm, 1, 0, 1.0), 'digest': digest(cfg), **done}}
+    args = Namespace(**{'retry_failed': False, 'batch_average': 0, **asked})
+    assert list(still_to_run([cell], found, lambda _: cfg, args)) == [cell] * runs
+
+
+def test_norm_eval_leaves_batchnorm_no_average(segmentation):
+    cfg = Config(segmentation.to_dict())
+    cfg.model = cfg.model.backbone
+    cfg.model.update(type='mmdet.ResNet', norm_cfg={'type': 'BN'})  # norm_eval=True by default
+    assert not cells_run.has_average(cfg)
+    cfg.model.norm_eval = False
+    assert cells_run.has_average(cfg)
+    cfg.model.update(norm_eval=True, norm_cfg={'type': 'SN'})
+    assert cells_run.has_average(cfg)
+
+
+@pytest.mark.parametrize(
+    ('name', 'scaled', 'base'),
+    [
+        ('a_r50_4xb2-40k_b', None, 8),
+        ('a_8xb16_b', {'enable': False, 'base_batch_size': 32}, 32),
+        ('mask2former_swin-b-p4-w12-384_8xb2-lsj-50e', {'enable': False}, 16),
+        ('mine', None, 6),
+        ('resnext101_64x4d', None, 6),
+    ],
+)
+def test_the_batch_that_a_learning_rate_is_for(tmp_path, name, scaled, base):
+    path = tmp_path / f'{name}.py'
+    path.write_text(f'auto_scale_lr = {scaled}\ntrain_dataloader = dict(batch_size=3)\n')
+    assert base_batch_size(Config.fromfile(path), 2)[0] == base
+
+
+PRETRAINED = {'type': 'Pretrained', 'checkpoint': 'there.pth'}
+
+
+@pytest.mark.parametrize(
+    ('norm', 'backbone', 'said'),
+    [
+        ('BN', {}, []),
+        ('GN', {'base_channels': 32}, ['`GN`: 32 groups.']),
+        ('BN', {'norm_eval': True}, ['model.backbone.norm_eval=True', 'it normalises nothing']),
+        (
+            'BN',
+            {'norm_eval': True, 'init_cfg': PRETRAINED},
+            ['model.backbone.norm_eval=True', 'starts from, those of there.pth'],
+        ),
+        ('SN', {'norm_eval': True}, []),
+        (
+            'GN num_groups=4',
+            {'init_cfg': PRETRAINED, 'frozen_stages': 1},
+            ['there.pth, if they are SN, have other names', 'frozen_stages=1 keeps those of its'],
+        ),
+        (
+            'SN',
+            {'init_cfg': PRETRAINED, 'frozen_stages': 1},
+            ['model.backbone.frozen_stages=1 with the weights of there.pth'],
+        ),
+    ],
+)
+def test_the_report_says_where_norms_are_not_compared_like_for_like(
+    segmentation, norm, backbone, said
+):
+    cfg = Config(segmentation.to_dict())
+    cfg.model.backbone.update(backbone)
+    if norm == 'GN':
+        cfg.merge_from_dict({
+            'model.decode_head': {'in_channels': 256, 'channels': 32},
+            'model.auxiliary_head': {'in_channels': 128, 'channels': 32},
+            'model.backbone.stem_channels': 64,
+        })  # fmt: skip
+    notes = switch(cfg, norm, 'existing')[1]
+    text = '\n'.join(notes)
+    assert bool(notes) is bool(said) and all(part in text for part in said), text
+
+
+def test_syncbn_of_a_cpu_is_named_in_the_report(segmentation, monkeypatch):
+    monkeypatch.setattr('sn_mm.compare.plan.get_device', lambda: 'cpu')
+    (note,) = switch(segmentation, 'SyncBN', 'existing')[1]
+    assert note.startswith('`SyncBN`: on the CPU') and 'SN over `bn` alone' in note
+
+
+def test_norms_that_stay_are_named():
+    cfg = Config({
+        'default_scope': 'mmdet',
+        'model': {
+            'type': 'mmdet.SwinTransformer', 'embed_dims': 32, 'depths': (1, 1, 1, 1),
+            'num_heads': (1, 1, 1, 1), 'norm_cfg': {'type': 'LN'},
+        },
+    })  # fmt: skip
+    left = SwitchReport(left=[Left('model.a', 'LN', 'other'), Left('model.b', 'LN', 'other')])
+    assert notes_of('BN', {'type': 'BN'}, cfg, SwitchReport(), left) == [
+        '`BN`: model.a and 1 more stay LN: other.'
+    ]
+
+
+def test_a_training_that_logged_nothing_has_not_diverged(tmp_path):
+    assert cells_run.read_scalars(tmp_path) == {'seconds_per_iteration': None}
+    short = {**record('SN', 1, 0, 50.0), 'seconds_per_iteration': None}
+    del short['loss']
+    assert group([short], 'mIoU')['SN', 1].diverged == 0
 
 
 def test_the_importance_is_read_in_the_layers_order(tmp_path):
@@ -236,6 +370,9 @@ def test_a_record_that_was_cut_off_does_not_count(tmp_path):
     lines = [json.dumps(record('SN', 1, seed, 1.0)) for seed in range(2)]
     (tmp_path / 'cells.jsonl').write_text(lines[0] + '\n' + lines[1][:-20])
     assert list(finished(tmp_path)) == ['SN-2x1-seed0']
+    append_record(tmp_path / 'cells.jsonl', record('SN', 1, 2, 1.0))
+    append_record(tmp_path / 'cells.jsonl', record('SN', 1, 3, 1.0))
+    assert list(finished(tmp_path)) == [f'SN-2x1-seed{seed}' for seed in (0, 2, 3)]
 
 
 @pytest.mark.parametrize(
@@ -276,6 +413,7 @@ def test_one_comparison_works_in_a_folder(tmp_path):
         (['det.py', '--images', '0'], "a whole number of at least 1 is allowed, got '0'"),
         (['det.py', '--norms', 'LN'], 'LN'),
         (['det.py', '--norms', 'SN sync'], 'SN sync'),
+        (['det.py', '--out', 'seg.py'], '--out: seg.py is a file, a folder is needed'),
     ],
 )
 @pytest.mark.slow
@@ -285,6 +423,7 @@ def test_bad_input_is_one_line(folder, arguments, said):
     )
     lines = [line for line in error.splitlines() if 'mmengine' not in line]
     assert code == 2 and said in lines[-1] and 'Traceback' not in error
+    assert not (folder / 'work_dirs').exists()
 
 
 @pytest.mark.slow
@@ -318,6 +457,19 @@ def test_a_comparison_that_is_killed_goes_on(folder):
     assert sum(shares.values()) == pytest.approx(1)
     text = (folder / 'out/README.md').read_text()
     assert '| `GN num_groups=3` | - [1] |' in text and '[1] does not run' in text
+
+    trained = (folder / 'out/cells/SN-1x2-seed0/train/last_checkpoint').stat().st_mtime_ns
+    code, out, error = run(folder, *command, '--batch-average', '2', PYTHONPATH=str(ROOT))
+    assert code == 0, error[-3000:]
+    records = finished(folder / 'out')
+    assert [r['norm'] for r in records.values() if 'batch_average' in r] == ['SN']
+    again = (folder / 'out/cells/SN-1x2-seed0/train/last_checkpoint').stat().st_mtime_ns
+    assert trained == again
+    assert '`BN`: model.backbone.norm_eval=True reaches BatchNorm alone' in out
+    assert 'With the batch average' in (folder / 'out/README.md').read_text()
+
+    code, out, error = run(folder, *command, '--metric', 'AP', PYTHONPATH=str(ROOT))
+    assert code == 2 and '--metric must be one of coco/bbox_mAP' in error
 
     other = '--cfg-options', 'optim_wrapper.optimizer.lr=0.1'
     code, out, error = run(folder, *command, *other, PYTHONPATH=str(ROOT))
