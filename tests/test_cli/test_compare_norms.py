@@ -262,8 +262,7 @@ def test_what_is_still_to_run(segmentation, norm, done, asked, runs):
 
 def test_norm_eval_leaves_batchnorm_no_average(segmentation):
     cfg = Config(segmentation.to_dict())
-    cfg.model = cfg.model.backbone
-    cfg.model.update(type='mmdet.ResNet', norm_cfg={'type': 'BN'})  # norm_eval=True by default
+    cfg.model = {'type': 'mmdet.ResNet', 'norm_cfg': {'type': 'BN'}}  # norm_eval=True by default
     assert not cells_run.has_average(cfg)
     cfg.model.norm_eval = False
     assert cells_run.has_average(cfg)
