@@ -1,6 +1,6 @@
 """The study's segmentor: a DeepLabV3+ for kinds of ground, which 2 CPU cores train in a minute.
 
-As wide as the demo's, with GroupNorm's 8 groups in mind; 2400 images of 96 pixels in all.
+Half as wide as the demo's, and 2400 images of 96 pixels in all. docs/study.md has the commands.
 """
 
 _base_ = '../demo/deeplabv3plus_r18-d8-sn_2xb2-150_scenes.py'
