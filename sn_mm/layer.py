@@ -321,7 +321,7 @@ def _placed_as(weight: Any, values: Tensor) -> Tensor:
 class SwitchNorm1d(SwitchNorm):
     r"""Switchable Normalization over a batch of vectors or sequences.
 
-    Arguments, attributes and errors are those of :class:`SwitchNorm2d`.
+    Arguments, attributes and errors are those of :class:`SwitchNorm`.
 
     Shape:
         - Input: (N, C) or (N, C, L). For (N, C) and for L = 1 'in' is left out and the softmax
@@ -356,7 +356,7 @@ class SwitchNorm2d(SwitchNorm):
 class SwitchNorm3d(SwitchNorm):
     r"""Switchable Normalization over a batch of volumes or clips.
 
-    Arguments, attributes and errors are those of :class:`SwitchNorm2d`.
+    Arguments, attributes and errors are those of :class:`SwitchNorm`.
 
     Shape:
         - Input: (N, C, D, H, W). With D = H = W = 1 'in' is left out and the softmax taken over the
