@@ -41,7 +41,7 @@ from ..compare.plan import (
     switch,
 )
 from ..compare.report import METRICS, group, value_of, verdict, write_report
-from ..compare.run import TOOLS, Runner, finished, has_average, lock
+from ..compare.run import TOOLS, Runner, finished, has_average, lock, read_found
 from ..errors import InputError
 from ..switch import EXTENTS
 from ..switch.toolbox import toolbox
@@ -181,10 +181,10 @@ class Configs:
         return cell_config(self.switched(cell.norm)[0], cell, self.base_batch)
 
     def notes(self, norms: Iterable[str]) -> list[str]:
-        """What the reader should know of the norms; one that does not fit has a result for it."""
+        """What the reader should know of the norms; of one that does not fit its cells say so."""
         lines: list[str] = []
         for norm in dict.fromkeys(norms):
-            with suppress(InputError, ValueError):
+            with suppress(Exception):
                 lines += self.switched(norm)[1]
         return lines
 
@@ -199,23 +199,21 @@ def still_to_run(
     """
     for cell in cells:
         record = records.get(cell.name)
-        if record is None:
-            yield cell
-            continue
-        if 'digest' not in record:  # its config could not be made
-            if args.retry_failed:
-                yield cell
-            continue
-        cfg = configs(cell)
-        if record['digest'] != digest(cfg):
+        begun = record or read_found(args.out / 'cells' / cell.name)
+        cfg = configs(cell) if 'digest' in begun else None  # without: it could not be made
+        if cfg is not None and begun['digest'] != digest(cfg):
             raise InputError(
-                f'--out has a result of {cell} with other settings: name another folder, or move '
+                f'--out has a training of {cell} with other settings: name another folder, or move '
                 'this one away'
             )
-        count = args.batch_average
-        unlike = count and record.get('batch_average_iters') != count and has_average(cfg)
-        if args.retry_failed if 'error' in record else unlike:
+        if record is None:
             yield cell
+        elif 'error' in record or 'batch_average_error' in record:
+            if args.retry_failed:
+                yield cell
+        elif args.batch_average and cfg is not None and has_average(cfg):
+            if record.get('batch_average_iters') != args.batch_average:
+                yield cell
 
 
 def describe_comparison(cells: list[Cell], base: int, origin: str, cfg: Config) -> list[str]:
@@ -243,7 +241,9 @@ def describe_machine() -> str:
     )
 
 
-def describe_report(args: Namespace, base: int, origin: str, notes: list[str]) -> dict[str, Any]:
+def describe_report(
+    args: Namespace, cells: int, base: int, origin: str, notes: list[str]
+) -> dict[str, Any]:
     """What the report says besides the results."""
     memory = 'GPU' if torch.cuda.is_available() else 'Resident'
     quick = f'{Path(args.config).name}, --quick: the figures mean nothing'
@@ -255,6 +255,7 @@ def describe_report(args: Namespace, base: int, origin: str, notes: list[str]) -
         'base_batch': base,
         'base_from': origin,
         'notes': notes,
+        'cells': cells,
         'memory': f'{memory} memory of the process that needs most; medians over the seeds.',
     }
 
@@ -287,16 +288,17 @@ def main() -> None:
     metric = args.metric or METRICS.get(toolbox(cfg))
     if metric is None:
         raise InputError(f'--metric is needed for a config of {toolbox(cfg)}')
-    base, origin = base_batch_size(cfg, args.processes)
     if args.base_batch_size:
         base, origin = args.base_batch_size, '--base-batch-size'
+    else:
+        base, origin = base_batch_size(cfg, args.processes)
     cells = plan_cells(args.norms, args.processes, args.images, args.seeds)
     configs = Configs(cfg, base, args.norm_scope)
     records = finished(args.out)
     remaining = list(still_to_run(cells, records, configs, args))
     notes = configs.notes(args.norms)
     print(*describe_comparison(cells, base, origin, cfg), *notes, sep='\n', flush=True)
-    header = describe_report(args, base, origin, notes)
+    header = describe_report(args, len(cells), base, origin, notes)
     bar = progress_bar()
     names = [cell.name for cell in cells]
     runner = Runner(args.out, held, args.jobs, args.batch_average)

@@ -13,7 +13,7 @@ from ..switch.target import is_sn
 from ..switch.toolbox import toolbox
 
 # A norm's modules are named after it, 'bn' but for these: so are its weights in a checkpoint.
-_NAMES = {'GN': 'gn', 'IN': 'in'}
+_NAMES = {'GN': 'gn', 'Group': 'gn', 'IN': 'in', 'Instance': 'in'}
 
 
 def notes_of(
@@ -67,36 +67,36 @@ def _about(
     """Settings of a component that reach some norms, and not others."""
     lines = []
     settings = component_settings(component, toolbox(cfg))
-    weights = checkpoint_of(component) or cfg.get('load_from')
+    weights = cfg.get('load_from') or checkpoint_of(component)
     if 'backbone' in path:
         weights = weights or cfg.model.get('pretrained')
+    was = next((old for old in _norms_of(path, before)), norm_cfg)
+    load = weights and _name(was) == _name(norm_cfg)
     if settings.get('norm_eval') and norm_cfg['type'] in ('BN', 'SyncBN'):
-        start = f'those of {weights}' if weights else 'mean 0 and variance 1: it normalises nothing'
+        start = f'those of {weights}' if load else 'mean 0 and variance 1: it normalises nothing'
         lines.append(
             f'{path}.norm_eval=True reaches BatchNorm alone: in training it takes the running '
             f'statistics that it starts from, {start}. {path}.norm_eval=False gives it those of '
             'the batch, as the other norms have them.'
         )
-    frozen = settings.get('frozen_stages', -1)
-    if not weights:
-        return lines
-    was = next(
-        (
-            str(entry.old['type'])
-            for entry in before.switched
-            if isinstance(entry.old, dict) and entry.path.startswith(f'{path}.')
-        ),
-        norm_cfg['type'],
-    )
-    if _name(was) != _name(norm_cfg['type']):
-        kept = ''
+    if weights and not load:
+        frozen = settings.get('frozen_stages', -1)
+        kept = []
         if isinstance(frozen, int) and frozen >= 0:
-            kept = f', and {path}.frozen_stages={frozen} keeps those of its stages so'
+            kept.append(f'{path}.frozen_stages={frozen} keeps those of its stages so')
+        if was.get('requires_grad') is False:
+            kept.append('requires_grad=False keeps them so')
         lines.append(
-            f'{path}: the norms of {weights}, if they are {was}, have other names and do not load; '
-            f'they start with weight 1 and bias 0{kept}.'
+            f'{path}: the norms of {weights}, if they are {was["type"]}, have other names and do '
+            f'not load; {", and ".join(["they start with weight 1 and bias 0", *kept])}.'
         )
     return lines
+
+
+def _norms_of(path: str, report: SwitchReport) -> list[dict]:
+    """The norm_cfgs that a component had before a switch."""
+    entries = [entry for entry in report.switched if entry.path.startswith(f'{path}.')]
+    return [entry.old for entry in entries if isinstance(entry.old, dict)]
 
 
 def component_settings(component: dict, registry_scope: str) -> dict[str, Any]:
@@ -105,5 +105,6 @@ def component_settings(component: dict, registry_scope: str) -> dict[str, Any]:
     return {**constructor_arguments(cls), **dict(dict.items(component))}
 
 
-def _name(kind: str) -> str:
-    return next((name for norm, name in _NAMES.items() if kind.startswith(norm)), 'bn')
+def _name(norm_cfg: dict) -> str:
+    kind = str(norm_cfg['type'])
+    return next((name for prefix, name in _NAMES.items() if kind.startswith(prefix)), 'bn')

@@ -100,14 +100,24 @@ def is_mix(norm: str) -> bool:
 
 
 def base_batch_size(cfg: Config, processes: int) -> tuple[int, str]:
-    """The images of one iteration that a config's learning rate is for, and who says so."""
+    """The images of one iteration that a config's learning rate is for, and who says so.
+
+    Raises:
+        InputError: The config's auto_scale_lr, which it may have inherited, and its name disagree.
+    """
     stated = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
-    if stated:
-        return stated, "the config's auto_scale_lr"
     # OpenMMLab's names of configs: 4xb2 is 4 GPUs of 2 images.
     named = re.search(r'(?<![a-z0-9])(\d+)xb(\d+)(?![0-9])', Path(cfg.filename or '').stem)
-    if named:
-        return int(named[1]) * int(named[2]), f"the config's name, {named[0]}"
+    count = int(named[1]) * int(named[2]) if named else None
+    if named and stated not in (None, count):
+        raise InputError(
+            f"the config's learning rate is for {stated} images by its auto_scale_lr and for "
+            f'{count} by its name, {named[0]}: --base-batch-size says which'
+        )
+    if stated:
+        return stated, "the config's auto_scale_lr"
+    if named and count:
+        return count, f"the config's name, {named[0]}"
     return processes * cfg.train_dataloader.batch_size, (
         f"{processes} processes of the config's batch_size, for it has no auto_scale_lr and no "
         'NxbM in its name'
@@ -123,11 +133,16 @@ def check_config(cfg: Config) -> None:
     """
     if not isinstance(cfg.train_dataloader, dict) or 'batch_size' not in cfg.train_dataloader:
         raise InputError('a comparison needs train_dataloader.batch_size in the config')
+    if isinstance(sampler := cfg.train_dataloader.get('sampler'), dict) and 'batch_size' in sampler:
+        raise InputError(
+            'a comparison cannot change the batch of a train_dataloader.sampler with a batch_size '
+            'of its own, as semi-supervised training has it'
+        )
     if 'lr' not in cfg.optim_wrapper.get('optimizer', {}):
         raise InputError('a comparison needs optim_wrapper.optimizer.lr in the config, to scale it')
     if cfg.train_cfg.get('max_iters') is None and cfg.train_cfg.get('max_epochs') is None:
         raise InputError('a comparison needs train_cfg.max_iters or max_epochs in the config')
-    if any('ReduceOnPlateau' in str(scheduler['type']) for scheduler in _schedulers(cfg)):
+    if any('ReduceOnPlateau' in _name(scheduler['type']) for scheduler in _schedulers(cfg)):
         raise InputError(
             'a comparison validates nothing in between: ReduceOnPlateau in param_scheduler, which '
             'follows a validation, cannot be compared with'
@@ -169,7 +184,7 @@ def cell_config(switched: Config, cell: Cell, base_batch: int) -> Config:
     ratio = cell.batch / base_batch
     cfg.train_dataloader.batch_size = cell.images
     cfg.optim_wrapper.optimizer.lr *= ratio
-    cfg.auto_scale_lr = {**(cfg.get('auto_scale_lr') or {}), 'enable': False}
+    cfg.auto_scale_lr = {**_settings(cfg.get('auto_scale_lr')), 'enable': False}
     cfg.param_scheduler = [_scale(scheduler, ratio) for scheduler in _schedulers(cfg)]
     if cfg.train_cfg.get('max_iters') is not None:
         cfg.train_cfg.max_iters = _iterations(cfg.train_cfg.max_iters, ratio)
@@ -178,16 +193,16 @@ def cell_config(switched: Config, cell: Cell, base_batch: int) -> Config:
     for interval in ('val_interval', 'val_begin', 'dynamic_intervals'):
         cfg.train_cfg.pop(interval, None)
     hooks = cfg.setdefault('default_hooks', ConfigDict())
-    checkpoint = {'type': 'CheckpointHook', **(hooks.get('checkpoint') or {}), 'max_keep_ckpts': 1}
-    checkpoint['save_last'] = True  # which is tested
+    checkpoint = {'type': 'CheckpointHook', **_settings(hooks.get('checkpoint'))}
+    checkpoint.update(max_keep_ckpts=1, save_last=True)  # which is tested
     for key in ('save_best', 'out_dir'):
         checkpoint.pop(key, None)
     if checkpoint.get('by_epoch') is False and checkpoint.get('interval', -1) > 0:
         checkpoint['interval'] = _iterations(checkpoint['interval'], ratio)
     hooks.checkpoint = checkpoint
-    logger = {'type': 'LoggerHook', **(hooks.get('logger') or {})}
+    logger = {'type': 'LoggerHook', **_settings(hooks.get('logger'))}
     hooks.logger = {**logger, 'interval': min(logger.get('interval', 10), LOG_INTERVAL)}
-    cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': cell.seed}
+    cfg.randomness = {**_settings(cfg.get('randomness')), 'seed': cell.seed}
     cfg.pop('work_dir', None)
     return cfg
 
@@ -197,11 +212,16 @@ def _schedulers(cfg: Config) -> list[dict]:
     return list(schedulers) if isinstance(schedulers, (list, tuple)) else [schedulers]
 
 
+def _settings(config: dict | None) -> dict:
+    """A copy of a part of a config; not by ConfigDict's methods, which import a lazy config's."""
+    return dict(dict.items(config or {}))
+
+
 def _scale(scheduler: dict, ratio: float) -> dict:
     """A param_scheduler for a batch that is ``ratio`` times as large."""
-    scaled = dict(scheduler)
+    scaled = _settings(scheduler)
     for limit in ('eta_min', 'eta_max'):
-        if limit in scaled and str(scaled['type']).endswith('LR'):
+        if limit in scaled and _name(scheduler['type']).endswith('LR'):
             scaled[limit] *= ratio
     if scaled.get('by_epoch', True) is False:
         for key in _ITERATIONS:
@@ -211,6 +231,11 @@ def _scale(scheduler: dict, ratio: float) -> dict:
             elif value:
                 scaled[key] = _iterations(value, ratio)
     return scaled
+
+
+def _name(kind: Any) -> str:
+    """A type as a config names it; a class, as a lazy config has it, by its name."""
+    return kind if isinstance(kind, str) else kind.__name__
 
 
 def _iterations(count: int, ratio: float) -> int:
@@ -227,7 +252,7 @@ def settings_of(cfg: Config) -> dict[str, Any]:
     """What the report says about the training of a cell."""
     return {
         'lr': cfg.optim_wrapper.optimizer.lr,
-        'optimizer': str(cfg.optim_wrapper.optimizer.type),
+        'optimizer': _name(cfg.optim_wrapper.optimizer.type),
         'max_iters': cfg.train_cfg.get('max_iters'),
         'max_epochs': cfg.train_cfg.get('max_epochs'),
     }

@@ -84,11 +84,11 @@ def best_apart(groups: Mapping[str, Group]) -> str | None:
 def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str) -> list[str]:
     """Whether SN pays: for each batch the best norm that is SN beside the best that is not.
 
-    It is decided where one is apart from all norms of the other kind, as by :func:`best_apart`.
+    For a comparison whose cells are all done. It is decided where one is apart from all norms of
+    the other kind, as by :func:`best_apart`.
 
     Returns:
-        A sentence for each batch, if the comparison has norms of both kinds; none for a batch with
-        cells still to run.
+        A sentence for each batch, if the comparison has norms of both kinds.
     """
     name, digits = metric_name(metric), _digits(metric)
     norms = dict.fromkeys(norm for norm, _ in groups)
@@ -99,12 +99,11 @@ def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str
         ran = {norm: g for (norm, n), g in groups.items() if n == count and g.values}
         kinds = [[norm for norm in ran if is_mix(norm) is kind] for kind in (True, False)]
         if not all(kinds):
-            failed = [f'`{norm}`' for norm in norms if _failed(groups, norm, count)]
-            if failed:
-                sentences.append(
-                    f'{processes} x {count}: nothing to compare with, for {", ".join(failed)} '
-                    'did not run'
-                )
+            failed = [f'`{norm}`' for norm in norms if is_mix(norm) is not bool(kinds[0])]
+            sentences.append(
+                f'{processes} x {count}: nothing to compare with, for {", ".join(failed)} did not '
+                'run'
+            )
             continue
         sn, other = (max(kind, key=lambda norm: ran[norm].mean) for kind in kinds)
         best, rivals = (sn, kinds[1]) if ran[sn].mean > ran[other].mean else (other, kinds[0])
@@ -117,10 +116,6 @@ def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str
             f'`{sn}`, {ran[other].mean:.{digits}f} with `{other}`, the best without'
         )
     return sentences
-
-
-def _failed(groups: Mapping[tuple[str, int], Group], norm: str, count: int) -> bool:
-    return (norm, count) in groups and not groups[norm, count].values
 
 
 def metric_name(metric: str) -> str:
@@ -261,7 +256,7 @@ def write_report(
     Args:
         out: Folder of the comparison.
         header: ``config``, ``command``, ``machine``, ``processes``, ``base_batch``, ``base_from``,
-            ``notes``.
+            ``notes``, ``memory``, and ``cells``, their number in all.
         records: Of the cells that are done.
         metric: The figure to compare.
 
@@ -276,7 +271,11 @@ def write_report(
     lines = [
         f'# Norms compared: {header["config"]}',
         '',
-        *[f'- {sentence}.' for sentence in verdict(groups, processes, metric)],
+        *(
+            [f'- {sentence}.' for sentence in verdict(groups, processes, metric)]
+            if len(records) == header['cells']
+            else [f'{len(records)} of {header["cells"]} cells are done.']
+        ),
         '',
         'One seed: differences between norms may be chance.'
         if seeds == 1
@@ -296,6 +295,11 @@ def write_report(
         }
         table, _ = metric_table(averaged, processes, metric)
         lines += ['With the batch average in place of the moving average:', '', *table, '']
+        lines += [
+            f'{r["name"]} has none: {r["batch_average_error"]}  '
+            for r in records
+            if 'batch_average_error' in r
+        ]
     lines += ['## How the cells were made equal', '', *_settings(header, records), '']
     weights = importance_of(records)
     if weights:

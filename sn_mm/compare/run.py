@@ -128,17 +128,24 @@ class Runner:
             write_found(folder, found)
         count = self.batch_average
         if count and has_average(cfg) and found.get('batch_average_iters') != count:
-            averaged = folder / 'batch_average.pth'
-            # On all processes, so that synchronised layers see the batch that they trained with.
-            launch = [sys.executable, TOOLS / 'launch.py', '--standalone', '--local_addr=127.0.0.1']
-            script = [TOOLS / 'batch_average.py', config, checkpoint, averaged]
-            options = ['--bn', '--num-iters', count, '--launcher', 'pytorch']
-            command = [*launch, f'--nproc_per_node={cell.processes}', *script, *options]
-            self._call(cell, slot, 'batch_average', command)
-            average = self._test(cell, slot, config, averaged, 'test_average')
-            found.update(batch_average=average, batch_average_iters=count)
-            write_found(folder, found)
+            found.pop('batch_average', None)
+            try:
+                found['batch_average'] = self._average(cell, slot, config, checkpoint)
+                found['batch_average_iters'] = count
+                write_found(folder, found)
+            except CellFailed as error:  # which leaves the cell its other results
+                found['batch_average_error'] = str(error)
         return found
+
+    def _average(self, cell: Cell, slot: int, config: Path, checkpoint: Path) -> dict:
+        """Tests with the batch average, measured on all processes as the training was."""
+        averaged = config.parent / 'batch_average.pth'
+        launch = [sys.executable, TOOLS / 'launch.py', '--standalone', '--local_addr=127.0.0.1']
+        script = [TOOLS / 'batch_average.py', config, checkpoint, averaged]
+        options = ['--bn', '--num-iters', self.batch_average, '--launcher', 'pytorch']
+        command = [*launch, f'--nproc_per_node={cell.processes}', *script, *options]
+        self._call(cell, slot, 'batch_average', command)
+        return self._test(cell, slot, config, averaged, 'test_average')
 
     def _test(self, cell: Cell, slot: int, config: Path, checkpoint: Path, name: str) -> dict:
         folder = config.parent / name
@@ -266,7 +273,7 @@ def has_average(cfg: Config) -> bool:
     """Whether a model measures running statistics in training, which a batch average replaces."""
     for norm, owner in _norms(cfg.model, {}):
         kind = norm['type']
-        if kind.startswith(('GN', 'IN')):
+        if kind.startswith(('GN', 'IN')) or norm.get('track_running_stats') is False:
             continue
         if 'SN' in kind:
             if 'bn' in (norm.get('normalizers') or ['bn']):

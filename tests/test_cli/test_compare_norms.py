@@ -31,6 +31,7 @@ from sn_mm.compare.plan import (
     digest,
     norm_cfg_of,
     plan_cells,
+    settings_of,
     switch,
 )
 from sn_mm.compare.report import Group, best_apart, group, verdict, write_report
@@ -74,7 +75,11 @@ def test_all_cells_see_the_same_images_with_a_learning_rate_of_their_batch(segme
     assert small.optim_wrapper.optimizer.lr == pytest.approx(0.005)
     assert large.optim_wrapper.optimizer.lr == 0.02
     assert (small.param_scheduler[0]['end'], large.param_scheduler[0]['end']) == (96, 24)
-    assert small.default_hooks.checkpoint.interval == 16
+    assert (
+        small.default_hooks.checkpoint.interval == 16 and small.default_hooks.checkpoint.save_last
+    )
+    assert not {'val_dataloader', 'val_cfg', 'val_evaluator'} & set(small)
+    assert 'val_interval' not in small.train_cfg
     assert small.randomness.seed == large.randomness.seed == 7
     assert segmentation.train_cfg.max_iters == 24
 
@@ -108,6 +113,7 @@ def test_cells_go_seed_by_seed():
         ({'train_dataloader': {}}, 'train_dataloader.batch_size'),
         ({'train_cfg': {'type': 'EpochBasedTrainLoop'}}, 'max_iters or max_epochs'),
         ({'optim_wrapper': {'type': 'OptimWrapper'}}, 'optim_wrapper.optimizer.lr'),
+        ({'train_dataloader': {'batch_size': 2, 'sampler': {'batch_size': 2}}}, 'sampler'),
         ({'param_scheduler': {'type': 'ReduceOnPlateauLR'}}, 'ReduceOnPlateau in param_scheduler'),
     ],
 )
@@ -152,7 +158,7 @@ def test_whether_sn_pays_is_said_for_each_batch():
         'without',
         '2 x 4: not decided by these seeds: mIoU 55.5 with `SN`, 51.0 with `BN`, the best without',
         '2 x 8: not decided by these seeds: mIoU 60.0 with `SN`, 50.0 with `BN`, the best without',
-        '2 x 16: nothing to compare with, for `BN` did not run',
+        '2 x 16: nothing to compare with, for `BN`, `SN normalizers=[bn]`, `GN` did not run',
         '2 x 32: not decided by these seeds: mIoU 50.5 with `SN`, 48.0 with `BN`, the best without',
     ]
 
@@ -169,7 +175,7 @@ def test_a_report_says_all_that_was_measured(tmp_path):
     header = {
         'config': 'a.py', 'command': 'python tools/compare_norms.py a.py', 'machine': 'Here.',
         'processes': 2, 'base_batch': 4, 'base_from': 'somebody', 'notes': ['`BN`: a note'],
-        'memory': 'Resident memory.',
+        'memory': 'Resident memory.', 'cells': 6,
     }  # fmt: skip
     write_report(tmp_path, header, records, 'mIoU')
     text = (tmp_path / 'README.md').read_text()
@@ -189,6 +195,9 @@ def test_a_report_says_all_that_was_measured(tmp_path):
     for name in ('metric', 'importance', 'cost'):
         assert (tmp_path / f'{name}.png').stat().st_size > 5000
         assert (tmp_path / f'{name}.svg').read_text().startswith('<?xml')
+    write_report(tmp_path, {**header, 'cells': 7}, records, 'mIoU')
+    text = (tmp_path / 'README.md').read_text()
+    assert '6 of 7 cells are done.' in text and 'SN pays' not in text
     with pytest.raises(InputError, match="--metric must be one of mIoU, got 'AP'"):
         write_report(tmp_path, header, records, 'AP')
 
@@ -227,13 +236,18 @@ def test_a_training_with_other_settings_is_not_gone_on_with(segmentation, tmp_pa
     assert 'has a training with other settings' in found['error']
 
 
-def test_results_of_other_settings_are_refused():
+def test_results_of_other_settings_are_refused(tmp_path):
     cell = Cell('SN', 2, 1, 0)
-    args = Namespace(retry_failed=True, batch_average=0)
+    args = Namespace(retry_failed=True, batch_average=0, out=tmp_path)
     for other in ({}, {'error': 'x'}):
         done = {cell.name: {**record('SN', 1, 0, 1.0), 'digest': 'old', **other}}
         with pytest.raises(InputError, match='with other settings'):
             list(still_to_run([cell], done, lambda _: Config(), args))
+    folder = tmp_path / 'cells' / cell.name
+    folder.mkdir(parents=True)
+    cells_run.write_found(folder, {'digest': 'of a training that was stopped'})
+    with pytest.raises(InputError, match='with other settings'):
+        list(still_to_run([cell], {}, lambda _: Config(), args))
     with pytest.raises(InputError, match='another spelling'):
         plan_cells(['SN normalizers=[in,ln]', 'SN normalizers=(in,ln)'], 2, [1], 1)
 
@@ -250,13 +264,16 @@ def test_results_of_other_settings_are_refused():
         ('SN normalizers=[in,ln]', {}, {'batch_average': 10}, False),
         ('BN', {'error': 'x'}, {'batch_average': 10}, False),
         ('BN', {'error': 'x'}, {'retry_failed': True}, True),
+        ('BN', {'batch_average_error': 'x'}, {'batch_average': 10}, False),
+        ('BN', {'batch_average_error': 'x'}, {'batch_average': 10, 'retry_failed': True}, True),
+        ('BN track_running_stats=False', {}, {'batch_average': 10}, False),
     ],
 )
 def test_what_is_still_to_run(segmentation, norm, done, asked, runs):
     cell = Cell(norm, 2, 1, 0)
     cfg, _ = switch(segmentation, norm, 'existing')
     found = {cell.name: {**record(norm, 1, 0, 1.0), 'digest': digest(cfg), **done}}
-    args = Namespace(**{'retry_failed': False, 'batch_average': 0, **asked})
+    args = Namespace(**{'retry_failed': False, 'batch_average': 0, 'out': Path(), **asked})
     assert list(still_to_run([cell], found, lambda _: cfg, args)) == [cell] * runs
 
 
@@ -274,7 +291,8 @@ def test_norm_eval_leaves_batchnorm_no_average(segmentation):
     ('name', 'scaled', 'base'),
     [
         ('a_r50_4xb2-40k_b', None, 8),
-        ('a_8xb16_b', {'enable': False, 'base_batch_size': 32}, 32),
+        ('a_8xb4_b', {'enable': False, 'base_batch_size': 32}, 32),
+        ('mine', {'enable': False, 'base_batch_size': 32}, 32),
         ('mask2former_swin-b-p4-w12-384_8xb2-lsj-50e', {'enable': False}, 16),
         ('mine', None, 6),
         ('resnext101_64x4d', None, 6),
@@ -284,6 +302,40 @@ def test_the_batch_that_a_learning_rate_is_for(tmp_path, name, scaled, base):
     path = tmp_path / f'{name}.py'
     path.write_text(f'auto_scale_lr = {scaled}\ntrain_dataloader = dict(batch_size=3)\n')
     assert base_batch_size(Config.fromfile(path), 2)[0] == base
+
+
+def test_a_batch_that_is_stated_twice_must_be_one(tmp_path):
+    path = tmp_path / 'rtmdet_l_8xb32.py'
+    path.write_text('auto_scale_lr = dict(base_batch_size=16)\n')
+    with pytest.raises(InputError, match='16 images by its auto_scale_lr and for 256 by its name'):
+        base_batch_size(Config.fromfile(path), 2)
+
+
+LAZY = """
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import CosineAnnealingLR
+from torch.optim import SGD
+model = dict()
+train_dataloader = dict(batch_size=2)
+train_cfg = dict(max_iters=10)
+optim_wrapper = dict(optimizer=dict(type=SGD, lr=0.1))
+param_scheduler = [
+    dict(type=CosineAnnealingLR, eta_min=0.01, begin=0, end=10, T_max=10, by_epoch=False)]
+default_hooks = dict(checkpoint=dict(type=CheckpointHook, interval=1, by_epoch=True))
+"""
+
+
+def test_a_lazy_config_makes_cells(tmp_path):
+    (tmp_path / 'lazy.py').write_text(LAZY)
+    cfg = Config.fromfile(tmp_path / 'lazy.py', lazy_import=True)
+    check_config(cfg)
+    cell = cell_config(cfg, Cell('SN', 1, 1, 0), base_batch=2)
+    cell.dump(tmp_path / 'cell.py')
+    dumped = Config.fromfile(tmp_path / 'cell.py')
+    (scheduler,) = dumped.param_scheduler
+    assert (scheduler.eta_min, scheduler.end, scheduler.T_max) == (0.005, 20, 20)
+    assert dumped.default_hooks.checkpoint.save_last
+    assert settings_of(cfg)['optimizer'] == 'SGD' and len(digest(cell)) == 12
 
 
 PRETRAINED = {'type': 'Pretrained', 'checkpoint': 'there.pth'}
@@ -311,6 +363,20 @@ PRETRAINED = {'type': 'Pretrained', 'checkpoint': 'there.pth'}
             {'init_cfg': PRETRAINED, 'frozen_stages': 1},
             ['model.backbone.frozen_stages=1 with the weights of there.pth'],
         ),
+        (
+            'GN num_groups=4',
+            {'init_cfg': PRETRAINED, 'norm_cfg': {'type': 'SN', 'requires_grad': False}},
+            ['weight 1 and bias 0, and requires_grad=False keeps them so'],
+        ),
+        (
+            'BN',
+            {
+                'init_cfg': PRETRAINED,
+                'norm_eval': True,
+                'norm_cfg': {'type': 'GN', 'num_groups': 4},
+            },
+            ['starts from, mean 0 and variance 1', 'if they are GN, have other names'],
+        ),
     ],
 )
 def test_the_report_says_where_norms_are_not_compared_like_for_like(
@@ -336,17 +402,26 @@ def test_syncbn_of_a_cpu_is_named_in_the_report(segmentation, monkeypatch):
 
 
 def test_norms_that_stay_are_named():
-    cfg = Config({
-        'default_scope': 'mmdet',
-        'model': {
-            'type': 'mmdet.SwinTransformer', 'embed_dims': 32, 'depths': (1, 1, 1, 1),
-            'num_heads': (1, 1, 1, 1), 'norm_cfg': {'type': 'LN'},
-        },
-    })  # fmt: skip
     left = SwitchReport(left=[Left('model.a', 'LN', 'other'), Left('model.b', 'LN', 'other')])
-    assert notes_of('BN', {'type': 'BN'}, cfg, SwitchReport(), left) == [
+    assert notes_of('BN', {'type': 'BN'}, Config({'model': {}}), SwitchReport(), left) == [
         '`BN`: model.a and 1 more stay LN: other.'
     ]
+
+
+def test_a_failed_batch_average_leaves_the_other_results(segmentation, tmp_path, monkeypatch):
+    cell = Cell('BN', 1, 1, 0)
+    cfg, _ = switch(segmentation, 'BN', 'existing')
+    folder = tmp_path / 'cells' / cell.name
+    folder.mkdir(parents=True)
+    metrics = {'mIoU': 50.0}
+    done = {'digest': digest(cfg), 'checkpoint': 'deleted.pth', 'metrics': metrics, 'loss': 1.0}
+    cells_run.write_found(folder, done)
+    with cells_run.lock(tmp_path) as held:
+        runner = cells_run.Runner(tmp_path, held, 1, batch_average=5)
+        (found,) = runner.run([cell], lambda _: cfg)
+    assert 'error' not in found and found['metrics'] == metrics
+    assert 'deleted.pth' in found['batch_average_error']
+    assert cells_run.read_found(folder) == done
 
 
 def test_a_training_that_logged_nothing_has_not_diverged(tmp_path):
