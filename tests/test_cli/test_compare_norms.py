@@ -547,4 +547,4 @@ def test_a_comparison_that_is_killed_goes_on(folder):
 
     other = '--cfg-options', 'optim_wrapper.optimizer.lr=0.1'
     code, out, error = run(folder, *command, *other, PYTHONPATH=str(ROOT))
-    assert code == 2 and '--out has a result of SN, 1 x 2, seed 0 with other settings' in error
+    assert code == 2 and '--out has a training of SN, 1 x 2, seed 0 with other settings' in error
