@@ -70,7 +70,7 @@ def _about(
     weights = cfg.get('load_from') or checkpoint_of(component)
     if 'backbone' in path:
         weights = weights or cfg.model.get('pretrained')
-    was = next((old for old in _norms_of(path, before)), norm_cfg)
+    was = next(iter(_norms_of(path, before)), norm_cfg)
     load = weights and _name(was) == _name(norm_cfg)
     if settings.get('norm_eval') and norm_cfg['type'] in ('BN', 'SyncBN'):
         start = f'those of {weights}' if load else 'mean 0 and variance 1: it normalises nothing'
