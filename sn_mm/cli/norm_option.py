@@ -28,7 +28,7 @@ from ..switch import (
     find_leftovers,
     switch_norm_cfg,
 )
-from ..switch.components import needs_process_group, norm_layer, resolve
+from ..switch.components import needs_process_group, resolve
 from ..switch.target import check_target, is_sn
 from ..switch.toolbox import model_type, toolbox
 from .config import CfgOptions
@@ -125,6 +125,7 @@ def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
         The norms switched and left.
 
     Raises:
+        NothingToSwitch: No norm can be switched, and not all are such norms already.
         InputError: As :func:`sn_mm.switch_norm_cfg`; another norm than SN does not fit the model,
             as GN where the groups do not divide the channels.
     """
@@ -144,15 +145,18 @@ def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
                 raise
             raise InputError(f'{norm_cfg["type"]} does not fit the model: {error}') from error
     leftovers = find_leftovers(model, extent)
-    if nothing and not (leftovers and to_sn):
+    if nothing and not leftovers:
         raise nothing
     if not to_sn:
         wanted = resolve(norm_cfg['type'], toolbox(cfg))
-        report.left += [
+        others = [
             Left(name, kind.__name__, 'hard-coded: only a switch to SN converts it')
             for name, kind in leftovers
-            if norm_layer(kind) and not _same_norm(kind, wanted)
+            if not _same_norm(kind, wanted)
         ]
+        if nothing and others:
+            raise nothing
+        report.left += others
     elif leftovers:
         convert_leftovers(model, norm_cfg, extent)
         layers = dict(model.named_modules())

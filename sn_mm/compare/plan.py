@@ -17,7 +17,7 @@ from mmengine.device import get_device
 from ..cli.norm_option import parse_norm, switch_config
 from ..errors import InputError
 from ..functional import SCOPES, canonical_normalizers
-from ..switch import switch_norm_cfg
+from ..switch import NothingToSwitch, SwitchReport, switch_norm_cfg
 from ..switch.decay import leave_importance_out
 from ..switch.target import is_sn
 from .notes import notes_of
@@ -158,7 +158,10 @@ def switch(cfg: Config, norm: str, extent: str) -> tuple[Config, list[str]]:
         The copy, and what the reader of the comparison should know of the norm.
     """
     switched = copy.deepcopy(cfg)
-    before = switch_norm_cfg(switched, {'type': 'BN'})
+    try:
+        before = switch_norm_cfg(switched, {'type': 'BN'})
+    except NothingToSwitch:  # all of them are hard-coded
+        before = SwitchReport()
     leave_importance_out(switched)  # for all norms: it groups the parameters of the optimizer
     norm_cfg = norm_cfg_of(norm)
     report = switch_config(switched, norm_cfg, extent)

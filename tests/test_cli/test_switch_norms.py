@@ -12,6 +12,7 @@ from torch import nn
 
 from sn_mm import SwitchNorm
 from sn_mm.cli.norm_option import add_switch_arguments, switch_norms
+from sn_mm.compare import plan
 from sn_mm.errors import InputError
 
 mmcv_cnn = pytest.importorskip('mmcv.cnn')
@@ -138,6 +139,16 @@ def test_a_model_whose_norms_are_all_hard_coded_is_converted():
     assert all(isinstance(layer, SwitchNorm) for layer in MODELS.build(cfg.model).stem)
     with pytest.raises(InputError, match='nothing to switch'):
         switch(config(backbone=None), '--norm', 'SN')
+
+
+def test_a_model_whose_norms_are_all_hard_coded_can_be_compared():
+    cfg = config(backbone=None, own=2)
+    switched = {norm: plan.switch(cfg, norm, 'existing')[0] for norm in ('BN', 'SN')}
+    layers = {norm: MODELS.build(switched[norm].model).stem for norm in switched}
+    assert all(type(layer) is nn.BatchNorm2d for layer in layers['BN'])
+    assert all(isinstance(layer, SwitchNorm) for layer in layers['SN'])
+    with pytest.raises(InputError, match='nothing to switch'):
+        plan.switch(cfg, 'GN', 'existing')
 
 
 def test_other_ranks_print_nothing(monkeypatch, capsys):
