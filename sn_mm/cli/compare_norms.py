@@ -182,11 +182,12 @@ class Configs:
 
     def notes(self, norms: Iterable[str]) -> list[str]:
         """What the reader should know of the norms; of one that does not fit its cells say so."""
-        lines: list[str] = []
+        told: dict[str, list[str]] = {}
         for norm in dict.fromkeys(norms):
             with suppress(Exception):
-                lines += self.switched(norm)[1]
-        return lines
+                for sentence in self.switched(norm)[1]:
+                    told.setdefault(sentence, []).append(f'`{norm}`')
+        return [f'{", ".join(of)}: {sentence}' for sentence, of in told.items()]
 
 
 def still_to_run(

@@ -39,9 +39,17 @@ def notes_of(
     for (kind, reason), paths in left.items():
         others = f' and {len(paths) - 1} more' if len(paths) > 1 else ''
         lines.append(f'{paths[0]}{others} stay {kind}: {reason}.')
+    fresh: dict[str, list[str]] = {}
     for path, component in _components(cfg.model, report).items():
-        lines += _about(path, component, norm_cfg, cfg, before)
-    return [f'`{norm}`: {line}' for line in lines]
+        settings = component_settings(component, toolbox(cfg))
+        weights = _weights(path, component, cfg)
+        was = next(iter(_norms_of(path, before)), norm_cfg)
+        if weights and _name(was) != _name(norm_cfg):
+            fresh.setdefault(_fresh_start(weights, was, settings), []).append(path)
+            weights = None
+        if settings.get('norm_eval') and norm_cfg['type'] in ('BN', 'SyncBN'):
+            lines.append(_norm_eval(path, weights))
+    return lines + [f'{", ".join(paths)}: {start}' for start, paths in fresh.items()]
 
 
 def _meanings(norm: str, norm_cfg: dict) -> list[str]:
@@ -61,36 +69,33 @@ def _components(model: dict, report: SwitchReport) -> dict[str, dict]:
     return dict(component_around(model, path) for path in paths)
 
 
-def _about(
-    path: str, component: dict, norm_cfg: dict, cfg: Config, before: SwitchReport
-) -> list[str]:
-    """Settings of a component that reach some norms, and not others."""
-    lines = []
-    settings = component_settings(component, toolbox(cfg))
-    weights = cfg.get('load_from') or checkpoint_of(component)
-    if 'backbone' in path:
-        weights = weights or cfg.model.get('pretrained')
-    was = next(iter(_norms_of(path, before)), norm_cfg)
-    load = weights and _name(was) == _name(norm_cfg)
-    if settings.get('norm_eval') and norm_cfg['type'] in ('BN', 'SyncBN'):
-        start = f'those of {weights}' if load else 'mean 0 and variance 1: it normalises nothing'
-        lines.append(
-            f'{path}.norm_eval=True reaches BatchNorm alone: in training it takes the running '
-            f'statistics that it starts from, {start}. {path}.norm_eval=False gives it those of '
-            'the batch, as the other norms have them.'
-        )
-    if weights and not load:
-        frozen = settings.get('frozen_stages', -1)
-        kept = []
-        if isinstance(frozen, int) and frozen >= 0:
-            kept.append(f'{path}.frozen_stages={frozen} keeps those of its stages so')
-        if was.get('requires_grad') is False:
-            kept.append('requires_grad=False keeps them so')
-        lines.append(
-            f'{path}: the norms of {weights}, if they are {was["type"]}, have other names and do '
-            f'not load; {", and ".join(["they start with weight 1 and bias 0", *kept])}.'
-        )
-    return lines
+def _weights(path: str, component: dict, cfg: Config) -> str | None:
+    """The checkpoint that a component starts from."""
+    pretrained = cfg.model.get('pretrained') if 'backbone' in path else None
+    return cfg.get('load_from') or checkpoint_of(component) or pretrained
+
+
+def _norm_eval(path: str, weights: str | None) -> str:
+    start = f'those of {weights}' if weights else 'mean 0 and variance 1: it normalises nothing'
+    return (
+        f'{path}.norm_eval=True reaches BatchNorm alone: in training it takes the running '
+        f'statistics that it starts from, {start}. {path}.norm_eval=False gives it those of the '
+        'batch, as the other norms have them.'
+    )
+
+
+def _fresh_start(weights: str, was: dict, settings: dict[str, Any]) -> str:
+    """How norms start that find none of theirs in a checkpoint, and whether they stay so."""
+    start = ['they start with weight 1 and bias 0']
+    frozen = settings.get('frozen_stages', -1)
+    if isinstance(frozen, int) and frozen >= 0:
+        start.append(f'frozen_stages={frozen} keeps those of its stages so')
+    if was.get('requires_grad') is False:
+        start.append('requires_grad=False keeps them so')
+    return (
+        f'the norms of {weights}, if they are {was["type"]}, have other names and do not load; '
+        f'{", and ".join(start)}.'
+    )
 
 
 def _norms_of(path: str, report: SwitchReport) -> list[dict]:

@@ -19,7 +19,7 @@ from test_tools.small_runs import DETECTION, ROOT, SEGMENTATION, TOOLS, run, sta
 
 import sn_mm
 from sn_mm.cli import plot_norms
-from sn_mm.cli.compare_norms import still_to_run
+from sn_mm.cli.compare_norms import Configs, still_to_run
 from sn_mm.cli.files import append_record
 from sn_mm.compare import run as cells_run
 from sn_mm.compare.notes import notes_of
@@ -345,7 +345,7 @@ PRETRAINED = {'type': 'Pretrained', 'checkpoint': 'there.pth'}
     ('norm', 'backbone', 'said'),
     [
         ('BN', {}, []),
-        ('GN', {'base_channels': 32}, ['`GN`: 32 groups.']),
+        ('GN', {'base_channels': 32}, ['32 groups.']),
         ('BN', {'norm_eval': True}, ['model.backbone.norm_eval=True', 'it normalises nothing']),
         (
             'BN',
@@ -398,14 +398,25 @@ def test_the_report_says_where_norms_are_not_compared_like_for_like(
 def test_syncbn_of_a_cpu_is_named_in_the_report(segmentation, monkeypatch):
     monkeypatch.setattr('sn_mm.compare.plan.get_device', lambda: 'cpu')
     (note,) = switch(segmentation, 'SyncBN', 'existing')[1]
-    assert note.startswith('`SyncBN`: on the CPU') and 'SN over `bn` alone' in note
+    assert note.startswith('on the CPU') and 'SN over `bn` alone' in note
 
 
 def test_norms_that_stay_are_named():
     left = SwitchReport(left=[Left('model.a', 'LN', 'other'), Left('model.b', 'LN', 'other')])
     assert notes_of('BN', {'type': 'BN'}, Config({'model': {}}), SwitchReport(), left) == [
-        '`BN`: model.a and 1 more stay LN: other.'
+        'model.a and 1 more stay LN: other.'
     ]
+
+
+def test_what_holds_for_several_norms_is_said_once(segmentation):
+    cfg = Config(segmentation.to_dict())
+    cfg.model.backbone.norm_eval = True
+    configs = Configs(cfg, 4, 'existing')
+    (note,) = configs.notes(['BN', 'SN', 'BN eps=1e-3'])
+    assert note.startswith('`BN`, `BN eps=1e-3`: model.backbone.norm_eval=True reaches')
+    cfg.load_from = 'there.pth'
+    (note,) = Configs(cfg, 4, 'existing').notes(['GN num_groups=4'])
+    assert note.startswith('`GN num_groups=4`: model.backbone, model.decode_head, model.aux')
 
 
 def test_a_failed_batch_average_leaves_the_other_results(segmentation, tmp_path, monkeypatch):
