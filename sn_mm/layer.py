@@ -21,6 +21,7 @@ from .distributed import check_group, check_sync, constant_group, resolve_group
 from .equations import SCOPES
 from .errors import InputError, check_bool, check_number, check_positive_int, check_type
 from .functional import canonical_normalizers, switch_norm
+from .sharding import full_weight, placed_as
 from .tracing import is_compiling
 from .warm_start import FROM_BATCH_NORM, initial_logits
 
@@ -171,18 +172,24 @@ class SwitchNorm(_InstanceNorm):
         logits = torch.tensor(initial_logits(shares, self.normalizers), device='cpu')
         with torch.no_grad():
             for weight in (self.mean_weight, self.var_weight):
-                weight.copy_(_placed_as(weight, logits))
+                weight.copy_(placed_as(weight, logits))
 
     def importance(self) -> dict[str, dict[str, float]]:
         """The learned mix: softmax of the importance weights.
 
+        Where FSDP2 shards them, every rank must ask.
+
         Returns:
             ``{'mean': {'in': ..., 'ln': ..., 'bn': ...}, 'var': {...}}``, each summing to 1.
+
+        Raises:
+            InputError: FSDP1 shards the weights, outside of its ``summon_full_params``.
         """
         weights = {'mean': self.mean_weight, 'var': self.var_weight}
+        full = {s: full_weight(w.detach(), len(self.normalizers)) for s, w in weights.items()}
         return {
-            name: dict(zip(self.normalizers, logits.detach().float().softmax(0).tolist()))
-            for name, logits in weights.items()
+            statistic: dict(zip(self.normalizers, logits.float().softmax(0).tolist()))
+            for statistic, logits in full.items()
         }
 
     def forward(self, input: Tensor) -> Tensor:
@@ -307,15 +314,6 @@ class SwitchNorm(_InstanceNorm):
             if getattr(self, name):
                 shown += f', {name}={getattr(self, name)!r}'
         return shown
-
-
-def _placed_as(weight: Any, values: Tensor) -> Tensor:
-    """The same values on all ranks, sharded as a weight is that FSDP2 shards."""
-    if not hasattr(weight, 'placements'):
-        return values
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(values.to(weight), weight.device_mesh, weight.placements)
 
 
 class SwitchNorm1d(SwitchNorm):

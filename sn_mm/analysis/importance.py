@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..equations import SCOPES
 from ..errors import InputError, check_type
 from ..layer import SwitchNorm
+from ..sharding import full_weight
 
 __all__ = [
     'average',
@@ -39,20 +40,31 @@ _CONTAINERS = {'module', 'backbone', 'roi_head'}
 def from_model(model: nn.Module) -> dict[str, Importance]:
     """Reads all SN layers of a model with a single copy from its device.
 
+    Where FSDP2 shards their weights, every rank must read; with FSDP1 within its
+    ``summon_full_params``.
+
     Args:
         model: Any module. A layer in several places counts once, under its first name.
 
     Returns:
-        Importance by layer name; empty without SN.
+        Importance by layer name, without the names that FSDP adds; empty without SN.
 
     Raises:
-        InputError: ``model`` is no module.
+        InputError: ``model`` is no module; FSDP1 shards the weights.
     """
     check_type('model', model, nn.Module, 'a torch.nn.Module')
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, SwitchNorm)}
+    layers = {
+        name.replace('_fsdp_wrapped_module.', '').replace('._fsdp_wrapped_module', ''): module
+        for name, module in model.named_modules()
+        if isinstance(module, SwitchNorm)
+    }
     if not layers:
         return {}
-    logits = [w.detach() for m in layers.values() for w in (m.mean_weight, m.var_weight)]
+    logits = [
+        full_weight(weight.detach(), len(layer.normalizers))
+        for layer in layers.values()
+        for weight in (layer.mean_weight, layer.var_weight)
+    ]
     if len({w.device for w in logits}) == 1:  # one copy, one wait for the GPU
         logits = list(torch.cat(logits).cpu().split([len(w) for w in logits]))
     rows = iter(logits)

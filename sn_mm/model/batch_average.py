@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InputError, check_type
 from ..layer import SwitchNorm
+from ..sharding import is_sharded
 
 __all__ = ['measure_batch_average', 'set_statistics', 'tracking_layers', 'update_bn']
 
@@ -32,6 +33,27 @@ def tracking_layers(model: nn.Module, bn: bool = False) -> dict[str, _Norm]:
         for name, module in model.named_modules()
         if isinstance(module, (SwitchNorm, _BatchNorm) if bn else SwitchNorm)
         and module.running_mean is not None
+    }
+
+
+def check_not_sharded(model: nn.Module) -> None:
+    """Refuses a model that FSDP shards, which cannot be copied.
+
+    Raises:
+        InputError: It is one.
+    """
+    if is_sharded(model):
+        raise InputError(
+            'the batch average of a model that FSDP shards is measured from its checkpoint: '
+            'tools/batch_average.py, or sn_mm.update_bn on the model without FSDP'
+        )
+
+
+def _statistics(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        f'{name}.{buffer}'.removeprefix('.'): getattr(layer, buffer)
+        for name, layer in tracking_layers(model, bn=True).items()
+        for buffer in ('running_mean', 'running_var', 'num_batches_tracked')
     }
 
 
@@ -63,10 +85,13 @@ def measure_batch_average(
         stages) or never runs are left out.
 
     Raises:
-        InputError: Arguments of another kind, or no such layer, on no rank.
+        InputError: Arguments of another kind, or no such layer, on no rank; a model that FSDP
+            shards; ``forward`` runs ``model`` and not the network that it is given.
     """
     check_type('model', model, nn.Module, 'a torch.nn.Module')
     check_type('forward', forward, Callable, 'a function of the model and a batch')  # type: ignore[arg-type]
+    check_not_sharded(model)
+    kept = {key: value.clone() for key, value in _statistics(model).items()}
     frozen = copy.deepcopy(model).train()
     layers = {name: m for name, m in tracking_layers(frozen, bn).items() if m.training}
     for layer in layers.values():
@@ -74,6 +99,13 @@ def measure_batch_average(
         layer.momentum = None  # a cumulative average
     for batch in batches:
         forward(frozen, batch)
+    counts = (key for key in kept if key.endswith('num_batches_tracked'))
+    if any(not torch.equal(model.get_buffer(key), kept[key]) for key in counts):
+        set_statistics(model, kept)
+        raise InputError(
+            'forward must run the network that it is given, a copy of model: it ran model itself, '
+            'whose statistics are restored'
+        )
     statistics = _average_over_ranks(layers)
     if not statistics:  # on all ranks alike
         raise InputError(

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from toy_training import build_runner, disk_full_at
 
 from sn_mm import SwitchNorm2d
+from sn_mm.analysis.importance import by_component, from_log, from_state_dict
 from sn_mm.engine.safe_load import safe_load
 from sn_mm.errors import InputError
 
@@ -216,6 +217,7 @@ def test_mmengines_fsdp_strategy_saves_the_weights_of_one_process(rank: int, siz
             strategy=dict(type='FSDPStrategy', state_dict_cfg=FULL_STATE, model_wrapper=WRAPPER),
             launcher='pytorch',
             default_hooks=dict(checkpoint=dict(type='ResumableCheckpointHook', interval=1)),
+            custom_hooks=[dict(type='SwitchWeightsHook', interval=STEPS)],
             randomness=dict(seed=0),
             experiment_name=str(folder).replace('/', '_'),
             log_level='ERROR',
@@ -225,3 +227,6 @@ def test_mmengines_fsdp_strategy_saves_the_weights_of_one_process(rank: int, siz
         checkpoint = safe_load(folder / 'epoch_1.pth')
         assert_same(checkpoint['state_dict'], train_alone()[-1])
         assert len(checkpoint['meta']['random_states']) == size
+        (scalars,) = folder.glob('*/vis_data/scalars.json')
+        learned = from_state_dict(checkpoint['state_dict'])
+        assert from_log(scalars.read_text())[STEPS] == by_component(learned)

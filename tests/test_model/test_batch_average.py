@@ -142,3 +142,11 @@ def test_double_precision_stays() -> None:
 def test_nothing_to_measure_is_refused() -> None:
     with pytest.raises(InputError, match='^no SN layer of the model trains'):
         measure_batch_average(nn.Sequential(nn.BatchNorm2d(3)), batches(), forward)
+
+
+def test_a_forward_that_runs_the_model_itself_is_refused_and_undone() -> None:
+    model = nn.Sequential(SwitchNorm2d(3), nn.BatchNorm2d(3))
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match='forward must run the network that it is given'):
+        measure_batch_average(model, batches(), lambda _, batch: model(batch))
+    torch.testing.assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)

@@ -9,7 +9,7 @@ from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.runner import Runner
 
 from ...errors import InputError, check_bool, check_positive_int
-from ...model.batch_average import set_statistics, tracking_layers
+from ...model.batch_average import check_not_sharded, set_statistics, tracking_layers
 from ..training_set import check_seed, measure_on_training_set
 from ..unwrap import unwrap
 
@@ -37,7 +37,7 @@ class PreciseSNHook(Hook):
 
     Raises:
         InputError: An argument outside what is allowed; before training, a training
-            data loader that is not given as a config, or a model without SN.
+            data loader that is not given as a config, or a model without SN or sharded by FSDP.
     """
 
     priority = 'LOW'  # after EMAHook has updated its copy, before CheckpointHook saves
@@ -72,6 +72,7 @@ class PreciseSNHook(Hook):
             )
         if not tracking_layers(runner.model, self.bn):
             raise InputError('PreciseSNHook: the model has no SN layer with running statistics')
+        check_not_sharded(runner.model)
         if self.interval is None:
             self.interval = 0
             for hook in runner.hooks:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...analysis.importance import by_component, from_model, to_scalars
 from ...errors import InputError, check_bool, check_positive_int
+from ...layer import SwitchNorm
+from ...sharding import full_weights
 from ..unwrap import unwrap
 
 
@@ -39,7 +41,7 @@ class SwitchWeightsHook(Hook):
         self.by_component = by_component
 
     def before_train(self, runner: Runner) -> None:
-        if not from_model(runner.model):
+        if not any(isinstance(module, SwitchNorm) for module in runner.model.modules()):
             raise InputError('SwitchWeightsHook: the model has no SN layer')
         self._log(runner, runner.iter)
 
@@ -47,9 +49,11 @@ class SwitchWeightsHook(Hook):
         if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
             self._log(runner, runner.iter + 1)
 
-    @master_only
     def _log(self, runner: Runner, step: int) -> None:
-        layers = from_model(unwrap(runner.model))
+        with full_weights(runner.model):  # by all ranks, each of which may hold a part of them
+            layers = from_model(unwrap(runner.model))
+        if not is_main_process():
+            return
         if self.by_component:
             scalars = to_scalars(by_component(layers), 'component')
         else:
