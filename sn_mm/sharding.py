@@ -14,9 +14,7 @@ from .errors import InputError
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP shards a model or a part of it."""
-    return any(_is_fsdp1(module) for module in model.modules()) or any(
-        hasattr(weight, 'placements') for weight in model.parameters()
-    )
+    return _has(model, 'FullyShardedDataParallel', 'FSDPModule')
 
 
 @contextmanager
@@ -26,7 +24,7 @@ def full_weights(model: nn.Module) -> Iterator[None]:
     A collective where there are any. FSDP2 shards each weight by itself: see :func:`full_weight`.
     """
     with ExitStack() as stack:
-        if any(_is_fsdp1(module) for module in model.modules()):
+        if _has(model, 'FullyShardedDataParallel'):
             fsdp1: Any = sys.modules['torch.distributed.fsdp'].FullyShardedDataParallel
             stack.enter_context(fsdp1.summon_full_params(model, writeback=False))
         yield
@@ -62,6 +60,8 @@ def placed_as(weight: Any, values: Tensor) -> Tensor:
     return distribute_tensor(values.to(weight), weight.device_mesh, weight.placements)
 
 
-def _is_fsdp1(module: nn.Module) -> bool:
-    fsdp = sys.modules.get('torch.distributed.fsdp')  # a model that it wraps has imported it
-    return fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel)
+def _has(model: nn.Module, *names: str) -> bool:
+    """Whether a part of a model is of these classes of FSDP, which it has then imported."""
+    fsdp = sys.modules.get('torch.distributed.fsdp')
+    kinds = tuple(getattr(fsdp, name) for name in names if hasattr(fsdp, name))
+    return any(isinstance(module, kinds) for module in model.modules())
