@@ -118,7 +118,7 @@ def test_a_checkpoint_that_does_not_fit_ends_two_processes_with_one_line(folder,
     assert code != 0
     (line,) = [line for line in error.splitlines() if 'could not be written' in line]
     assert f'train.py: error: {work_dir}/iter_28.pth could not be written: File too large' in line
-    assert 'Traceback' not in error
+    assert 'Traceback' not in error, error[-4000:]
     assert (work_dir / 'last_checkpoint').read_text() == str(last)
     assert not list(work_dir.glob('iter_28*'))
     assert last.read_bytes() == (folder / 'work_dirs/seg/iter_24.pth').read_bytes()
