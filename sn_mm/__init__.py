@@ -11,7 +11,7 @@ from .layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .model.batch_average import update_bn
 from .model.convert import convert_switch_norm
 from .model.names import name_layers
-from .model.simplify import simplify
+from .model.revert import simplify
 from .version import __version__
 
 __all__ = [

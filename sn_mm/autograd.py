@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from . import equations
+from ._compat import is_batched, is_compiling, is_transformed
 from .distributed import Caller, sum_over_ranks
 from .equations import Moments, Parameters, Running, Settings, Sums
 from .errors import InputError
 from .ops import backend_for, dense
-from .tracing import is_batched, is_compiling, is_transformed
 
 __all__ = ['Batch', 'SwitchNormFunction', 'forward_pass', 'used_scopes']
 

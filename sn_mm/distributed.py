@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup, _functional_collectives
 
+from ._compat import is_compiling
 from .errors import InputError
-from .tracing import is_compiling
 
 # The layers' own groups by size, for as long as the default group that they are parts of.
 _GROUPS: WeakKeyDictionary[ProcessGroup, dict[int, ProcessGroup]] = WeakKeyDictionary()

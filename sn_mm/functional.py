@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from . import equations
+from ._compat import is_compiling, is_exporting, is_transformed, is_watched, traceable
 from .autograd import SwitchNormFunction, forward_pass, used_scopes
 from .distributed import Caller, check_group
 from .equations import SCOPES, Parameters, Running, Settings
 from .errors import InputError, check_number, check_type
 from .ops import aten, dense
-from .tracing import is_compiling, is_exporting, is_transformed, is_watched, traceable
 
 __all__ = ['canonical_normalizers', 'switch_norm']
 

@@ -17,12 +17,12 @@ from torch.fx import Proxy
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from . import equations
+from ._compat import is_compiling
 from .distributed import check_group, check_sync, constant_group, resolve_group
 from .equations import SCOPES
 from .errors import InputError, check_bool, check_number, check_positive_int, check_type
 from .functional import canonical_normalizers, switch_norm
 from .sharding import full_weight, placed_as
-from .tracing import is_compiling
 from .warm_start import FROM_BATCH_NORM, initial_logits
 
 

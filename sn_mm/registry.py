@@ -20,7 +20,7 @@ from .engine.complexity import register_flop_handles
 from .engine.config_packages import register_config_packages
 from .engine.safe_globals import register_safe_globals
 from .layer import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
-from .switch.leftovers import build_switched_model
+from .switch.unconverted import build_switched_model
 
 _MODELS: dict[str, Callable] = {
     'SN': SwitchNorm2d,

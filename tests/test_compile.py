@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sn_mm import SwitchNorm1d, SwitchNorm2d
-from sn_mm.tracing import is_compiling, is_exporting
+from sn_mm._compat import is_compiling, is_exporting
 
 # Before torch 2.4 the graph breaks at each layer: the numbers are the same.
 WHOLE = hasattr(torch.library, 'register_fake')

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sn_mm import equations
 from sn_mm.functional import canonical_normalizers, switch_norm
-from sn_mm.ops import native
+from sn_mm.ops import dispatch
 
 SCOPES = ('in', 'ln', 'bn')
 SUBSETS = [subset for k in (1, 2, 3) for subset in combinations(SCOPES, k)]
@@ -425,7 +425,7 @@ PATHS = ['aten', 'native', 'plain']
 def run_path(path: str, x: Tensor, state: dict[str, Tensor], monkeypatch: Any) -> Tensor:
     """switch_norm by the reference backend, by the kernels, or in ordinary operations."""
     if path == 'aten':
-        monkeypatch.setattr(native, '_FORCED', 'aten')
+        monkeypatch.setattr(dispatch, '_FORCED', 'aten')
     if path == 'plain':
         return equations.switch_norm(
             x, **state, training=True, momentum=1.0, eps=1e-5, normalizers=list(SCOPES),

@@ -109,5 +109,5 @@ def disk_full_at(name: str) -> Iterator[None]:
     def full(path: Any, *args: Any) -> Any:
         return write('/dev/full' if str(path).endswith(f'/{name}.tmp') else path, *args)
 
-    with patch('sn_mm.engine.atomic_backend.open', full, create=True):
+    with patch('sn_mm.engine.resume.atomic_backend.open', full, create=True):
         yield

@@ -24,8 +24,8 @@ from ..switch import (
     NothingToSwitch,
     Switched,
     SwitchReport,
-    convert_leftovers,
-    find_leftovers,
+    convert_unconverted,
+    find_unconverted,
     switch_norm_cfg,
 )
 from ..switch.components import needs_process_group, resolve
@@ -144,7 +144,7 @@ def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
             if to_sn:
                 raise
             raise InputError(f'{norm_cfg["type"]} does not fit the model: {error}') from error
-    leftovers = find_leftovers(model, extent)
+    leftovers = find_unconverted(model, extent)
     if nothing and not leftovers:
         raise nothing
     if not to_sn:
@@ -158,7 +158,7 @@ def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
             raise nothing
         report.left += others
     elif leftovers:
-        convert_leftovers(model, norm_cfg, extent)
+        convert_unconverted(model, norm_cfg, extent)
         layers = dict(model.named_modules())
         names = [name for name, _ in leftovers]
         if nothing and not any(isinstance(layers[name], SwitchNorm) for name in names):

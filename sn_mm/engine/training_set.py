@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import InputError
 from ..model.batch_average import measure_batch_average
-from .random_states import get_random_states, set_random_states
+from .resume.random_states import get_random_states, set_random_states
 
 
 def check_seed(name: str, seed: object) -> None:

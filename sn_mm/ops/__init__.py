@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..tracing import is_compiling, is_watched
+from .._compat import is_compiling, is_watched
 from . import custom_ops
-from .native import dense, native_backend
+from .dispatch import computing_backend
+from .memory_format import dense
 from .protocol import Backend
 
 __all__ = ['backend_for', 'dense']
@@ -25,4 +26,4 @@ def backend_for(x: Tensor) -> Backend:
     Raises:
         InputError: ``SN_MM_BACKEND`` names one that cannot take ``x``.
     """
-    return custom_ops if is_compiling() or is_watched() else native_backend(x)
+    return custom_ops if is_compiling() or is_watched() else computing_backend(x)

@@ -16,7 +16,8 @@ from torch.utils import flop_counter
 from .. import equations
 from ..equations import Moments, Parameters, Running, Settings, Sums, stats_dtype
 from . import aten
-from .native import dense, native_backend
+from .dispatch import computing_backend
+from .memory_format import dense
 
 _LIBRARY = torch.library.Library('sn_mm', 'FRAGMENT')
 
@@ -70,7 +71,7 @@ def _measure(
     if running_mean is not None and running_var is not None:
         running = Running(running_mean, running_var, None, None)
     settings = Settings(tuple(scopes), 0.0, correction)
-    return _pack(native_backend(x).measure(x, settings, running, False))
+    return _pack(computing_backend(x).measure(x, settings, running, False))
 
 
 def _measure_shapes(
@@ -102,7 +103,7 @@ def _layer_of(
 def _normalize(x: Tensor, instance: Tensor, layer: Tensor, batch: Tensor, *flat: object) -> Tensor:
     parameters, settings = _layer_of(*flat)  # type: ignore[arg-type]
     moments = _unpack(instance, layer, batch, settings.scopes)
-    return native_backend(x).normalize(x, moments, parameters, settings)
+    return computing_backend(x).normalize(x, moments, parameters, settings)
 
 
 def _reduce(
@@ -112,7 +113,7 @@ def _reduce(
     parameters, settings = _layer_of(*layer_args)  # type: ignore[arg-type]
     moments = _unpack(instance, layer, batch, settings.scopes)
     dy = dense(dy, like=x)  # whatever format the compiled graph has it in
-    backend = native_backend(x)
+    backend = computing_backend(x)
     sums, gradients = backend.reduce(dy, x, moments, parameters, settings, bool(measured))
     return tuple(sums.instance.new_empty(0) if t is None else t for t in (*sums, *gradients))
 
@@ -143,7 +144,7 @@ def _propagate(
     parameters, settings = _layer_of(*layer_args)  # type: ignore[arg-type]
     moments = _unpack(instance, layer, batch, settings.scopes)
     wider = (t.contiguous() if t.numel() else None for t in (layer_sums, batch_sums))
-    return native_backend(x).propagate(
+    return computing_backend(x).propagate(
         dense(dy, like=x), x, moments, Sums(sums.contiguous(), *wider), parameters, settings,
         positions if total is None else total,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -782,10 +782,10 @@ def test_layer_on_the_cpu_does_not_import_triton():
     assert done.stdout.strip() == 'False', done.stderr
 
 
-def native_with(monkeypatch: pytest.MonkeyPatch, forced: str):
-    """``sn_mm.ops.native`` as it is with the environment variable at import."""
+def dispatch_with(monkeypatch: pytest.MonkeyPatch, forced: str):
+    """``sn_mm.ops.dispatch`` as it is with the environment variable at import."""
     monkeypatch.setenv('SN_MM_BACKEND', forced)
-    spec = spec_from_file_location('sn_mm.ops.native', ops.native.__file__)
+    spec = spec_from_file_location('sn_mm.ops.dispatch', ops.dispatch.__file__)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -793,17 +793,17 @@ def native_with(monkeypatch: pytest.MonkeyPatch, forced: str):
 
 def test_environment_forces_a_backend(monkeypatch):
     x = torch.zeros(2, 3, device=DEVICE)
-    assert native_with(monkeypatch, 'aten').native_backend(x) is ops.native.aten
-    assert native_with(monkeypatch, 'triton').native_backend(x) is backend
+    assert dispatch_with(monkeypatch, 'aten').computing_backend(x) is ops.dispatch.aten
+    assert dispatch_with(monkeypatch, 'triton').computing_backend(x) is backend
 
 
 def test_backend_that_does_not_exist_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"must be one of \(.*'triton'.*\) or empty, got 'cuda'"):
-        native_with(monkeypatch, 'cuda')
+        dispatch_with(monkeypatch, 'cuda')
 
 
 def test_forced_triton_refuses_what_it_cannot_take(monkeypatch):
-    forced = native_with(monkeypatch, 'triton').native_backend
+    forced = dispatch_with(monkeypatch, 'triton').computing_backend
     with pytest.raises(ValueError, match='SN_MM_BACKEND=triton.*float64'):
         forced(torch.zeros(2, 3, dtype=torch.float64, device=DEVICE))
     monkeypatch.setattr(backend, 'INTERPRETED', False)
@@ -811,15 +811,15 @@ def test_forced_triton_refuses_what_it_cannot_take(monkeypatch):
         forced(torch.zeros(2, 3, device='meta'))
     monkeypatch.setitem(sys.modules, 'sn_mm.ops.triton', None)
     with pytest.raises(ValueError, match='it is not installed'):
-        native_with(monkeypatch, 'triton').native_backend(torch.zeros(2, 3, device='meta'))
+        dispatch_with(monkeypatch, 'triton').computing_backend(torch.zeros(2, 3, device='meta'))
 
 
 def test_gpu_on_which_triton_fails_takes_aten_and_says_so(monkeypatch):
-    chosen = native_with(monkeypatch, '')
+    chosen = dispatch_with(monkeypatch, '')
     broken = chosen._BACKENDS['triton']._replace(unavailable=lambda device: 'no C compiler')
     monkeypatch.setitem(chosen._BACKENDS, 'triton', broken)
     with pytest.warns(UserWarning, match='on cuda:7: no C compiler; SN_MM_BACKEND=aten'):
-        assert chosen._kernels_or_aten('triton', torch.device('cuda:7')) is ops.native.aten
+        assert chosen._kernels_or_aten('triton', torch.device('cuda:7')) is ops.dispatch.aten
 
 
 def test_a_kernel_that_fails_before_the_first_layer_is_one_warning(monkeypatch, recwarn):
@@ -827,14 +827,14 @@ def test_a_kernel_that_fails_before_the_first_layer_is_one_warning(monkeypatch, 
         raise RuntimeError('no compiler\nfor this driver')
 
     monkeypatch.setattr(kernels, 'unite', {(1,): fails})
-    chosen = native_with(monkeypatch, '')
+    chosen = dispatch_with(monkeypatch, '')
     for _ in range(2):
-        assert chosen._kernels_or_aten('triton', DEVICE) is ops.native.aten
+        assert chosen._kernels_or_aten('triton', DEVICE) is ops.dispatch.aten
     (warning,) = recwarn
     assert f'on {DEVICE}: RuntimeError: no compiler for this driver; SN' in str(warning.message)
 
 
 def test_a_triton_too_old_for_the_kernels_is_named(monkeypatch):
     monkeypatch.setattr(triton, '__version__', '2.3.1')
-    why = ops.native._no_triton(DEVICE)
+    why = ops.dispatch._no_triton(DEVICE)
     assert why == 'it needs Triton 3.0 or later, and Triton 2.3.1 is installed'

@@ -8,7 +8,7 @@ from ready_made import build, dump_and_load, load, norms, types
 
 import sn_mm
 from sn_mm import SwitchNorm, SwitchNorm1d
-from sn_mm.switch import convert_leftovers, find_leftovers
+from sn_mm.switch import convert_unconverted, find_unconverted
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
@@ -41,9 +41,9 @@ def test_no_norm_is_left(name):
     cfg = load(config)
     sn_mm.switch_norm_cfg(cfg)
     model = build(cfg)
-    assert len(find_leftovers(model)) == hard_coded
-    convert_leftovers(model, dict(type='SN'))
-    assert not find_leftovers(model)
+    assert len(find_unconverted(model)) == hard_coded
+    convert_unconverted(model, dict(type='SN'))
+    assert not find_unconverted(model)
     assert sum(isinstance(module, SwitchNorm) for module in model.modules()) == count
 
 
@@ -144,8 +144,8 @@ def test_the_norms_of_a_teacher_stay(tmp_path):
         'model.teacher_backbone.norm_cfg', 'model.teacher_bbox_head.norm_cfg',
     }  # fmt: skip
     model = build(dump_and_load(cfg, tmp_path))
-    assert not find_leftovers(model)
-    assert find_leftovers(model.teacher_model) and 'bn' not in norms(model.bbox_head)
+    assert not find_unconverted(model)
+    assert find_unconverted(model.teacher_model) and 'bn' not in norms(model.bbox_head)
 
 
 SEMI = 'mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py'
@@ -178,7 +178,7 @@ def test_the_head_that_a_rank_may_pass_by_is_local():
     cfg.model.backbone.init_cfg = None
     cfg.model.switched.norm_cfg = dict(type='SN')
     model = build(cfg)
-    assert not find_leftovers(model)
+    assert not find_unconverted(model)
     assert syncs(model.roi_head.grid_head) == {False}
     assert syncs(model.backbone) == {True}
 
@@ -214,6 +214,6 @@ def test_a_lazy_config_is_switched_dumped_and_built(tmp_path):
     assert set(types(dumped.model).values()) == {'SN'}
     for switched in (cfg, dumped):
         model = build(switched)
-        assert not find_leftovers(model)
+        assert not find_unconverted(model)
         assert model.bbox_head.cls_convs[0].bn.normalizers == ('in', 'ln')
         assert not model.neck.lateral_convs[0].bn.sync

@@ -16,7 +16,7 @@ from sn_mm import SwitchNorm, SwitchNorm2d
 from sn_mm.cli.config import read_config
 from sn_mm.cli.norm_option import add_switch_arguments, switch_norms
 from sn_mm.norm_act import SwitchNormAct
-from sn_mm.switch import find_leftovers
+from sn_mm.switch import find_unconverted
 
 pytest.importorskip('timm', exc_type=ImportError)
 
@@ -37,7 +37,7 @@ def switched(cfg: Config, folder: Path) -> nn.Module:
 
 def check(model: nn.Module) -> None:
     """Every norm is SN, those of the backbone activate, and all of them learn."""
-    assert find_leftovers(model) == []
+    assert find_unconverted(model) == []
     norms = [m for m in model.backbone.modules() if isinstance(m, SwitchNorm)]
     assert Counter(map(type, norms)) == NORMS
     assert all(p.grad is not None for norm in norms for p in norm.parameters())

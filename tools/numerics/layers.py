@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from sn_mm import equations
 from sn_mm.equations import Parameters, Running, Settings
-from sn_mm.ops import aten, cpu
-from sn_mm.ops.native import dense
+from sn_mm.ops import aten, cpu, dense
 
 EPS = 1e-5
 MOMENTUM = 1.0  # running statistics become the batch's

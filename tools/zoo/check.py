@@ -23,7 +23,7 @@ from mmengine.registry import init_default_scope
 from torch import distributed, nn
 
 import sn_mm
-from sn_mm.switch import convert_leftovers, find_leftovers
+from sn_mm.switch import convert_unconverted, find_unconverted
 
 from .configs import build, build_for_one_process, dicts, find
 from .inputs import loads, make_batch
@@ -116,11 +116,11 @@ def _steps(path: Path, record: dict[str, Any], done: dict[str, dict], train: boo
     yield 'build_sn'
     model = build(switched) if train else _build_quickly(switched)
     record['sn_by_config'] = _count_sn(model)
-    hard_coded = [name for name, _ in find_leftovers(model, SCOPE)]
+    hard_coded = [name for name, _ in find_unconverted(model, SCOPE)]
     record['converted'], record['converted_examples'] = len(hard_coded), hard_coded[:3]
-    convert_leftovers(model, NORM_CFG, SCOPE)
-    record['norms_left'] = len(find_leftovers(model, SCOPE))
-    record['norms_kept'] = len(find_leftovers(model)) - record['norms_left']
+    convert_unconverted(model, NORM_CFG, SCOPE)
+    record['norms_left'] = len(find_unconverted(model, SCOPE))
+    record['norms_kept'] = len(find_unconverted(model)) - record['norms_left']
 
     if not train:
         yield 'built'
@@ -186,7 +186,7 @@ def _count_sn(model: nn.Module) -> int:
 
 def _count_norms(model: nn.Module) -> dict[str, int]:
     """Norms of the BatchNorm, GroupNorm and InstanceNorm families by class."""
-    return Counter(kind.__name__ for _, kind in find_leftovers(model))
+    return Counter(kind.__name__ for _, kind in find_unconverted(model))
 
 
 def _train_step(model: nn.Module, switched: Config, cfg: Config, record: dict[str, Any]) -> None:

@@ -16,9 +16,9 @@ from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ...errors import InputError
-from ..atomic_backend import AtomicBackend
-from ..random_states import get_random_states, set_random_states
-from ..worker_seeds import WorkerSeeds
+from ..resume.atomic_backend import AtomicBackend
+from ..resume.random_states import get_random_states, set_random_states
+from ..resume.worker_seeds import WorkerSeeds
 
 
 class ResumableCheckpointHook(CheckpointHook):
@@ -33,7 +33,7 @@ class ResumableCheckpointHook(CheckpointHook):
       are set when a resumed training has skipped the data that was trained on. Validation leaves
       them as they were.
     - In epoch-based training with workers, their augmentation depends on seed, rank, worker and
-      epoch only; see :class:`sn_mm.engine.worker_seeds.WorkerSeeds`.
+      epoch only; see :class:`sn_mm.engine.resume.worker_seeds.WorkerSeeds`.
 
     Raises:
         InputError: A checkpoint could not be written; on every rank.

@@ -16,8 +16,8 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from toy_training import build_runner, by_iteration, disk_full_at, loader
 
-from sn_mm.engine.atomic_backend import AtomicBackend
-from sn_mm.engine.random_states import get_random_states, set_random_states
+from sn_mm.engine.resume.atomic_backend import AtomicBackend
+from sn_mm.engine.resume.random_states import get_random_states, set_random_states
 from sn_mm.engine.safe_load import safe_load
 from sn_mm.errors import InputError
 

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from ...model.convert import extras_of
 from ...switch.extent import check_extent
-from ...switch.leftovers import find_leftovers
+from ...switch.unconverted import find_unconverted
 from ..unwrap import unwrap
 
 
@@ -32,7 +32,7 @@ class LeftoverNormHook(Hook):
         model = unwrap(runner.model)
         converted: list[str] = []
         kept: list[str] = []
-        for name, kind in find_leftovers(model, self.scope):
+        for name, kind in find_unconverted(model, self.scope):
             norms = kept if extras_of(model.get_submodule(name)) else converted
             norms.append(f'{name} ({kind.__name__})')
         sentences = []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sn_mm import SwitchNorm2d
 from sn_mm.equations import stats_dtype
-from sn_mm.ops import aten, backend_for, dense, native
+from sn_mm.ops import aten, backend_for, dense, dispatch
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -31,7 +31,7 @@ def as_cuda_writes(x, weight, bias, mean, var, training, momentum, eps, out):
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=str)
 def test_the_reference_borrows_no_kernel_that_cuda_runs_otherwise(monkeypatch, dtype):
     monkeypatch.setattr(torch, 'native_batch_norm', as_cuda_writes)
-    monkeypatch.setattr(native, '_FORCED', 'aten')
+    monkeypatch.setattr(dispatch, '_FORCED', 'aten')
     x = torch.randn(2, 3, 5, 4, dtype=dtype, requires_grad=True)
     wide = x.detach().double().requires_grad_()
     layer = SwitchNorm2d(3, dtype=dtype)
@@ -71,7 +71,7 @@ def test_tensor_subclasses_take_the_reference():
     class Named(Tensor):
         pass
 
-    assert native.native_backend(torch.ones(2, 3, 4).as_subclass(Named)) is aten
+    assert dispatch.computing_backend(torch.ones(2, 3, 4).as_subclass(Named)) is aten
 
 
 # --- The choice ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from .extent import check_extent, reason_to_leave
 from .target import check_target, layer_arguments, leave_out_batch
 
 
-def find_leftovers(
+def find_unconverted(
     model: nn.Module, extent: str | None = None
 ) -> list[tuple[str, type[nn.Module]]]:
     """Finds the BatchNorm, SyncBatchNorm, GroupNorm and InstanceNorm layers in a model.
@@ -39,7 +39,7 @@ def find_leftovers(
     ]
 
 
-def convert_leftovers(model: nn.Module, norm_cfg: dict, extent: str = 'existing') -> nn.Module:
+def convert_unconverted(model: nn.Module, norm_cfg: dict, extent: str = 'existing') -> nn.Module:
     """Converts the norms that the switch of a config did not reach, in place.
 
     Those that serve several levels of a feature pyramid get ``normalizers=['in', 'ln']``, as
@@ -57,7 +57,7 @@ def convert_leftovers(model: nn.Module, norm_cfg: dict, extent: str = 'existing'
         InputError: ``norm_cfg`` or ``extent`` outside what is allowed.
     """
     check_target(norm_cfg)
-    names = {name for name, _ in find_leftovers(model, extent)}
+    names = {name for name, _ in find_unconverted(model, extent)}
     # By module: a norm may have another name outside of the head.
     levels = {inner for m in model.modules() if shares_levels(type(m)) for inner in m.modules()}
     shared = {name for name in names if model.get_submodule(name) in levels}
@@ -90,7 +90,7 @@ def build_switched_model(switched: dict, **model: Any) -> nn.Module:
     built = MODELS.build({**model, 'type': switched['type']})
     for switch in (*switched.get('earlier', ()), switched):
         if 'norm_cfg' in switch:
-            convert_leftovers(built, switch['norm_cfg'], switch.get('scope', 'existing'))
+            convert_unconverted(built, switch['norm_cfg'], switch.get('scope', 'existing'))
     for owner in built.modules():
         if part := part_passed_by(type(owner)):
             for layer in owner.get_submodule(part[0]).modules():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
-from ..errors import InputError
+from ...errors import InputError
 
 
 class AtomicBackend(LocalBackend):

@@ -1,4 +1,4 @@
-"""The backends that compute, the choice of one, and the memory formats that they take."""
+"""The backends that compute, and the choice of one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..tracing import is_compiling
 from . import aten
 from .protocol import Backend
 
-__all__ = ['dense', 'native_backend']
+__all__ = ['computing_backend']
 
 
-def native_backend(x: Tensor) -> Backend:
+def computing_backend(x: Tensor) -> Backend:
     """The backend that computes; never ``custom_ops``, whose operators call this.
 
     Raises:
@@ -135,24 +134,3 @@ if _FORCED not in ('', 'aten', *_BACKENDS):
         f'the environment variable SN_MM_BACKEND must be one of {("aten", *_BACKENDS)} or empty, '
         f'got {_FORCED!r}'
     )
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    if not x.is_contiguous():
-        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            return torch.channels_last
-        if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
-            return torch.channels_last_3d
-    return torch.contiguous_format
-
-
-def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """``x`` itself where it is dense in the memory format of ``like`` (default: x), else a copy.
-
-    Formats are contiguous, channels_last and channels_last_3d; any other becomes contiguous. A
-    tensor whose values are not in its memory (a lazy negation, a lazy zero) is copied too.
-    """
-    x = x.contiguous(memory_format=_memory_format(x if like is None else like))
-    if is_compiling():  # the operators, when they run, get such tensors resolved
-        return x
-    return x.clone() if x.is_neg() or x._is_zerotensor() else x

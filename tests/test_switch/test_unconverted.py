@@ -15,7 +15,7 @@ from toy_training import Model, build_runner
 import sn_mm
 from sn_mm import SwitchNorm1d, SwitchNorm2d
 from sn_mm.errors import InputError
-from sn_mm.switch import build_switched_model, convert_leftovers, find_leftovers
+from sn_mm.switch import build_switched_model, convert_unconverted, find_unconverted
 
 
 class DyHead(nn.Module):
@@ -46,7 +46,7 @@ def registered(monkeypatch):
 
 
 def names(model: nn.Module, *scope: str) -> list[str]:
-    return [name for name, _ in find_leftovers(model, *scope)]
+    return [name for name, _ in find_unconverted(model, *scope)]
 
 
 def test_every_kind_is_found_with_its_name_and_nothing_else():
@@ -54,7 +54,7 @@ def test_every_kind_is_found_with_its_name_and_nothing_else():
     layers = [*(kind(2) for kind in kinds), nn.GroupNorm(1, 2)]
     others = [nn.LayerNorm(2), SwitchNorm2d(2), SwitchNorm1d(2), nn.Conv2d(1, 1, 1)]
     model = nn.Sequential(*layers, *others)
-    assert find_leftovers(model) == [(str(i), type(layer)) for i, layer in enumerate(layers)]
+    assert find_unconverted(model) == [(str(i), type(layer)) for i, layer in enumerate(layers)]
 
 
 def test_a_scope_asks_for_what_its_switch_is_for():
@@ -65,7 +65,7 @@ def test_a_scope_asks_for_what_its_switch_is_for():
 
 
 def test_leftovers_are_converted_as_the_config_is_switched():
-    model = convert_leftovers(HardCoded(), dict(type='SN', eps=0.5, requires_grad=False))
+    model = convert_unconverted(HardCoded(), dict(type='SN', eps=0.5, requires_grad=False))
     assert names(model) == ['teacher_model.0']
     assert type(model.backbone[1]) is SwitchNorm1d and type(model.bn) is SwitchNorm2d
     assert model.bn.normalizers == ('in', 'ln', 'bn') and model.neck.norm.normalizers == (
@@ -75,9 +75,9 @@ def test_leftovers_are_converted_as_the_config_is_switched():
     assert model.bn.eps == model.neck.norm.eps == 0.5
     assert not any(p.requires_grad for p in model.bn.parameters())
     assert all(p.requires_grad for p in model.norm.parameters())
-    chosen = convert_leftovers(HardCoded(), dict(type='SN', normalizers=['bn']))
+    chosen = convert_unconverted(HardCoded(), dict(type='SN', normalizers=['bn']))
     assert chosen.neck.norm.normalizers == ('bn',)
-    assert names(convert_leftovers(HardCoded(), dict(type='SN'), 'backbone')) == [
+    assert names(convert_unconverted(HardCoded(), dict(type='SN'), 'backbone')) == [
         'bn', 'neck.norm', 'teacher_model.0',
     ]  # fmt: skip
 
@@ -88,7 +88,7 @@ def test_a_norm_that_stays_as_it_is_is_not_frozen():
             return -super().forward(x)
 
     model = nn.Sequential(Own(4), nn.BatchNorm2d(4))
-    convert_leftovers(model, dict(type='SN', requires_grad=False))
+    convert_unconverted(model, dict(type='SN', requires_grad=False))
     assert type(model[0]) is Own and model[0].weight.requires_grad
     assert type(model[1]) is SwitchNorm2d and not model[1].weight.requires_grad
 
@@ -97,7 +97,7 @@ def test_a_norm_of_a_pyramid_that_has_another_name_too_leaves_out_the_batch():
     model = nn.Module()
     head = DyHead()
     model.alias, model.neck = head.norm, head
-    convert_leftovers(model, dict(type='SN'))
+    convert_unconverted(model, dict(type='SN'))
     assert model.alias is model.neck.norm and model.alias.normalizers == ('in', 'ln')
 
 

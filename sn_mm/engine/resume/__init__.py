@@ -1,0 +1,1 @@
+"""A training that is killed and goes on with --resume to the same weights."""
