@@ -28,6 +28,22 @@ OPTIONAL = {
 }  # fmt: skip
 
 
+def positive_int(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add = parser.getgroup('checks', 'size of the checks in tests/checks').addoption
+    add('--trials', type=positive_int, default=40, metavar='N',
+        help='random trials of synchronisation: seeds 0 to N - 1 (%(default)s)')  # fmt: skip
+    add('--kills', type=positive_int, default=2, metavar='N',
+        help='kills of each training that is resumed (%(default)s)')  # fmt: skip
+    add('--every-config', action='store_true', help='all ready-made configs, not a few of them')
+    add('--record', action='store_true', help='write the results into docs/')
+
+
 @contextmanager
 def skipping_what_is_not_installed() -> Iterator[None]:
     try:
