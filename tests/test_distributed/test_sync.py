@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 import weakref
 from datetime import timedelta
@@ -404,6 +405,20 @@ def test_on_accelerators_the_ranks_compare_who_calls_in_a_groups_first_calls(ran
     names = [name for name, _ in collectives.calls]
     checked = ['allgather_', 'allreduce_']
     assert names == (checked * 3 + ['allreduce_'] * 3 if wish == 'none' else checked * 6)
+
+
+@on_ranks(2)
+def test_one_environment_variable_ends_all_comparisons(rank, size):
+    """They read numbers of the device, which no CUDA graph can capture."""
+    group = dist.new_group([0, 1])  # of which nothing is compared yet
+    layer = SwitchNorm2d(C, process_group=group, dtype=torch.float64)
+    maps = make_maps(SIZES['uneven N'][:size])
+    with mock.patch.dict(os.environ, SN_MM_CHECK_SYNC='0'), Collectives() as collectives:
+        y = layer(maps[rank].requires_grad_())
+        y.sum().backward()
+    assert collectives.calls == [('allreduce_', 2 * C + 1), ('allreduce_', 2 * C)]
+    judge = reference.switch_norm([m.detach() for m in maps], **dict(layer.named_parameters()))
+    torch.testing.assert_close(y, judge.outputs[rank])
 
 
 @pytest.mark.parametrize(('given', 'wants'), [('1', True), ('0', False), ('', False)])
