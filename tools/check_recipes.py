@@ -28,10 +28,10 @@ import torch
 from mmengine.config import Config
 from rich.progress import track
 
+from sn_mm.benchmark.configs import dicts, mim_folder
 from sn_mm.cli.errors import report_input_errors
 from sn_mm.cli.files import atomic_path
 from sn_mm.errors import InputError
-from zoo.configs import dicts, mim_folder
 
 ROOT = Path(__file__).parents[1]
 SIDE = 64  # of the images, in pixels

@@ -31,11 +31,11 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import sn_mm
+from sn_mm.benchmark.configs import mim_folder
 from sn_mm.cli.errors import report_input_errors
 from sn_mm.cli.files import read_records
 from sn_mm.errors import InputError, check_positive_int
 from zoo.check import check_config
-from zoo.configs import mim_folder
 from zoo.processes import Limits, run_tasks
 from zoo.table import category, write_report
 

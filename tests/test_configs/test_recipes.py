@@ -23,8 +23,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import check_recipes
 from sn_mm import SwitchNorm
+from sn_mm.benchmark.configs import mim_folder
 from sn_mm.errors import InputError
-from zoo.configs import mim_folder
 
 for package in ('mmcv', 'mmdet', 'mmseg'):
     pytest.importorskip(package)

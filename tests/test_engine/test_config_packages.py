@@ -25,9 +25,9 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 
 from sn_mm import SwitchNorm
+from sn_mm.benchmark.configs import dicts
 from sn_mm.cli.config import locate_config
 from sn_mm.engine.config_packages import register_config_packages
-from zoo.configs import dicts
 
 ROOT = Path(__file__).parents[2]
 RECIPE = 'mask_rcnn/mask-rcnn_r50-sn_fpn_8xb2-2x_coco.py'

@@ -15,11 +15,11 @@ from matplotlib.image import imread
 from reference import switch_norm as reference
 from torch import nn
 
-import benchmark_layer
-from benchmark import shapes
-from benchmark.measure import SWEEPS, Passes, measure, peak_bytes, time_side_by_side
-from benchmark.plain import PlainSwitchNorm2d
 from sn_mm import SwitchNorm2d
+from sn_mm.benchmark import shapes
+from sn_mm.benchmark.measure import SWEEPS, Passes, measure, peak_bytes, time_side_by_side
+from sn_mm.benchmark.plain import PlainSwitchNorm2d
+from sn_mm.cli import benchmark_layer
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import benchmark_model
+from sn_mm.cli import benchmark_model
 
 ROOT = Path(__file__).parents[2]
 DEEPLAB = 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py'

@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
-from benchmark.resnet import ResNet
 from gpu_steps import nccl, no_hypothesis, training
 from gpu_steps.processes import Result, run_step, step_command
 from gpu_steps.step import Failed, NotMeasured
 from gpu_steps.tests import Selection, missing_packages
 from sn_mm import distributed
+from sn_mm.benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
+from sn_mm.benchmark.resnet import ResNet
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device('cpu')

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-import make_nuclei
+from sn_mm.cli import make_nuclei
 
 coco_mask = pytest.importorskip('pycocotools.mask')
 

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-import make_scenes
-from scenes import compose, layouts, sources
+from sn_mm.cli import make_scenes
+from sn_mm.scenes import compose, layouts, sources
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 pytest.importorskip('mlxtend')

@@ -17,8 +17,8 @@ from torch import nn
 
 import simulate_sync
 from benchmark import sync_measure, sync_model
-from benchmark.resnet import ResNet
 from benchmark.sync_model import Collective, Cost, recursive_doubling, ring, tree
+from sn_mm.benchmark.resnet import ResNet
 
 ROOT = Path(__file__).parents[2]
 REDUCE = Collective('all_reduce', 10, 8)  # 80 bytes

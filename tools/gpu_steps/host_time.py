@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmark.measure import Passes
 from sn_mm import SwitchNorm2d
+from sn_mm.benchmark.measure import Passes
 
 SHAPE = (2, 64, 16, 16)
 IN_A_ROW = 10  # fewer launches than wait in a GPU's queue

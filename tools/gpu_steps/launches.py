@@ -10,9 +10,9 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmark.measure import Passes
-from benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
 from sn_mm import SwitchNorm2d
+from sn_mm.benchmark.measure import Passes
+from sn_mm.benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
 
 from .layers import FORMATS
 from .step import NotMeasured

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmark.measure import measure
-from benchmark.one_rank import SynchronisedBatchNorm2d, SynchronisedSwitchNorm2d, group_of_one
 from sn_mm import SwitchNorm2d
+from sn_mm.benchmark.measure import measure
+from sn_mm.benchmark.one_rank import SynchronisedBatchNorm2d, SynchronisedSwitchNorm2d, group_of_one
 
 FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 DTYPES = ('float32', 'float16', 'bfloat16')

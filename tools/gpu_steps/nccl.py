@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
 from sn_mm import SwitchNorm2d
+from sn_mm.benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
 
 from .layers import DTYPES, FORMATS
 from .step import Failed

@@ -135,7 +135,7 @@ def draw(machine: dict[str, Any], results: Sequence[Result], out: Path) -> str:
     if not records or not machine:
         return 'No figure: no layer was measured.'
     try:
-        from benchmark.figure import draw_ratios
+        from sn_mm.benchmark.figure import draw_ratios
     except ImportError as error:
         return f'No figure: {error}.'
     figure = draw_ratios(machine, records)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmark.measure import peak_bytes, spread, time_side_by_side
-from benchmark.one_rank import SynchronisedBatchNorm2d, SynchronisedSwitchNorm2d, group_of_one
-from benchmark.resnet import Norm, ResNet
 from sn_mm import SwitchNorm2d
+from sn_mm.benchmark.measure import peak_bytes, spread, time_side_by_side
+from sn_mm.benchmark.one_rank import SynchronisedBatchNorm2d, SynchronisedSwitchNorm2d, group_of_one
+from sn_mm.benchmark.resnet import Norm, ResNet
 
 from .step import Failed, one_line
 

@@ -23,10 +23,9 @@ from mmengine.registry import init_default_scope
 from torch import distributed, nn
 
 import sn_mm
+from sn_mm.benchmark.batches import loads, make_batch
+from sn_mm.benchmark.configs import build, build_for_one_process, dicts, find
 from sn_mm.switch import convert_unconverted, find_unconverted
-
-from .configs import build, build_for_one_process, dicts, find
-from .inputs import loads, make_batch
 
 NORM_CFG = {'type': 'SN'}
 SCOPE = 'existing'

@@ -13,7 +13,7 @@ from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import MODELS
 from torch import nn
 
-from sn_mm.errors import InputError
+from ..errors import InputError
 
 
 def mim_folder(package: str) -> Path:

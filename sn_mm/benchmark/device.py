@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from sn_mm.errors import InputError
+from ..errors import InputError
 
 # Read when a process starts. glibc gives freed memory back to the kernel, and the page faults of
 # the next step can cost more than the layer.

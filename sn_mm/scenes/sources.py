@@ -103,11 +103,19 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def read_photograph(file: str) -> np.ndarray:
     """Reads a photograph of scikit-image as (H, W, 3) uint8, blue first."""
-    path = shipped_file('skimage', 'data', file)
-    photograph = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if photograph is None:
-        raise SourceError(f'the installed skimage ships a damaged data/{file}')
-    return photograph
+    return read_picture('skimage', 'data', file, flags=cv2.IMREAD_COLOR)
+
+
+def read_picture(package: str, *parts: str, flags: int) -> np.ndarray:
+    """Reads a picture that an installed package ships, as ``cv2.imread`` does with these flags.
+
+    Raises:
+        SourceError: The package or the file is missing, or it is no picture.
+    """
+    picture = cv2.imread(str(shipped_file(package, *parts)), flags)
+    if picture is None:
+        raise SourceError(f'the installed {package} ships a damaged {"/".join(parts)}')
+    return picture
 
 
 def part_of(photograph: np.ndarray, split: str) -> np.ndarray:

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm as _SyncBatchNorm
 
-from sn_mm import SwitchNorm2d
-from sn_mm.distributed import CHECKED_CALLS
-from sn_mm.functional import switch_norm
+from .. import SwitchNorm2d
+from ..distributed import CHECKED_CALLS
+from ..functional import switch_norm
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What the benchmarks measure and on what: layers, models, inputs, and the measurements."""

@@ -1,0 +1,199 @@
+"""Measures SN layers against PyTorch's norm layers, in time and in memory, side by side.
+
+    python tools/benchmark_layer.py
+    python tools/benchmark_layer.py --filter 'RoI|square' --format contiguous --out quick.json
+
+goes through the inputs of ResNet-50-FPN, DeepLabV3+, RoI heads and some square ones, at the sizes
+of the recipes on a GPU and with an eighth of the pixels on a CPU. On each, all layers take turns,
+so that ratios hold even where the machine does not stay the same. Prints a table; writes the
+figures with the machine, versions and date as JSON, and a picture of them as PNG and SVG.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+
+from .. import SwitchNorm2d
+from ..benchmark.device import find_device, hold_freed_memory
+from ..benchmark.figure import draw_ratios
+from ..benchmark.measure import measure
+from ..benchmark.plain import PlainSwitchNorm2d
+from ..benchmark.shapes import Case, cases
+from ..errors import InputError
+from .errors import report_input_errors
+from .files import check_file
+from .machine import describe, file_name
+
+DTYPES = ('float32', 'float16', 'bfloat16')
+FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
+TABLE_WIDTH = 180  # in a file or a pipe
+RESULTS = Path(__file__).parents[2] / 'docs' / 'benchmarks'
+
+
+def make_layers(
+    channels: int, device: torch.device, dtype: torch.dtype, compiled: bool = False
+) -> dict[str, nn.Module]:
+    """The layers that take inputs of so many channels, as mixed-precision training keeps them."""
+    layers: dict[str, nn.Module] = {
+        'BatchNorm': nn.BatchNorm2d(channels),
+        'SN': SwitchNorm2d(channels),
+        'InstanceNorm': nn.InstanceNorm2d(channels, affine=True),
+        'plain SN': PlainSwitchNorm2d(channels),
+    }
+    if device.type == 'cuda':
+        layers['SyncBatchNorm'] = nn.SyncBatchNorm(channels)
+    if channels % 32 == 0:
+        # The only one that has no kernel for half-precision inputs with float32 parameters.
+        layers['GroupNorm'] = nn.GroupNorm(32, channels).to(dtype)
+    if compiled:
+        torch.compiler.reset()  # each input is compiled for itself
+        for name in ('BatchNorm', 'SN'):
+            layer: Any = torch.compile(copy.deepcopy(layers[name]), fullgraph=True)
+            layers[f'{name}, compiled'] = layer
+    return {name: layer.to(device) for name, layer in layers.items()}
+
+
+def run(args: Namespace, chosen: list[tuple[Case, str, str]]) -> Iterator[dict[str, Any]]:
+    for case, dtype, memory_format in track(chosen, 'Measuring', console=Console(stderr=True)):
+        x = torch.randn(case.shape, device=args.device).to(
+            getattr(torch, dtype), memory_format=FORMATS[memory_format]
+        )
+        layers = make_layers(case.shape[1], args.device, x.dtype, args.compile)
+        for record in measure(layers, x, args.repeats):
+            yield {
+                'model': case.model,
+                'shape': list(case.shape),
+                'dtype': dtype,
+                'format': memory_format,
+                **record,
+            }
+
+
+def make_table(records: list[dict[str, Any]]) -> Table:
+    table = Table(title='Times in ms, median of the repeats; memory in sizes of the input')
+    table.add_column('input', no_wrap=True)
+    table.add_column('layer', no_wrap=True)
+    for name in ('forward', 'forward+backward', 'quartiles', '/ BatchNorm', 'limit', 'of copy',
+                 'eval', '/ GN eval', '/ BN forward', 'kept', 'peak'):  # fmt: skip
+        table.add_column(name, justify='right', no_wrap=True)
+    before = None
+    for r in records:
+        title = f'{r["model"]} {"x".join(map(str, r["shape"]))}\n{r["dtype"]} {r["format"]}'
+        both = r['forward_backward']
+        group = r['eval_to_group_norm']
+        if title != before:
+            table.add_section()
+        table.add_row(
+            title if title != before else '', r['layer'],
+            f'{r["forward"]["median"]:.3f}', f'{both["median"]:.3f}',
+            f'{both["q1"]:.3f}-{both["q3"]:.3f}', f'{r["ratio"]:.2f}', f'{r["limit"]:.3f}',
+            f'{100 * r["copy_share"]:.0f}%', f'{r["eval"]["median"]:.3f}',
+            '-' if group is None else f'{group:.2f}', f'{r["eval_to_batch_norm_forward"]:.2f}',
+            f'{r["kept"]:.2f}', f'{r["peak"]:.2f}',
+        )  # fmt: skip
+        before = title
+    return table
+
+
+def choose(args: Namespace) -> list[tuple[Case, str, str]]:
+    """What the arguments ask to be measured."""
+    try:
+        wanted = re.compile(args.filter)
+    except re.error as error:
+        raise InputError(
+            f'--filter must be a regular expression, got {args.filter!r}: {error}'
+        ) from None
+    chosen = [
+        (case, dtype, memory_format)
+        for memory_format in args.format
+        for dtype in args.dtype
+        for case in cases(args.device.type)
+        if wanted.search(case.name)
+    ]
+    if not chosen:
+        names = ', '.join(case.name for case in cases(args.device.type))
+        raise InputError(f'--filter {args.filter!r} fits none of: {names}')
+    return chosen
+
+
+def parse_args() -> Namespace:
+    parser = ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument(
+        '--device',
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='cpu, or cuda with an optional number (%(default)s)',
+    )
+    parser.add_argument(
+        '--dtype', nargs='+', choices=DTYPES, default=['float32'], help='of the inputs (float32)'
+    )
+    parser.add_argument(
+        '--format',
+        nargs='+',
+        choices=list(FORMATS),
+        default=list(FORMATS),
+        help='memory formats of the inputs (both)',
+    )
+    parser.add_argument(
+        '--compile', action='store_true', help='BatchNorm and SN under torch.compile, too'
+    )
+    parser.add_argument(
+        '--filter',
+        default='',
+        metavar='REGEX',
+        help="only inputs whose name matches, as 'R50-FPN 2x64x'",
+    )
+    parser.add_argument(
+        '--threads',
+        type=int,
+        default=torch.get_num_threads(),
+        help="threads of PyTorch's kernels (%(default)s)",
+    )
+    parser.add_argument(
+        '--repeats', type=int, default=15, help='timings of each pass (%(default)s)'
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        metavar='FILE.json',
+        help='beside it, the pictures (docs/benchmarks/layer-DEVICE.json)',
+    )
+    args = parser.parse_args()
+    for name in ('threads', 'repeats'):
+        if getattr(args, name) < 1:
+            raise InputError(f'--{name} must be at least 1, got {getattr(args, name)}')
+    args.device = find_device(args.device)
+    args.out = args.out or RESULTS / f'layer-{file_name(args.device)}.json'
+    return args
+
+
+@report_input_errors
+def main() -> None:
+    args = parse_args()
+    chosen = choose(args)
+    check_file('--out', args.out)
+    hold_freed_memory()
+    torch.set_num_threads(args.threads)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    records = list(run(args, chosen))
+    described = describe(args.device)
+    args.out.write_text(json.dumps({'machine': described, 'records': records}, indent=1) + '\n')
+    figure = draw_ratios(described, records)
+    for suffix in ('.png', '.svg'):
+        figure.savefig(args.out.with_suffix(suffix), dpi=150)
+    console = Console()
+    if not console.is_terminal:
+        console.width = TABLE_WIDTH
+    console.print(make_table(records))
+    console.print(f'Written: {args.out} and its pictures', soft_wrap=True)
