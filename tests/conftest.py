@@ -16,7 +16,7 @@ import torch
 torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is first imported
-# Processes of a test are daemons, which may not start the compilers of Inductor.
+# Inductor compiles in the process itself: tiny graphs are not worth starting others.
 os.environ['TORCHINDUCTOR_COMPILE_THREADS'] = '1'
 DEVICES = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
 

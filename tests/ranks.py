@@ -1,26 +1,34 @@
 """Tests whose body runs on every rank: real processes that talk over gloo.
 
 Starting processes costs seconds, so the ranks of one size serve all tests of that size. A rank that
-fails, dies or hangs fails the test; then all of them are replaced.
+fails, dies or hangs fails the test; then all of them are killed, and the next test gets new ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
+import multiprocessing
+import os
+import signal
 import tempfile
-import time
+import threading
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from datetime import timedelta
 from functools import cache
-from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+START = 120  # seconds for all ranks to have started
+GRACE = 5  # seconds for the other ranks, after one has failed: they may wait for it in vain
 
 
 def on_ranks(
@@ -38,7 +46,10 @@ def on_ranks(
         @pytest.mark.parametrize('case', cases, ids=lambda c: ' '.join(map(str, c.values())) or '-')
         @pytest.mark.parametrize('size', sizes)
         def run(size: int, case: dict[str, Any]) -> None:
-            _ranks(size).run(test.__module__, test.__name__, case, timeout)
+            try:
+                ranks_of(size).run(_run_test, test.__module__, test.__name__, case, limit=timeout)
+            except RanksFailed as failed:
+                pytest.fail(str(failed), pytrace=False)
 
         run.__name__, run.__doc__ = test.__name__, test.__doc__
         run.on_rank = test  # type: ignore[attr-defined]
@@ -47,75 +58,115 @@ def on_ranks(
     return decorate
 
 
-class _Ranks:
+def _run_test(rank: int, module: str, name: str, case: dict[str, Any]) -> None:
+    getattr(importlib.import_module(module), name).on_rank(rank, dist.get_world_size(), **case)
+
+
+class RanksFailed(Exception):
+    """Some ranks did not return.
+
+    Attributes:
+        errors: By rank, the traceback of what it raised, 'died' or 'not finished in ... s'.
+        hung: The time was up before any rank raised or died.
+    """
+
+    def __init__(self, errors: dict[int, str], hung: bool) -> None:
+        super().__init__('\n'.join(f'rank {rank}: {text}' for rank, text in errors.items()))
+        self.errors, self.hung = errors, hung
+
+
+class Ranks:
+    """``size`` processes that wait for work, as one gloo group. They start with the first work."""
+
     def __init__(self, size: int) -> None:
-        self.folder = tempfile.TemporaryDirectory()
+        self.size = size
+        self.pids: list[int] = []
+        self._pools: list[ProcessPoolExecutor] = []  # each of one process, its rank
+
+    def run(self, work: Callable[..., Any], *arguments: Any, limit: float = 60) -> list[Any]:
+        """Calls ``work(rank, *arguments)`` on every rank, and returns their results.
+
+        Args:
+            work: A function that pickle finds by its name.
+            arguments: What it takes beside the rank.
+            limit: Seconds after which a rank that has not finished has hung.
+
+        Raises:
+            RanksFailed: A rank raised, died or hung. All of them have been killed.
+        """
+        try:
+            if not self._pools:
+                self._start()
+            return self._run(work, arguments, limit)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Kills the processes, and waits until they are gone."""
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pool in self._pools:
+            pool.shutdown()
+        self._pools, self.pids = [], []
+
+    def _start(self) -> None:
         context = mp.get_context('forkserver')
         # Imported once, not by each rank; DistributedDataParallel imports the first.
         context.set_forkserver_preload(['torch._dynamo', 'sn_mm', 'pytest'])
-        self.pipes, self.processes = [], []
-        for rank in range(size):
-            ours, theirs = context.Pipe()
-            args = rank, size, f'{self.folder.name}/store', theirs
-            self.processes.append(context.Process(target=_serve, args=args, daemon=True))
-            self.pipes.append(ours)
-            self.processes[-1].start()
-            theirs.close()
+        self._pools = [ProcessPoolExecutor(1, context) for _ in range(self.size)]
+        starting = [pool.submit(os.getpid) for pool in self._pools]
+        self.pids = [future.result(START) for future in starting]
+        self._folder = tempfile.TemporaryDirectory()  # its file serves later groups too
+        self._run(_join, (self.size, f'file://{self._folder.name}/store'), START)
 
-    def run(self, module: str, name: str, case: dict[str, Any], timeout: float) -> None:
-        for pipe in self.pipes:
-            pipe.send((module, name, case))
-        failures = dict.fromkeys(range(len(self.pipes)), f'not finished in {timeout} s')
-        deadline = time.monotonic() + timeout
-        pending = dict(zip(self.pipes, failures))
-        while pending and (ready := wait(list(pending), max(0, deadline - time.monotonic()))):
-            for pipe in ready:
-                rank = pending.pop(pipe)
-                try:
-                    failures[rank] = pipe.recv()
-                except EOFError:
-                    failures[rank] = 'died'
-                if failures[rank]:  # the others may wait for this rank in vain
-                    deadline = min(deadline, time.monotonic() + 5)
-        failures = {rank: text for rank, text in failures.items() if text}
-        if failures:
-            self.stop()
-            pytest.fail(
-                '\n'.join(f'rank {rank}: {text}' for rank, text in failures.items()), pytrace=False
-            )
+    def _run(self, work: Callable[..., Any], arguments: Sequence[Any], limit: float) -> list[Any]:
+        futures = [
+            pool.submit(_call, work, rank, *arguments) for rank, pool in enumerate(self._pools)
+        ]
+        _, pending = wait(futures, limit, FIRST_EXCEPTION)
+        failed = any(future.done() and future.exception() for future in futures)
+        if failed:
+            wait(pending, GRACE)
+        errors = {rank: _error(future, limit) for rank, future in enumerate(futures)}
+        if any(errors.values()):
+            raise RanksFailed({k: text for k, text in errors.items() if text}, hung=not failed)
+        return [future.result() for future in futures]
 
-    def stop(self) -> None:
-        _ranks.cache_clear()
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.join()
+
+def _error(future: Future, limit: float) -> str:
+    """Why a rank has no result; '' if it has one."""
+    if not future.done():
+        return f'not finished in {limit:g} s'
+    error = future.exception()
+    return 'died' if isinstance(error, BrokenProcessPool) else str(error or '')
+
+
+def _join(rank: int, size: int, store: str) -> None:
+    torch.set_num_threads(1)
+    timeout = timedelta(seconds=60)
+    dist.init_process_group('gloo', store, timeout, size, rank)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """A pool's process holds both ends of its pipes: by them it does not see its parent die."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _call(work: Callable[..., Any], rank: int, *arguments: Any) -> Any:
+    torch.manual_seed(0)
+    try:
+        return work(rank, *arguments)
+    except BaseException:  # as text: the traceback stays, and not every exception can be pickled
+        raise RuntimeError(traceback.format_exc().strip()) from None
+    finally:
+        gc.collect()
 
 
 @cache
-def _ranks(size: int) -> _Ranks:
-    return _Ranks(size)
-
-
-def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        'gloo',
-        init_method=f'file://{store}',
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=60),
-    )
-    while True:
-        try:
-            module, name, case = pipe.recv()
-        except EOFError:
-            return
-        torch.manual_seed(0)
-        try:
-            getattr(importlib.import_module(module), name).on_rank(rank, size, **case)
-        except BaseException:
-            pipe.send(traceback.format_exc())
-        else:
-            pipe.send(None)
-        gc.collect()
+def ranks_of(size: int) -> Ranks:
+    """The ranks that all tests of this size share."""
+    return Ranks(size)
