@@ -7,11 +7,12 @@ and brings the switch of a whole config.
 from importlib.util import find_spec
 
 from . import functional
+from ._deprecated import old_names
 from .layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .model.batch_average import update_bn
 from .model.convert import convert_switch_norm
 from .model.names import name_layers
-from .model.revert import simplify
+from .model.revert import revert_switch_norm
 from .version import __version__
 
 __all__ = [
@@ -23,12 +24,14 @@ __all__ = [
     'convert_switch_norm',
     'functional',
     'name_layers',
-    'simplify',
+    'revert_switch_norm',
     'update_bn',
 ]
 
+__getattr__ = old_names(__name__, {'simplify': 'revert_switch_norm'})
+
 if find_spec('mmengine') is not None:
     from . import registry  # noqa: F401
-    from .switch import switch_norm_cfg  # noqa: F401
+    from .switch import switch_config, switch_norm_cfg  # noqa: F401
 
-    __all__ += ['switch_norm_cfg']
+    __all__ += ['switch_config', 'switch_norm_cfg']

@@ -43,13 +43,13 @@ from ..compare.plan import (
 from ..compare.report import METRICS, group, value_of, verdict, write_report
 from ..compare.run import TOOLS, Runner, finished, has_average, lock, read_found
 from ..errors import InputError
-from ..switch import EXTENTS
 from ..switch.toolbox import toolbox
 from .config import CfgOptions, load_config
 from .data import check_data
 from .errors import report_input_errors
 from .files import check_folder
 from .machine import describe
+from .norm_option import add_extent_argument
 
 NORMS = ['BN', 'GN', 'SyncBN', 'SN', 'SN sync=False', 'SN normalizers=[in,ln]']
 # The whole way in minutes: the demo's DeepLabV3+ on few of the demo's scenes.
@@ -100,9 +100,7 @@ def parse_args() -> Namespace:
         metavar='N',
         help='test with the batch average of N mini-batches, too',
     )
-    parser.add_argument(
-        '--norm-scope', choices=EXTENTS, default='existing', help='as --norm has it'
-    )
+    add_extent_argument(parser, default='existing', help='as --norm has it')
     parser.add_argument(
         '--retry-failed', action='store_true', help='run cells again that ended in an error'
     )
@@ -294,7 +292,7 @@ def main() -> None:
     else:
         base, origin = base_batch_size(cfg, args.processes)
     cells = plan_cells(args.norms, args.processes, args.images, args.seeds)
-    configs = Configs(cfg, base, args.norm_scope)
+    configs = Configs(cfg, base, args.norm_extent)
     records = finished(args.out)
     remaining = list(still_to_run(cells, records, configs, args))
     notes = configs.notes(args.norms)

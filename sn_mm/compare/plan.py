@@ -14,10 +14,10 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 
-from ..cli.norm_option import parse_norm, switch_config
+from ..cli.norm_option import parse_norm
 from ..errors import InputError
 from ..functional import SCOPES, canonical_normalizers
-from ..switch import NothingToSwitch, SwitchReport, switch_norm_cfg
+from ..switch import NothingToSwitch, SwitchReport, switch_config, switch_norm_cfg
 from ..switch.decay import leave_importance_out
 from ..switch.target import is_sn
 from .notes import notes_of

@@ -15,7 +15,7 @@ from ..errors import InputError, check_type
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .replace import replace_modules
 
-__all__ = ['simplify']
+__all__ = ['revert_switch_norm']
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _MEMBERS = set(SwitchNorm(1).state_dict())
 
 
 @torch.no_grad()
-def simplify(
+def revert_switch_norm(
     model: nn.Module,
     threshold: float,
     inputs: Tensor | tuple[Any, ...] | None = None,
@@ -42,7 +42,7 @@ def simplify(
 
     A layer is replaced if their shares in the mean's softmax sum to less than ``threshold``, and in
     the variance's too. The BatchNorm has the layer's weight, bias (the same parameters), running
-    statistics, eps, momentum, mode and hooks. It pools no statistics over ranks: simplify what is
+    statistics, eps, momentum, mode and hooks. It pools no statistics over ranks: revert what is
     trained. mmcv's and torch's functions that fuse BatchNorm into convolutions then apply.
 
     Left as they are, and reported with the reason: layers that use 'in' or 'ln', layers without
@@ -74,7 +74,7 @@ def simplify(
         raise InputError(f'threshold must be above 0 and below 1, got {threshold!r}')
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SwitchNorm)}
     if not layers:
-        raise InputError('the model has no SN layer to simplify')
+        raise InputError('the model has no SN layer to revert')
     axes: dict[nn.Module, int] = {}
     before = [] if inputs is None else _outputs(model, inputs, axes)
 

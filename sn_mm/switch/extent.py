@@ -15,7 +15,7 @@ def check_extent(extent: object) -> None:
     """
     if extent not in EXTENTS:
         raise InputError(
-            f'the scope of the switch must be one of {", ".join(EXTENTS)}, got {extent!r}'
+            f'the extent of the switch must be one of {", ".join(EXTENTS)}, got {extent!r}'
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
+from .._deprecated import warn_renamed
 from ..errors import InputError, check_type
 from .components import (
     ancestors,
@@ -30,8 +31,9 @@ from .toolbox import import_sn_mm, model_type, toolbox
 _EARLIER = 'model.switched'
 # Building blocks whose owner passes them its norm: their own default has no effect.
 _BLOCKS = ('upsample_cfg',)
-_HOOK = 'sn_mm.LeftoverNormHook'
-_SN_HOOKS = {'LeftoverNormHook', 'SwitchWeightsHook', 'PreciseSNHook'}
+_HOOK = 'UnconvertedNormHook'
+_WRITTEN_HOOKS = {_HOOK, 'LeftoverNormHook'}  # its name in version 1.0
+_SN_HOOKS = {*_WRITTEN_HOOKS, 'SwitchWeightsHook', 'PreciseSNHook'}
 
 
 class NothingToSwitch(InputError):
@@ -39,7 +41,11 @@ class NothingToSwitch(InputError):
 
 
 def switch_norm_cfg(
-    cfg: Config, norm_cfg: dict | None = None, scope: str = 'existing'
+    cfg: Config,
+    norm_cfg: dict | None = None,
+    extent: str = 'existing',
+    *,
+    scope: str | None = None,
 ) -> SwitchReport:
     """Rewrites a config so that the norms of its model are SN.
 
@@ -47,7 +53,7 @@ def switch_norm_cfg(
     where a component's class has them as a default that the config does not mention. Keeps
     ``requires_grad``, ``eps`` and ``momentum``. Layer norms stay, and so do the norms of a teacher
     that a student is distilled from. The config then imports ``sn_mm`` by itself, and warns of
-    norms that are hard-coded in a model (:class:`sn_mm.engine.hooks.LeftoverNormHook`). Weight
+    norms that are hard-coded in a model (:class:`sn_mm.engine.hooks.UnconvertedNormHook`). Weight
     decay leaves the importance of SN out (``optim_wrapper.paramwise_cfg.custom_keys``).
 
     A head whose one set of weights serves several levels of a feature pyramid gets
@@ -62,48 +68,52 @@ def switch_norm_cfg(
         cfg: Config of any MMEngine toolbox that is installed, changed in place.
         norm_cfg: ``type``: SN, SN1d, SN2d or SN3d, or BN, SyncBN, GN or IN; further keys: the
             layer's arguments. 1d and 3d norms become SN1d and SN3d. Default: ``dict(type='SN')``.
-        scope: The extent of the switch. 'existing': every norm; 'backbone': those of backbones;
+        extent: 'existing': every norm; 'backbone': those of backbones;
             'all': every norm, and the neck, the box head (the four convolutions of the paper) and
             the mask head get SN where they have no norm. Default: 'existing'.
+        scope: The name of ``extent`` in version 1.0.
 
     Returns:
         The norms switched and left, with paths and reasons.
 
     Raises:
         NothingToSwitch: The config reaches no such norm; it is then as it was.
-        InputError: ``norm_cfg`` or ``scope`` outside what is allowed.
+        InputError: ``norm_cfg`` or ``extent`` outside what is allowed.
 
     Examples::
 
         >>> cfg = Config.fromfile('configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py')
-        >>> rich.print(switch_norm_cfg(cfg, dict(type='SN'), scope='all').table())
+        >>> rich.print(switch_norm_cfg(cfg, dict(type='SN'), extent='all').table())
     """
     target = check_target(norm_cfg or {'type': 'SN'})
-    check_extent(scope)
+    if scope is not None:
+        warn_renamed('switch_norm_cfg(scope=...)', 'extent')
+        extent = scope
+    check_extent(extent)
     check_type('cfg', cfg, Config, 'a mmengine.Config')
     if not isinstance(cfg.get('model'), dict):
         raise InputError('the config has no model to switch the norms of')
-    rewriter = _Rewriter(target, scope, toolbox(cfg))
+    rewriter = _Rewriter(target, extent, toolbox(cfg))
     model = rewriter.rewrite(cfg.model, 'model')
     report = rewriter.report
     if not report.switched:
         left = ', '.join(sorted({entry.norm for entry in report.left if entry.norm})) or 'none'
         raise NothingToSwitch(
-            f'nothing to switch: the model has no BN, SyncBN, GN or IN in the scope {scope!r} '
+            f'nothing to switch: the model has no BN, SyncBN, GN or IN in the extent {extent!r} '
             f'that its config reaches (norms left: {left})'
         )
     cfg.model = ConfigDict(model)
     hooks = cfg.get('custom_hooks') or []
     if not is_sn(target):
-        cfg.custom_hooks = [h for h in hooks if str(h['type']).split('.')[-1] not in _SN_HOOKS]
+        cfg.custom_hooks = [hook for hook in hooks if _name_of(hook) not in _SN_HOOKS]
         return report
     report.notes = take_notes(model, report, hooks) + leave_importance_out(cfg) + rewriter.passed_by
     if rewriter.passed_by:
         cfg.model.switched = cfg.model.get('switched') or {'type': model_type(cfg)}
         cfg.model.type = 'sn_mm.SwitchedModel'
     import_sn_mm(cfg)
-    others = [hook for hook in hooks if hook['type'] != _HOOK]
-    cfg.custom_hooks = [*others, {'type': _HOOK, 'scope': scope}]
+    others = [hook for hook in hooks if _name_of(hook) not in _WRITTEN_HOOKS]
+    cfg.custom_hooks = [*others, {'type': f'sn_mm.{_HOOK}', 'extent': extent}]
     return report
 
 
@@ -172,6 +182,11 @@ class _Rewriter:
         reasons = [reason, 'one set of weights for all levels' if shared else '']
         self.report.switched.append(Switched(path, old, new, '; '.join(filter(None, reasons))))
         return new
+
+
+def _name_of(hook: dict) -> str:
+    kind = hook['type']
+    return getattr(kind, '__name__', str(kind)).split('.')[-1]
 
 
 def _name(kind: Any, cls: type) -> str:

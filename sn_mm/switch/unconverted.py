@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import nn
 
+from .._deprecated import warn_renamed
 from ..layer import SwitchNorm
 from ..model.convert import replace_norms
 from .components import norm_layer, part_passed_by, shares_levels
@@ -48,7 +49,7 @@ def convert_unconverted(model: nn.Module, norm_cfg: dict, extent: str = 'existin
     Args:
         model: A model that is not wrapped yet.
         norm_cfg: As for :func:`switch_norm_cfg`.
-        extent: As its ``scope``.
+        extent: As its ``extent``.
 
     Returns:
         ``model``.
@@ -71,6 +72,13 @@ def convert_unconverted(model: nn.Module, norm_cfg: dict, extent: str = 'existin
     return model
 
 
+def extent_of(switch: dict) -> str:
+    """The extent of a switch in a config of SwitchedModel, which version 1.0 called its scope."""
+    if 'scope' in switch:
+        warn_renamed("'scope' in model.switched", "'extent'", stacklevel=3)
+    return switch.get('extent', switch.get('scope', 'existing'))
+
+
 def build_switched_model(switched: dict, **model: Any) -> nn.Module:
     """Builds a model, converts the norms in it that no config reaches, and makes parts local.
 
@@ -79,7 +87,7 @@ def build_switched_model(switched: dict, **model: Any) -> nn.Module:
     tests and resumes by itself, in the toolboxes' own scripts too.
 
     Args:
-        switched: ``type`` of the model; ``norm_cfg`` and ``scope`` of the switch, where there are
+        switched: ``type`` of the model; ``norm_cfg`` and ``extent`` of the switch, where there are
             norms to convert; ``earlier``: the same two of each switch before it, which the norms
             that it converted keep.
         **model: The rest of the model's config.
@@ -90,7 +98,7 @@ def build_switched_model(switched: dict, **model: Any) -> nn.Module:
     built = MODELS.build({**model, 'type': switched['type']})
     for switch in (*switched.get('earlier', ()), switched):
         if 'norm_cfg' in switch:
-            convert_unconverted(built, switch['norm_cfg'], switch.get('scope', 'existing'))
+            convert_unconverted(built, switch['norm_cfg'], extent_of(switch))
     for owner in built.modules():
         if part := part_passed_by(type(owner)):
             for layer in owner.get_submodule(part[0]).modules():

@@ -1,4 +1,4 @@
-"""``--norm`` and ``--norm-scope``, from the command line to the built model."""
+"""``--norm`` and ``--norm-extent``, from the command line to the built model."""
 
 from __future__ import annotations
 
@@ -96,16 +96,22 @@ def test_a_switch_that_could_convert_no_norm_is_refused(monkeypatch):
         switch(config(backbone=None, own=2), '--norm', 'SN')
 
 
-def test_the_scope_backbone_leaves_what_is_hard_coded_elsewhere():
-    cfg = switch(config(own=2), '--norm', 'SN', '--norm-scope', 'backbone')
+def test_the_extent_backbone_leaves_what_is_hard_coded_elsewhere():
+    cfg = switch(config(own=2), '--norm', 'SN', '--norm-extent', 'backbone')
     model = MODELS.build(cfg.model)
     assert isinstance(model.backbone, SwitchNorm)
     assert all(type(layer) is nn.BatchNorm2d for layer in model.stem)
 
 
+def test_the_option_under_its_old_name_says_the_new_one(capsys):
+    model = MODELS.build(switch(config(own=2), '--norm', 'SN', '--norm-scope', 'backbone').model)
+    assert type(model.stem[0]) is nn.BatchNorm2d
+    assert '--norm-scope is called --norm-extent since version 1.1' in capsys.readouterr().err
+
+
 def test_a_second_switch_of_a_dumped_config_adds_to_the_first(tmp_path):
     cfg = config(own=1, inner=1)
-    for argv in (['eps=0.5', '--norm-scope', 'backbone'], []):
+    for argv in (['eps=0.5', '--norm-extent', 'backbone'], []):
         switch(cfg, '--norm', 'SN', *argv).dump(tmp_path / 'dumped.py')
         cfg = Config.fromfile(tmp_path / 'dumped.py')
     model = MODELS.build(cfg.model)
@@ -113,9 +119,9 @@ def test_a_second_switch_of_a_dumped_config_adds_to_the_first(tmp_path):
     layers = (model.backbone, *model.backbone_stem, *model.stem)
     assert all(isinstance(layer, SwitchNorm) for layer in layers)
     assert [layer.eps for layer in layers] == [0.5, 0.5, 1e-5]
-    for scope in ('existing', 'backbone'):
+    for extent in ('existing', 'backbone'):
         with pytest.raises(InputError, match='nothing to switch'):
-            switch(cfg, '--norm', 'SN', '--norm-scope', scope)
+            switch(cfg, '--norm', 'SN', '--norm-extent', extent)
 
 
 def test_a_norm_that_needs_a_process_group_may_stay_before_there_is_one():
@@ -123,7 +129,7 @@ def test_a_norm_that_needs_a_process_group_may_stay_before_there_is_one():
     norms = [dict(type='MMSyncBN', stats_mode='N'), dict(type=ops.SyncBatchNorm)]
     for norm_cfg in norms:
         cfg = config(head=dict(norm_cfg=norm_cfg), inner=1)
-        switch(cfg, '--norm', 'SN', '--norm-scope', 'backbone')
+        switch(cfg, '--norm', 'SN', '--norm-extent', 'backbone')
         assert cfg.model.head.norm_cfg == norm_cfg
         dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
         try:
@@ -160,7 +166,7 @@ def test_other_ranks_print_nothing(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ('argv', 'said'),
     [
-        (['--norm-scope', 'all'], '--norm-scope needs --norm SN'),
+        (['--norm-extent', 'all'], '--norm-extent needs --norm SN'),
         (['--norm', 'LN'], "one of SN, SN1d, SN2d, SN3d, BN, SyncBN, GN, IN, got 'LN'"),
         (['--norm', 'SN', 'num_groups=4'], 'got num_groups'),
         (['--norm', 'BN', 'sync=False'], 'BN takes .*, got sync'),

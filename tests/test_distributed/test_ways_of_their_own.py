@@ -15,8 +15,8 @@ from torch import nn
 import sn_mm
 from sn_mm import SwitchNorm
 from sn_mm.cli.config import locate_config
-from sn_mm.cli.norm_option import switch_config
 from sn_mm.errors import InputError
+from sn_mm.switch import switch_config
 
 pytest.importorskip('mmdet')
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sn_mm import SwitchNorm, convert_switch_norm, simplify
+from sn_mm import SwitchNorm, convert_switch_norm, revert_switch_norm
 from sn_mm.errors import InputError
 from sn_mm.norm_act import SwitchNormAct
 
@@ -80,10 +80,10 @@ def test_a_norm_of_timm_that_does_more_is_left_with_a_warning():
     assert model[0] is split and type(model[1]) is SwitchNormAct
 
 
-def test_simplify_leaves_a_layer_with_an_activation():
+def test_the_way_back_leaves_a_layer_with_an_activation():
     lines: list[str] = []
     model = convert_switch_norm(nn.Sequential(layers.BatchNormAct2d(6)), init_importance='bn')
-    simplify(model, 0.01, report=lines.append)
+    revert_switch_norm(model, 0.01, report=lines.append)
     assert lines[0] == '0: SwitchNormAct left, a subclass'
 
 

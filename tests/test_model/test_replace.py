@@ -1,4 +1,4 @@
-"""Module surgery, the one function behind `convert_switch_norm` and `simplify`."""
+"""Module surgery, the one function behind `convert_switch_norm` and `revert_switch_norm`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""simplify: which layers become BatchNorm, their outputs, and that they fuse."""
+"""revert_switch_norm: which layers become BatchNorm, their outputs, and that they fuse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sn_mm import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, simplify
+from sn_mm import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, revert_switch_norm
 from sn_mm.errors import InputError
 
 SHAPES = {
@@ -63,7 +63,7 @@ def test_all_weight_on_bn_stays_the_same_function(layer, correction):
     """Inputs of one position included, and training too."""
     sn = trained(layer(4, eps=1e-3, momentum=0.3, correction=correction)).double()
     model = nn.Sequential(copy.deepcopy(sn))
-    assert simplify(model, 0.01) is model
+    assert revert_switch_norm(model, 0.01) is model
     bn = model[0]
     assert type(bn) is BATCH_NORMS[layer] and (bn.eps, bn.momentum) == (1e-3, 0.3)
     for training in (False, True) if correction == 0 else (False,):
@@ -77,7 +77,7 @@ def test_all_weight_on_bn_stays_the_same_function(layer, correction):
 
 def test_a_layer_that_is_the_model_comes_back_as_batch_norm():
     sn, lines = trained(SwitchNorm2d(4)), []
-    bn = simplify(sn, 0.5, report=lines.append)
+    bn = revert_switch_norm(sn, 0.5, report=lines.append)
     assert type(bn) is nn.BatchNorm2d and bn.weight is sn.weight
     assert lines[0] == 'model: SwitchNorm2d -> BatchNorm2d'
 
@@ -87,7 +87,7 @@ def test_mode_gradients_hooks_and_sharing_stay():
     sn = trained(SwitchNorm2d(4)).eval()
     sn.weight.requires_grad_(False)
     handle = sn.register_forward_hook(lambda module, *args: calls.append(type(module)))
-    model = simplify(nn.Sequential(sn, nn.ReLU(), sn), 0.1)
+    model = revert_switch_norm(nn.Sequential(sn, nn.ReLU(), sn), 0.1)
     assert model[0] is model[2] and not model[0].training
     assert not model[0].weight.requires_grad and model[0].bias.requires_grad
     model(torch.randn(2, 4, 3, 3))
@@ -99,7 +99,7 @@ def test_mode_gradients_hooks_and_sharing_stay():
 def test_tracking_that_was_stopped_stays_stopped():
     sn = trained(SwitchNorm2d(4))
     sn.track_running_stats = False
-    bn = simplify(sn, 0.5)
+    bn = revert_switch_norm(sn, 0.5)
     before = bn.running_mean.clone()
     bn(torch.randn(2, 4, 3, 3))
     assert bn.training and torch.equal(bn.running_mean, before)
@@ -120,7 +120,7 @@ def test_tracking_that_was_stopped_stays_stopped():
 def test_mean_and_variance_must_both_be_below_the_threshold(off_mean, off_var, reason):
     lines: list[str] = []
     model = nn.Sequential(trained(SwitchNorm2d(4, dtype=torch.float64), off_mean, off_var))
-    simplify(model, 0.01, report=lines.append)
+    revert_switch_norm(model, 0.01, report=lines.append)
     if reason is None:
         assert lines[0] == '0: SwitchNorm2d -> BatchNorm2d'
     else:
@@ -152,7 +152,7 @@ def with_buffer(layer: SwitchNorm) -> SwitchNorm:
 def test_layers_that_cannot_become_batch_norm_are_left_with_the_reason(layer, reason):
     lines: list[str] = []
     model = nn.Sequential(trained(layer))
-    simplify(model, 0.9, report=lines.append)
+    revert_switch_norm(model, 0.9, report=lines.append)
     assert model[0] is layer
     assert f'left, {reason}' in lines[0] or reason in lines[0]
 
@@ -162,7 +162,7 @@ def test_inputs_show_the_axes_of_the_general_layer(shape):
     sn = trained(SwitchNorm(4)).eval()
     x = torch.randn(shape)
     want = sn(x)
-    bn = simplify(nn.Sequential(sn), 0.1, x)[0]
+    bn = revert_switch_norm(nn.Sequential(sn), 0.1, x)[0]
     dims = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
     assert type(bn) is dims[len(shape)]
     torch.testing.assert_close(bn(x), want)
@@ -180,7 +180,7 @@ def test_a_layer_may_be_called_by_keyword():
         def forward(self, x):
             return self.norm(input=x)
 
-    net = simplify(Net(), 0.01, torch.randn(2, 3, 4, 4), report=lambda line: None)
+    net = revert_switch_norm(Net(), 0.01, torch.randn(2, 3, 4, 4), report=lambda line: None)
     assert isinstance(net.norm, nn.BatchNorm2d)
 
 
@@ -188,7 +188,7 @@ def test_the_largest_output_change_is_the_true_one():
     model, x, lines = conv_network(0.001, 0.3, 0.02), torch.randn(2, 3, 12, 12), []
     before = model(x)
     model[1].train()
-    simplify(model, 0.05, x, report=lines.append)
+    revert_switch_norm(model, 0.05, x, report=lines.append)
     assert [type(model[i]) for i in (1, 4, 7)] == [nn.BatchNorm2d, SwitchNorm2d, nn.BatchNorm2d]
     assert model[1].training and not model[4].training
     change = (model.eval()(x) - before).abs().max().item()
@@ -206,7 +206,7 @@ def test_a_smaller_share_changes_less():
         torch.manual_seed(0)
         model = conv_network(off, off).double()
         want = model(x.double())
-        changes.append((simplify(model, 0.1)(x.double()) - want).abs().max().item())
+        changes.append((revert_switch_norm(model, 0.1)(x.double()) - want).abs().max().item())
     assert changes[0] > 50 * changes[1] > 2500 * changes[2] > 0
 
 
@@ -220,7 +220,7 @@ def test_several_inputs_and_nested_outputs():
             return {'a': [self.norm(x) + shift], 'size': x.shape[2:], 'n': None}
 
     lines: list[str] = []
-    simplify(Net(), 0.1, (torch.randn(2, 4, 3, 3), 1000.0), report=lines.append)
+    revert_switch_norm(Net(), 0.1, (torch.randn(2, 4, 3, 3), 1000.0), report=lines.append)
     change, largest = (float(part.split()[-1]) for part in lines[-1].split(', '))
     assert 0 < change < 1 and 995 < largest < 1010
 
@@ -228,12 +228,12 @@ def test_several_inputs_and_nested_outputs():
 @pytest.mark.parametrize('threshold', [0, 1, -0.1, 2, float('nan')])
 def test_a_threshold_out_of_range_is_refused(threshold):
     with pytest.raises(InputError, match=f'threshold must be above 0 and below 1, got {threshold}'):
-        simplify(conv_network(0), threshold)
+        revert_switch_norm(conv_network(0), threshold)
 
 
 def test_a_model_without_sn_is_refused():
     with pytest.raises(InputError, match='no SN layer'):
-        simplify(nn.BatchNorm2d(4), 0.1)
+        revert_switch_norm(nn.BatchNorm2d(4), 0.1)
 
 
 # --- fusing
@@ -253,7 +253,7 @@ def test_mmcv_fuses_a_simplified_resnet():
     model.double().eval()
     x, lines = torch.randn(2, 3, 64, 64).double(), []
     want = model(x)
-    simplified = simplify(model, 0.01, x, report=lines.append)
+    simplified = revert_switch_norm(model, 0.01, x, report=lines.append)
     assert lines[-2] == 'SN layers turned into BatchNorm: 19 of 20'
     fused = fuse_conv_bn(simplified)
     left = [n for n, m in fused.named_modules() if isinstance(m, (SwitchNorm, nn.BatchNorm2d))]
@@ -272,7 +272,7 @@ def test_inputs_that_lead_to_no_tensor_are_refused():
             return str(self.norm(x).argmax())
 
     with pytest.raises(InputError, match='floating-point tensors, got output str'):
-        simplify(Labels(), 0.1, torch.randn(2, 3, 4, 4))
+        revert_switch_norm(Labels(), 0.1, torch.randn(2, 3, 4, 4))
 
 
 def test_a_change_to_nan_is_reported():
@@ -286,5 +286,5 @@ def test_a_change_to_nan_is_reported():
             return y, y * (1 if isinstance(self.norm, SwitchNorm) else math.nan)
 
     lines: list[str] = []
-    simplify(Spoiled(), 0.1, torch.randn(2, 3, 4, 4), report=lines.append)
+    revert_switch_norm(Spoiled(), 0.1, torch.randn(2, 3, 4, 4), report=lines.append)
     assert lines[-1].startswith('Largest output change: nan')

@@ -71,7 +71,7 @@ HEADS = {
 @pytest.mark.parametrize('config', HEADS)
 def test_a_layer_that_meets_several_levels_leaves_out_the_batch_and_no_other(config):
     cfg = load(f'mmdet::{config}')
-    sn_mm.switch_norm_cfg(cfg, scope='all')
+    sn_mm.switch_norm_cfg(cfg, extent='all')
     for key in ('train_cfg', 'test_cfg'):
         cfg.model[key] = None
     head = build(cfg).bbox_head
@@ -101,7 +101,7 @@ def test_a_head_of_shared_weights_is_known_by_its_class():
 
 def test_all_gives_the_heads_of_the_paper_to_a_cascade():
     cfg = load('mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py')
-    report = sn_mm.switch_norm_cfg(cfg, scope='all')
+    report = sn_mm.switch_norm_cfg(cfg, extent='all')
     heads = [f'model.roi_head.bbox_head.{stage}' for stage in range(3)]
     paths = ['model.backbone', 'model.neck', *heads, 'model.roi_head.mask_head']
     assert types(cfg.model) == {f'{path}.norm_cfg': 'SN' for path in paths}
@@ -116,7 +116,7 @@ def test_all_gives_the_heads_of_the_paper_to_a_cascade():
 
 def test_all_says_where_a_component_has_no_use_for_a_norm():
     cfg = load('mmdet::hrnet/faster-rcnn_hrnetv2p-w18-1x_coco.py')
-    report = sn_mm.switch_norm_cfg(cfg, scope='all')
+    report = sn_mm.switch_norm_cfg(cfg, extent='all')
     assert [(left.path, left.reason) for left in report.left] == [
         ('model.neck', 'HRFPN makes no use of a norm')
     ]
@@ -124,7 +124,7 @@ def test_all_says_where_a_component_has_no_use_for_a_norm():
 
 def test_all_says_where_a_head_has_no_convolutions():
     cfg = load('mmdet::scnet/scnet_r50_fpn_1x_coco.py')
-    report = sn_mm.switch_norm_cfg(cfg, scope='all')
+    report = sn_mm.switch_norm_cfg(cfg, extent='all')
     left = {entry.path: entry.reason for entry in report.left}
     assert 'no convolutions' in left['model.roi_head.bbox_head.0']
     assert cfg.model.roi_head.mask_head.norm_cfg.type == 'SN'
@@ -132,7 +132,7 @@ def test_all_says_where_a_head_has_no_convolutions():
 
 def test_all_leaves_out_the_batch_where_a_head_without_norm_serves_all_levels():
     cfg = load('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
-    sn_mm.switch_norm_cfg(cfg, scope='all')
+    sn_mm.switch_norm_cfg(cfg, extent='all')
     assert cfg.model.bbox_head.norm_cfg == dict(type='SN', normalizers=['in', 'ln'])
     assert cfg.model.neck.norm_cfg == dict(type='SN')
 
@@ -159,7 +159,7 @@ def test_the_teacher_that_a_rank_may_pass_by_is_local(tmp_path):
     cfg = load(SEMI)
     cfg.model.detector.backbone.update(depth=18, init_cfg=None)
     cfg.model.detector.neck.in_channels = [64, 128, 256, 512]
-    report = sn_mm.switch_norm_cfg(cfg, scope='all')
+    report = sn_mm.switch_norm_cfg(cfg, extent='all')
     (note,) = [note for note in report.notes if 'sync=False' in note]
     assert note.startswith('model.teacher: ') and 'no pseudo boxes' in note
     cfg.model.detector.backbone.norm_cfg = dict(type='BN')

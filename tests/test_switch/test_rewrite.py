@@ -62,9 +62,9 @@ def parts(monkeypatch):
         monkeypatch.setitem(MODELS.module_dict, part.__name__, part)
 
 
-def switch(model: dict, norm_cfg: dict | None = None, scope: str = 'existing') -> Config:
+def switch(model: dict, norm_cfg: dict | None = None, extent: str = 'existing') -> Config:
     cfg = Config(dict(model=model))
-    sn_mm.switch_norm_cfg(cfg, norm_cfg, scope)
+    sn_mm.switch_norm_cfg(cfg, norm_cfg, extent)
     return cfg
 
 
@@ -200,13 +200,13 @@ def test_a_head_of_shared_weights_leaves_out_the_batch_unless_told_its_scopes():
     assert report.switched[0].reason == 'one set of weights for all levels'
 
 
-def test_the_scope_backbone_leaves_the_rest_and_says_so():
+def test_the_extent_backbone_leaves_the_rest_and_says_so():
     norm = dict(type='BN')
     model = dict(type='Part', backbone=dict(norm_cfg=norm), neck=dict(norm_cfg=norm))
-    cfg = switch(dict(model, detector=model), scope='backbone')
+    cfg = switch(dict(model, detector=model), extent='backbone')
     for part in (cfg.model, cfg.model.detector):
         assert part.backbone.norm_cfg == dict(type='SN') and part.neck.norm_cfg == norm
-    assert 'outside the backbone' in report_of(model, scope='backbone').left[0].reason
+    assert 'outside the backbone' in report_of(model, extent='backbone').left[0].reason
 
 
 def test_a_teacher_keeps_its_norms():
@@ -219,7 +219,7 @@ def test_a_teacher_keeps_its_norms():
 def test_nothing_to_switch_is_an_error_and_changes_nothing(model):
     cfg = Config(dict(model=model))
     with pytest.raises(InputError, match="nothing to switch.*'backbone'"):
-        sn_mm.switch_norm_cfg(cfg, scope='backbone')
+        sn_mm.switch_norm_cfg(cfg, extent='backbone')
     assert cfg.to_dict() == dict(model=model)
 
 
@@ -248,9 +248,9 @@ def test_another_target_is_refused(norm_cfg, said):
         switch(dict(type='Part', norm_cfg=dict(type='BN')), norm_cfg)
 
 
-def test_another_scope_or_a_config_without_a_model_is_refused():
+def test_another_extent_or_a_config_without_a_model_is_refused():
     with pytest.raises(InputError, match='one of existing, backbone, all, got .head.'):
-        switch(dict(type='Part', norm_cfg=dict(type='BN')), scope='head')
+        switch(dict(type='Part', norm_cfg=dict(type='BN')), extent='head')
     with pytest.raises(InputError, match='no model'):
         sn_mm.switch_norm_cfg(Config(dict(a=1)))
 
@@ -259,15 +259,15 @@ def test_the_config_imports_sn_mm_and_has_the_hook_that_warns():
     cfg = Config(dict(model=dict(type='Default'), custom_hooks=[dict(type='EMAHook')]))
     sn_mm.switch_norm_cfg(cfg)
     assert cfg.custom_imports['imports'] == ['sn_mm']
-    hooks = [dict(type='EMAHook'), dict(type='sn_mm.LeftoverNormHook', scope='existing')]
+    hooks = [dict(type='EMAHook'), dict(type='sn_mm.UnconvertedNormHook', extent='existing')]
     assert cfg.custom_hooks == hooks
 
 
 def test_a_second_switch_takes_the_place_of_the_first_ones_hook():
     norm = dict(type='BN')
-    cfg = switch(dict(type='Part', backbone=dict(norm_cfg=norm), norm_cfg=norm), scope='backbone')
-    sn_mm.switch_norm_cfg(cfg, scope='all')
-    assert cfg.custom_hooks == [dict(type='sn_mm.LeftoverNormHook', scope='all')]
+    cfg = switch(dict(type='Part', backbone=dict(norm_cfg=norm), norm_cfg=norm), extent='backbone')
+    sn_mm.switch_norm_cfg(cfg, extent='all')
+    assert cfg.custom_hooks == [dict(type='sn_mm.UnconvertedNormHook', extent='all')]
 
 
 def test_what_would_keep_sn_from_learning_is_noted():

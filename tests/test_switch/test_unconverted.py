@@ -14,6 +14,7 @@ from toy_training import Model, build_runner
 
 import sn_mm
 from sn_mm import SwitchNorm1d, SwitchNorm2d
+from sn_mm.engine.hooks import UnconvertedNormHook
 from sn_mm.errors import InputError
 from sn_mm.switch import build_switched_model, convert_unconverted, find_unconverted
 
@@ -45,8 +46,8 @@ def registered(monkeypatch):
     monkeypatch.setitem(MODELS.module_dict, 'HardCoded', HardCoded)
 
 
-def names(model: nn.Module, *scope: str) -> list[str]:
-    return [name for name, _ in find_unconverted(model, *scope)]
+def names(model: nn.Module, *extent: str) -> list[str]:
+    return [name for name, _ in find_unconverted(model, *extent)]
 
 
 def test_every_kind_is_found_with_its_name_and_nothing_else():
@@ -57,7 +58,7 @@ def test_every_kind_is_found_with_its_name_and_nothing_else():
     assert find_unconverted(model) == [(str(i), type(layer)) for i, layer in enumerate(layers)]
 
 
-def test_a_scope_asks_for_what_its_switch_is_for():
+def test_an_extent_asks_for_what_its_switch_is_for():
     model = HardCoded(dict(type='SN'))
     assert names(model) == [*OWN, 'teacher_model.0']
     assert names(model, 'existing') == names(model, 'all') == OWN
@@ -103,7 +104,7 @@ def test_a_norm_of_a_pyramid_that_has_another_name_too_leaves_out_the_batch():
 
 def test_a_switched_model_is_built_with_nothing_left_and_weights_keep_their_names():
     settings = dict(type='HardCoded', norm_cfg=dict(type='SN'))
-    model = build_switched_model(settings | dict(scope='existing'), norm_cfg=dict(type='SN'))
+    model = build_switched_model(settings | dict(extent='existing'), norm_cfg=dict(type='SN'))
     assert isinstance(model, HardCoded) and not names(model, 'existing')
     named = dict(type='sn_mm.SwitchedModel', switched=settings)
     assert not names(MODELS.build(named | dict(norm_cfg=dict(type='SN'))), 'existing')
@@ -165,7 +166,31 @@ def test_no_warning_where_nothing_is_left(tmp_path):
     assert not torch.equal(moved, torch.ones_like(moved))
 
 
-def test_the_hook_is_found_by_name_and_refuses_another_scope():
-    assert type(HOOKS.build(dict(type='LeftoverNormHook'))).__module__.startswith('sn_mm')
-    with pytest.raises(InputError, match="scope of the switch must be one of .*, got 'heads'"):
-        HOOKS.build(dict(type='sn_mm.LeftoverNormHook', scope='heads'))
+def test_the_hook_is_found_by_name_and_refuses_another_extent():
+    assert type(HOOKS.build(dict(type='UnconvertedNormHook'))).__module__.startswith('sn_mm')
+    with pytest.raises(InputError, match="extent of the switch must be one of .*, got 'heads'"):
+        HOOKS.build(dict(type='sn_mm.UnconvertedNormHook', extent='heads'))
+
+
+def test_a_config_that_version_1_0_switched_builds_and_says_its_new_names():
+    norm_cfg = dict(type='SN')
+    settings = dict(type='HardCoded', norm_cfg=norm_cfg, scope='backbone')
+    with pytest.warns(DeprecationWarning, match="'scope' in model.switched is called 'extent'"):
+        model = MODELS.build(dict(type='sn_mm.SwitchedModel', switched=settings, norm_cfg=norm_cfg))
+    assert names(model, 'backbone') == [] and 'bn' in names(model)
+    with pytest.warns(DeprecationWarning, match=r"UnconvertedNormHook\(extent='backbone'\)"):
+        hook = HOOKS.build(dict(type='sn_mm.LeftoverNormHook', scope='backbone'))
+    assert isinstance(hook, UnconvertedNormHook) and hook.extent == 'backbone'
+
+
+def test_old_names_work_and_say_the_new_ones():
+    with pytest.warns(DeprecationWarning, match='find_leftovers is called find_unconverted'):
+        assert sn_mm.switch.find_leftovers is find_unconverted
+    with pytest.warns(DeprecationWarning, match='convert_leftovers is called convert_unconverted'):
+        assert sn_mm.switch.convert_leftovers is convert_unconverted
+    with pytest.warns(DeprecationWarning, match='simplify is called revert_switch_norm'):
+        assert sn_mm.simplify is sn_mm.revert_switch_norm
+    with pytest.warns(DeprecationWarning, match='is called extent'):
+        sn_mm.switch_norm_cfg(Config(dict(model=dict(type='HardCoded'))), scope='all')
+    with pytest.raises(AttributeError, match="'sn_mm' has no attribute 'no_such_name'"):
+        _ = sn_mm.no_such_name

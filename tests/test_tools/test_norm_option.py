@@ -42,7 +42,7 @@ def test_one_image_on_each_of_two_processes_trains_and_goes_on_without_the_switc
     write_split(tmp_path / 'data', 'train', 8)
     write_split(tmp_path / 'data', 'val', 2)
     (tmp_path / 'atss.py').write_text(READY_MADE + DATA)
-    switch = ('--norm', 'SN', '--norm-scope', 'all')
+    switch = ('--norm', 'SN', '--norm-extent', 'all')
     one = ('--cfg-options', 'train_dataloader.batch_size=1')
     log = succeed(tmp_path, TOOLS / 'dist_train.sh', 'atss.py', 2, *switch, *one)
     assert log.count('Switchable Normalization') == 1  # the table, of one rank

@@ -4,7 +4,7 @@ from .layer_names import LayerNamesHook
 from .precise_sn import PreciseSNHook
 from .resumable_checkpoint import ResumableCheckpointHook
 from .switch_weights import SwitchWeightsHook
-from .unconverted_norms import LeftoverNormHook
+from .unconverted_norms import LeftoverNormHook, UnconvertedNormHook
 
 __all__ = [
     'LayerNamesHook',
@@ -12,4 +12,5 @@ __all__ = [
     'PreciseSNHook',
     'ResumableCheckpointHook',
     'SwitchWeightsHook',
+    'UnconvertedNormHook',
 ]

@@ -8,31 +8,32 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from ..._deprecated import warn_renamed
 from ...model.convert import extras_of
 from ...switch.extent import check_extent
 from ...switch.unconverted import find_unconverted
 from ..unwrap import unwrap
 
 
-class LeftoverNormHook(Hook):
+class UnconvertedNormHook(Hook):
     """Names the norms that :func:`sn_mm.switch_norm_cfg` could not reach, in one warning.
 
     Args:
-        scope: The extent of the switch. Default: 'existing'.
+        extent: The extent of the switch. Default: 'existing'.
 
     Raises:
-        InputError: Another scope than 'existing', 'backbone' or 'all'.
+        InputError: Another extent than 'existing', 'backbone' or 'all'.
     """
 
-    def __init__(self, scope: str = 'existing') -> None:
-        check_extent(scope)
-        self.scope = scope
+    def __init__(self, extent: str = 'existing') -> None:
+        check_extent(extent)
+        self.extent = extent
 
     def before_run(self, runner: Runner) -> None:
         model = unwrap(runner.model)
         converted: list[str] = []
         kept: list[str] = []
-        for name, kind in find_unconverted(model, self.scope):
+        for name, kind in find_unconverted(model, self.extent):
             norms = kept if extras_of(model.get_submodule(name)) else converted
             norms.append(f'{name} ({kind.__name__})')
         sentences = []
@@ -49,3 +50,9 @@ class LeftoverNormHook(Hook):
             )
         if sentences:
             print_log(' '.join(sentences), 'current', logging.WARNING)
+
+
+def LeftoverNormHook(scope: str = 'existing') -> UnconvertedNormHook:
+    """The name and the argument that configs switched by version 1.0 have."""
+    warn_renamed(f'LeftoverNormHook(scope={scope!r})', f'UnconvertedNormHook(extent={scope!r})')
+    return UnconvertedNormHook(scope)
