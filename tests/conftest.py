@@ -36,10 +36,10 @@ def positive_int(text: str) -> int:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     add = parser.getgroup('checks', 'size of the checks in tests/checks').addoption
-    add('--trials', type=positive_int, default=40, metavar='N',
-        help='random trials of synchronisation: seeds 0 to N - 1 (%(default)s)')  # fmt: skip
-    add('--kills', type=positive_int, default=2, metavar='N',
-        help='kills of each training that is resumed (%(default)s)')  # fmt: skip
+    add('--trials', type=positive_int, metavar='N',
+        help='random trials of synchronisation: seeds 0 to N - 1 (40)')  # fmt: skip
+    add('--kills', type=positive_int, metavar='N',
+        help='kills of each training that is resumed (2)')  # fmt: skip
     add('--every-config', action='store_true', help='all ready-made configs, not a few of them')
     add('--record', action='store_true', help='write the results into docs/')
 

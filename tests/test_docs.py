@@ -38,7 +38,6 @@ ELSEWHERE = {
     r'(sn-mm [a-z-]+|python tools/train\.py)$': 'the name of a command',
     r'python tools/check_resume\.py': 'tests/test_tools/test_check_resume.py',
     r'bash tools/check_gpu\.sh': 'tests/test_tools/test_check_gpu.py',
-    r'python tools/check_sync\.py': 'tests/test_tools/test_check_sync.py',
     r'(DATA=\S+ )?(python tools/|sn-mm |\$)(compare|plot.norms)': 'test_compare_norms.py',
     r'python tools/make_nuclei\.py': 'tests/test_tools/test_make_nuclei.py',
     r'python tests/test_bad_input/page\.py': 'tests/test_bad_input, which compares the page',

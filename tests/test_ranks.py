@@ -8,9 +8,9 @@ import time
 import psutil
 import pytest
 import torch.distributed as dist
+from ranks import Ranks, RanksFailed
 from torch import nn, randn
 
-from ranks import Ranks, RanksFailed
 from sn_mm import SwitchNorm2d, name_layers
 
 

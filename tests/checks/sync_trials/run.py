@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .network import Network, Union
-from .trial import Step, Trial, draw
+from .trial import Step, Trial
 
 Found = dict[str, np.ndarray]
 """What there is to compare on a rank, by name."""
@@ -26,9 +26,8 @@ TOLERANCE = {'float64': 1e-7, 'float32': 1e-3}
 """Absolute, and relative to the largest value of a tensor."""
 
 
-def run_on_rank(rank: int, seed: int) -> Found:
-    """The trial of ``seed`` on this rank, in the default process group."""
-    trial = draw(seed)
+def run_on_rank(rank: int, trial: Trial) -> Found:
+    """The trial on this rank, in the default process group."""
     net: Network = Network(trial)
     parallel: nn.Module | None = None
     found: Found = {}
@@ -58,9 +57,8 @@ def run_on_rank(rank: int, seed: int) -> Found:
     return found
 
 
-def judge(seed: int) -> list[Found]:
-    """The trial of ``seed`` in one process, which sees the union of the batches."""
-    trial = draw(seed)
+def judge(trial: Trial) -> list[Found]:
+    """The trial in one process, which sees the union of the batches."""
     net = Network(trial, judge=True)
     ranks = range(trial.ranks)
     found: list[Found] = [{} for _ in ranks]

@@ -1,0 +1,55 @@
+"""What a check has found, written into the page of docs/ that shows it."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from sn_mm.cli.machine import describe
+
+DOCS = Path(__file__).parents[2] / 'docs'
+
+
+def write_record(page: str, name: str, text: str) -> None:
+    """Replaces what stands in a page between ``<!-- record: NAME -->`` and ``<!-- end -->``.
+
+    Args:
+        page: The file in docs/.
+        name: Of the record, as the page may have several.
+        text: Markdown.
+    """
+    path = DOCS / page
+    mark = f'<!-- record: {name} -->'
+    pattern = rf'(?<={re.escape(mark)}\n).*?(?=<!-- end -->)'
+    written, times = re.subn(pattern, lambda _: f'\n{text}\n\n', path.read_text(), flags=re.S)
+    assert times == 1, f'{path} must have {mark} once, has it {times} times'
+    path.write_text(written)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The first column to the left, the others to the right."""
+    from rich import box  # needed to record, not to check
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.MARKDOWN)
+    for number, name in enumerate(head):
+        table.add_column(name, justify='right' if number else 'left', no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    text = io.StringIO()
+    Console(file=text, width=1000, markup=False, emoji=False, highlight=False).print(table)
+    return '\n'.join(line.rstrip() for line in text.getvalue().strip().splitlines())
+
+
+def machine() -> str:
+    """The machine of a record, in one line."""
+    found = describe(torch.device('cpu'))
+    return (
+        f'{found["date"]}, {found["cpu"]}, {found["cores"]} cores, torch {found["torch"]}, '
+        f'sn_mm {found["sn_mm"]}'
+    )
