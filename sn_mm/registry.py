@@ -4,8 +4,8 @@ With ``custom_imports = dict(imports=['sn_mm'])`` MMEngine's root registries hav
 SN1d, SN2d, SN3d, the hooks SwitchWeightsHook, PreciseSNHook, ResumableCheckpointHook,
 UnconvertedNormHook and LayerNamesHook, BFloat16OptimWrapper, and SwitchedModel, which builds models
 with norms that no config reaches. ``type='sn_mm.SN'`` needs no import line: MMEngine finds this
-file by its name. MMEngine's own checkpoints load and resume from then on, in the toolboxes' scripts
-too, on versions of torch that load weights only.
+file by its name. MMEngine's own local checkpoints load and resume from then on, in the
+toolboxes' scripts too, on versions of torch that load weights only.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from .engine import hooks
 from .engine.bfloat16 import BFloat16OptimWrapper
 from .engine.complexity import register_flop_handles
 from .engine.config_packages import register_config_packages
-from .engine.safe_globals import register_safe_globals
+from .engine.local_checkpoints import register_local_loader
 from .layer import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .switch.unconverted import build_switched_model
 
@@ -55,5 +55,5 @@ _register(OPTIM_WRAPPERS, {'BFloat16OptimWrapper': BFloat16OptimWrapper})
 for root in (PARAM_SCHEDULERS, LOOPS):
     _register(root, {})  # MMEngine looks here for those of a base 'sn_mm::...', then in the root
 register_config_packages()
-register_safe_globals()
+register_local_loader()
 register_flop_handles()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import collections
+import os
 import pickle
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,50 +15,57 @@ import numpy as np
 import torch
 from torch import _weights_only_unpickler
 
-from .safe_globals import (
-    MMENGINE_ALLOWS,
-    NUMBERS,
-    TAKES_NAMES,
-    allowed_globals,
-    register_safe_globals,
-    safe_globals,
-)
+from .safe_globals import NUMBERS, safe_globals
 
 
-def safe_load(file: Path) -> Any:
-    """What ``torch.save`` wrote, on the CPU, memory-mapped where the format allows.
+def safe_load(file: Path, map_location: Any = 'cpu', mmap: bool = True) -> Any:
+    """What ``torch.save`` wrote, by an unpickler that takes named classes and functions only.
 
-    From torch 2.6 on ``torch.load(weights_only=True)`` with :func:`allowed_globals`; before,
-    whose ``weights_only`` takes no names, a restricted unpickler with the same names and opcodes.
+    These are torch's own, those on torch's list for this process (``add_safe_globals``), to which
+    nothing is added, and :func:`~sn_mm.engine.safe_globals.safe_globals`.
+
+    Args:
+        file: A local file.
+        map_location: As ``torch.load`` takes it.
+        mmap: Map the file into memory where its format allows. The file must then stay as it is.
 
     Raises:
         UnpicklingError: The file names something else, and loading it could run any code.
         Exception: The file is damaged; torch raises errors of many classes.
     """
     with file.open('rb') as opened:
-        mmap = opened.read(4) == b'PK\x03\x04'  # torch's own test, where it takes a file for a zip
-    if TAKES_NAMES:
-        register_safe_globals()
-        # Leaving it takes its names off the process's list, so only those that are not on it.
-        with torch.serialization.safe_globals(allowed_globals() if MMENGINE_ALLOWS else []):
-            return torch.load(file, 'cpu', weights_only=True, mmap=mmap)
-    if mmap and 'constants.pkl' in torch._C.PyTorchFileReader(str(file)).get_all_records():
+        zipped = opened.read(4) == b'PK\x03\x04'  # torch's own test
+    if zipped and 'constants.pkl' in torch._C.PyTorchFileReader(str(file)).get_all_records():
         raise pickle.UnpicklingError('a TorchScript archive, which is code, not a checkpoint')
-    # torch 2.1 takes a memory-mapped file by its name alone.
-    return torch.load(str(file), 'cpu', pickle_module=_RESTRICTED, mmap=mmap)
+    # With this variable torch.load takes no other unpickler than its own.
+    forced = os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '').lower() in _TRUE
+    return torch.load(
+        str(file),  # torch 2.1 takes a memory-mapped file by its name alone
+        map_location,
+        pickle_module=None if forced else _RESTRICTED,
+        weights_only=forced,
+        mmap=mmap and zipped,
+    )
+
+
+_TRUE = '1', 'y', 'yes', 'true'
 
 
 def _allowed() -> dict[str, Any]:
-    """The object for each name that torch 2.6 takes by itself or :func:`safe_globals` add."""
+    """The object for each name: torch's; else of the process's list; else :func:`safe_globals`."""
+    of_torch = _weights_only_unpickler._get_allowed_globals()
+    of_process = getattr(_weights_only_unpickler, '_get_user_allowed_globals', dict)
     return {
-        **_weights_only_unpickler._get_allowed_globals(),
-        '_codecs.encode': codecs.encode,  # for bytes
-        '__builtin__.bytearray': bytearray,
-        '__builtin__.complex': complex,
-        '__builtin__.set': set,
+        'builtins.bytearray': bytearray,
+        'builtins.complex': complex,
+        'builtins.set': set,
         'collections.Counter': collections.Counter,
         'torch.device': torch.device,
+        '_codecs.encode': codecs.encode,  # for bytes
         **safe_globals(),
+        **of_process(),
+        # Without the old classes of sparse tensors, whose indices torch checks afterwards.
+        **{name: kind for name, kind in of_torch.items() if '.sparse.' not in name},
     }
 
 
@@ -89,6 +98,9 @@ class _Unpickler(_PythonUnpickler):
         self._stateful = self._callable | set(map(id, stateful))
 
     def find_class(self, module: str, name: str) -> Any:
+        module, name = NAME_MAPPING.get(  # protocol 2 has Python 2's names
+            (module, name), (IMPORT_MAPPING.get(module, module), name)
+        )
         try:
             return self._allowed[f'{module}.{name}']
         except KeyError:

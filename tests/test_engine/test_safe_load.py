@@ -1,4 +1,4 @@
-"""The restricted unpickler of torch < 2.6, run on every torch: it runs nothing of a checkpoint."""
+"""The restricted unpickler: it reads a checkpoint whole, and runs nothing of it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from sn_mm import SwitchNorm2d
-from sn_mm.engine import safe_load as module
 from sn_mm.engine.safe_load import safe_load
 
 
 @pytest.fixture(autouse=True)
-def restricted(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, 'TAKES_NAMES', False)
+def in_a_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
@@ -58,6 +56,7 @@ HOSTILE = {
     'getattr of a module': b'c__builtin__\ngetattr\n(ctorch\nTensor\nX\x05\x00\x00\x00applytR.',
     'state of a class': b'ctorch\nTensor\n(N}X\x01\x00\x00\x00aX\x01\x00\x00\x00bstb.',
     'state of a function': b'c_codecs\nencode\n}b.',
+    'class of sparse tensors': b'ctorch.sparse\nFloatTensor\n)R.',
     'what a call gave is called': b'ccollections\nOrderedDict\n)R)R.',
     'a new object of another class': b'ccollections\nOrderedDict\n)R)\x81.',
 }
@@ -86,3 +85,27 @@ def test_code_of_torchscript_is_refused():
         safe_load(Path('b.pth'))
     with pytest.raises(pickle.UnpicklingError, match='TorchScript'):
         safe_load(Path('a.pth'))
+
+
+class Mine:
+    """A class that the process allows."""
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.serialization, 'safe_globals'), reason='torch < 2.5 has no such list'
+)
+def test_what_the_process_allows_is_taken_beside_a_log_history():
+    torch.save({'log': HistoryBuffer([1.5], [1]), 'mine': Mine()}, 'a.pth')
+    with pytest.raises(pickle.UnpicklingError, match='Mine'):
+        safe_load(Path('a.pth'))
+    with torch.serialization.safe_globals([Mine]):
+        assert type(safe_load(Path('a.pth'))['mine']) is Mine
+
+
+def test_where_torch_is_told_to_take_weights_only_its_own_unpickler_reads(monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    torch.save({'a': torch.ones(2)}, 'a.pth')
+    assert safe_load(Path('a.pth'))['a'].tolist() == [1, 1]
+    torch.save({'log': HistoryBuffer([1.5], [1])}, 'b.pth')
+    with pytest.raises(pickle.UnpicklingError, match='HistoryBuffer'):
+        safe_load(Path('b.pth'))
