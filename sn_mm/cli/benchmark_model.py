@@ -1,7 +1,7 @@
 """Measures a training step of a model with its own norms and with SN, side by side.
 
     python tools/benchmark_model.py mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py --size 800
-    python tools/benchmark_model.py CONFIG --size 256 --norm SN --norm-scope all
+    python tools/benchmark_model.py CONFIG --size 256 --norm SN --norm-extent all
 
 A step is forward, backward and the optimizer's, on two made-up images. Both models have every layer
 in training mode and nothing frozen. They take turns, so that the ratio holds even where the machine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,10 @@ from ..model.batch_average import measure_batch_average
 from .resume.random_states import get_random_states, set_random_states
 
 
+_ANNOTATIONS = ('data_list', 'data_bytes', 'data_address')
+"""Of an MMEngine data set."""
+
+
 def check_seed(name: str, seed: object) -> None:
     """Checks a seed: ranks add their number, and NumPy takes 32 bits.
 
@@ -29,6 +34,27 @@ def check_seed(name: str, seed: object) -> None:
     """
     if not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise InputError(f'{name} must be an int from 0 to 2^31 - 1, got {seed!r}')
+
+
+def copy_dataset(dataset: Any) -> Any:
+    """Copies a data set whose transforms may keep a state, without copying its annotations.
+
+    Nothing writes to the annotations of an MMEngine data set, so both share them.
+
+    Args:
+        dataset: A data set, or wrappers such as ``ConcatDataset`` around some.
+
+    Returns:
+        The copy.
+    """
+    shared, found = {}, [dataset]
+    while found:
+        inner = found.pop()
+        for name in _ANNOTATIONS:
+            annotations = getattr(inner, name, None)
+            shared[id(annotations)] = annotations
+        found += [inner.dataset] if hasattr(inner, 'dataset') else getattr(inner, 'datasets', [])
+    return copy.deepcopy(dataset, shared)
 
 
 def measure_on_training_set(

@@ -8,6 +8,9 @@ from torch import nn
 
 __all__ = ['replace_modules']
 
+_HOOKS = [name for name in vars(nn.Module()) if '_hook' in name]
+"""Where torch keeps the hooks of a module."""
+
 
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """Replaces modules wherever a model uses them, in place.
@@ -27,5 +30,5 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
             if child is not None and child in replacements:
                 setattr(parent, name, replacements[child])
     for old, new in replacements.items():
-        vars(new).update({key: value for key, value in vars(old).items() if '_hook' in key})
+        vars(new).update({name: vars(old)[name] for name in _HOOKS if name in vars(old)})
     return replacements.get(model, model)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mmengine.dataset import BaseDataset, RepeatDataset
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 from toy_training import Model, loader
 
-from sn_mm.engine.training_set import measure_on_training_set
+from sn_mm.engine.training_set import copy_dataset, measure_on_training_set
 from sn_mm.errors import InputError
 
 
@@ -53,6 +54,32 @@ def test_each_epoch_shows_the_whole_training_set_in_an_order_of_its_own() -> Non
 
 def test_the_seed_chooses() -> None:
     assert shown(3) == shown(3) != shown(3, seed=1)
+
+
+class Counting(list):
+    """A transform with a state."""
+
+    def __call__(self, sample: dict) -> dict:
+        self.append(sample['index'])
+        return sample
+
+
+class Listed(BaseDataset):
+    def load_data_list(self) -> list[dict]:
+        return [dict(index=index) for index in range(3)]
+
+
+@pytest.mark.parametrize('serialize', [True, False])
+def test_a_copy_has_transforms_of_its_own_and_shares_the_annotations(serialize: bool) -> None:
+    inner = Listed(pipeline=[Counting()], serialize_data=serialize)
+    whole = ConcatDataset([RepeatDataset(inner, 2)])
+    twin = copy_dataset(whole)
+    assert [twin[i]['index'] for i in range(6)] == [whole[i]['index'] for i in range(6)]
+    copied = twin.datasets[0].dataset
+    name = 'data_bytes' if serialize else 'data_list'
+    assert copied is not inner and getattr(copied, name) is getattr(inner, name)
+    assert copied.pipeline.transforms[0] is not inner.pipeline.transforms[0]
+    assert len(copied.pipeline.transforms[0]) == len(inner.pipeline.transforms[0]) == 6
 
 
 @pytest.mark.parametrize('bn', [False, True])

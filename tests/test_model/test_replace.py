@@ -46,6 +46,13 @@ def test_hooks_and_their_handles_stay():
     assert calls == ['before', 'after', 'before']
 
 
+def test_an_attribute_of_a_module_that_is_named_after_a_hook_stays_with_it():
+    old, new = nn.ReLU(), nn.Tanh()
+    old.my_hook_names = ['before']
+    replace_modules(nn.Sequential(old), {old: new})
+    assert not hasattr(new, 'my_hook_names')
+
+
 def test_without_replacements_nothing_changes():
     model = Shared()
     before = dict(model.named_modules())

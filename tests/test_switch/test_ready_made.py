@@ -204,7 +204,7 @@ def test_a_lazy_config_is_switched_dumped_and_built(tmp_path):
 
     (tmp_path / 'lazy.py').write_text(LAZY)
     cfg = Config.fromfile(tmp_path / 'lazy.py', lazy_import=True)
-    report = sn_mm.switch_norm_cfg(cfg, dict(type='SN', sync=False), scope='all')
+    report = sn_mm.switch_norm_cfg(cfg, dict(type='SN', sync=False), extent='all')
     assert [str((e.old or {}).get('type')) for e in report.switched] == [
         'BatchNorm2d', 'None', 'GroupNorm',
     ]  # fmt: skip

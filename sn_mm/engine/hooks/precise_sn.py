@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
@@ -10,7 +9,7 @@ from mmengine.runner import Runner
 
 from ...errors import InputError, check_bool, check_positive_int
 from ...model.batch_average import check_not_sharded, set_statistics, tracking_layers
-from ..training_set import check_seed, measure_on_training_set
+from ..training_set import check_seed, copy_dataset, measure_on_training_set
 from ..unwrap import unwrap
 
 
@@ -100,7 +99,7 @@ class PreciseSNHook(Hook):
             return
         model = unwrap(runner.model)
         averaged = [h.ema_model.module for h in runner.hooks if isinstance(h, EMAHook)]
-        dataset = copy.deepcopy(runner.train_dataloader.dataset)
+        dataset = copy_dataset(runner.train_dataloader.dataset)
         statistics = measure_on_training_set(
             averaged[0] if averaged else model,
             {**runner._train_dataloader, 'dataset': dataset},
