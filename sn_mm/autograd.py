@@ -5,7 +5,6 @@ Kept for backward: the input, the parameters, and O(NC) numbers, the moments of 
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from .equations import Moments, Parameters, Running, Settings, Sums
 from .errors import InputError
 from .ops import backend_for, dense
 
-__all__ = ['Batch', 'SwitchNormFunction', 'forward_pass', 'used_scopes']
+__all__ = ['Batch', 'SwitchNormFunction', 'forward_pass']
 
 
 class Batch(NamedTuple):
@@ -32,12 +31,6 @@ class Batch(NamedTuple):
 
     moments: Tensor
     total: int | Tensor
-
-
-def used_scopes(x: Tensor, normalizers: tuple[str, ...]) -> tuple[str, ...]:
-    """With one position an instance has no statistics of its own: 'in' is left out."""
-    one = math.prod(x.shape[2:]) == 1
-    return tuple(k for k in normalizers if k != 'in') if one else normalizers
 
 
 def forward_pass(
@@ -169,14 +162,12 @@ def _differentiable_backward(
     inputs = x, *parameters
     wanted = [t for t, need in zip(inputs, needed) if need and t is not None]
     mean, var = (None, None) if fixed is None else fixed[:, 0].unbind()
-    scopes = list(settings.scopes)
-    if parameters.mean_weight.numel() > len(scopes):
-        scopes.insert(0, 'in')
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         y = equations.switch_norm(
             x, parameters.mean_weight, parameters.var_weight, mean, var, parameters.weight,
-            parameters.bias, False, None, settings.eps, scopes, settings.correction, None,
+            parameters.bias, False, None, settings.eps, list(settings.scopes), settings.correction,
+            None,
         )  # fmt: skip
     if x.numel():
         grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=create_graph))

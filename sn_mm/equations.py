@@ -35,9 +35,7 @@ class Settings(NamedTuple):
     """The settings of a layer that are no tensors.
 
     Attributes:
-        scopes: The scopes that are mixed, in the order in, ln, bn. Where a channel of an instance
-            has one position 'in' is left out, and the logits have one entry more than there are
-            scopes: the first.
+        scopes: The scopes that are mixed, in the order in, ln, bn.
         eps: Added to the mixed variance.
         correction: 0: biased instance variances. 1: unbiased, times L / (L - 1) where L > 1; all
             scopes are pooled from these.
@@ -49,7 +47,10 @@ class Settings(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """Logits (K,) of the mixes of means and of variances; ``weight`` and ``bias`` (C,) or None."""
+    """The logits (K,) of means and of variances; ``weight`` and ``bias`` (C,) or None.
+
+    With one position per channel the logits of 'in' are masked (:func:`mask_instance`).
+    """
 
     mean_weight: Tensor
     var_weight: Tensor
@@ -84,7 +85,7 @@ class Sums(NamedTuple):
             g1 = weight r S1, g2 = weight r^2 (r (S2 + (m - mu) S1)) and p and q are the scope's
             shares.
         batch: (2, 1, C) for a 'bn' that was measured, else None: the same over instances. With the
-            shares, since those may differ between ranks: one with one position leaves 'in' out.
+            shares, since those may differ between ranks: one with one position masks 'in'.
     """
 
     instance: Tensor
@@ -93,7 +94,7 @@ class Sums(NamedTuple):
 
 
 def stats_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of the statistics of inputs of ``dtype``: float64 for float64, else float32."""
+    """The dtype in which what is given in ``dtype`` is computed: float64 for it, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -177,7 +178,7 @@ def move_running(
     seen = total > 0
     if num_batches_tracked is not None:
         num_batches_tracked.add_(seen)
-    mean, var = batch.detach().to(_wide(running_mean.dtype))[:, 0].unbind(0)
+    mean, var = batch.detach().to(stats_dtype(running_mean.dtype))[:, 0].unbind(0)
     if correction == 0:
         var = var * (total / (total - 1).clamp(min=1)).to(var.dtype)
     if momentum is not None:
@@ -190,8 +191,23 @@ def move_running(
         running.copy_(torch.where(seen, old * (1 - share) + new * share, old))
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def mask_instance(logits: Tensor) -> Tensor:
+    """``logits`` (..., K) with the first one, that of 'in', at -inf.
+
+    With one position per channel an instance has no statistics of its own. The share of 'in' is
+    then 0, and so are all gradients through it.
+    """
+    return torch.nn.functional.pad(logits[..., 1:], [1, 0], value=float('-inf'))
+
+
+def shares_of(mean_weight: Tensor, var_weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Equation 5: the softmax of the logits, of means above that of variances, (2, K)."""
+    return _as(torch.stack([mean_weight, var_weight]), dtype).softmax(1)
+
+
+def shares_backward(grad: Tensor, shares: Tensor) -> Tensor:
+    """Gradients of the logits (2, K) from those of the shares, which may be off by one number."""
+    return shares * (grad - (grad * shares).sum(1, keepdim=True))
 
 
 def mix(shares: Tensor, moments: list[Tensor]) -> Tensor:
@@ -205,12 +221,6 @@ def mix(shares: Tensor, moments: list[Tensor]) -> Tensor:
     for k in range(1, len(moments)):
         mixed = mixed + shares[:, k].view(2, 1, 1) * moments[k]
     return mixed
-
-
-def shares_of(parameters: Parameters, settings: Settings, dtype: torch.dtype) -> Tensor:
-    """Equation 5: the softmax of the logits of the scopes in use, (2, K) in ``dtype``."""
-    logits = torch.stack([parameters.mean_weight, parameters.var_weight]).to(dtype)
-    return logits[:, -len(settings.scopes) :].softmax(1)
 
 
 class Mixed(NamedTuple):
@@ -235,7 +245,7 @@ class Mixed(NamedTuple):
 def mixed(moments: Moments, parameters: Parameters, settings: Settings) -> Mixed:
     """Equation 4, with the mean about that of each instance and channel."""
     mean = moments['in'][0]
-    shares = shares_of(parameters, settings, mean.dtype)
+    shares = shares_of(parameters.mean_weight, parameters.var_weight, mean.dtype)
     off = torch.zeros_like(mean)
     var = torch.zeros_like(mean)
     for k, scope in enumerate(settings.scopes):
@@ -275,9 +285,7 @@ def reduce(
     # About the mixed moments, as only differences between scopes matter; first about m.
     about, rest = torch.stack((moments['in'][0], var)), torch.stack((off, torch.zeros_like(off)))
     of_shares = [(g * (moments[k] - about - rest)).sum((1, 2)) for k in settings.scopes]
-    of_logits = _softmax_backward(torch.stack(of_shares, 1), shares)
-    left_out = parameters.mean_weight.numel() - len(settings.scopes)
-    minus_mean, minus_twice_var = torch.nn.functional.pad(of_logits, (left_out, 0)).unbind()
+    minus_mean, minus_twice_var = shares_backward(torch.stack(of_shares, 1), shares).unbind()
     of_scopes = dict(zip(settings.scopes, shares.view(2, -1, 1, 1).unbind(1)))
     sums = Sums(
         instance,
@@ -287,10 +295,6 @@ def reduce(
     gradients = -minus_mean, minus_twice_var * -0.5, sum_dy_xhat.sum(0), s1.sum(0)
     in_dtype = (None if p is None else g.to(p.dtype) for p, g in zip(parameters, gradients))
     return sums, Parameters(*in_dtype)  # type: ignore[arg-type]
-
-
-def _softmax_backward(grad: Tensor, shares: Tensor) -> Tensor:
-    return shares * (grad - (grad * shares).sum(1, keepdim=True))
 
 
 def propagate(
@@ -360,7 +364,7 @@ def switch_norm(
 
     The others, and the result, are those of :func:`sn_mm.functional.switch_norm`.
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = stats_dtype(x.dtype)
     wide = _as(x if x.dim() > 2 else x.unsqueeze(2), dtype)
     axes = [i for i in range(2, wide.dim())]  # noqa: C416 (TorchScript)
     per_channel = [wide.size(0), wide.size(1)] + [1] * len(axes)
@@ -375,10 +379,11 @@ def switch_norm(
     if correction:
         var = var * (positions / (positions - correction).clamp(min=1))
     instance = torch.stack([mean, var])
-    logits = _as(torch.stack([mean_weight, var_weight]), dtype)
-    if normalizers[0] == 'in':  # left out for one position
-        first = torch.arange(len(normalizers), device=x.device) == 0
-        logits = logits.masked_fill(first & (positions < 2), float('-inf'))
+    if normalizers[0] == 'in':
+        one = positions < 2
+        mean_weight = torch.where(one, mask_instance(mean_weight), mean_weight)
+        var_weight = torch.where(one, mask_instance(var_weight), var_weight)
+    shares = shares_of(mean_weight, var_weight, dtype)
 
     moments: list[Tensor] = []
     for scope in normalizers:
@@ -397,7 +402,7 @@ def switch_norm(
         else:
             running = _as(torch.stack([running_mean, running_var]), dtype).unsqueeze(1)
             moments.append(shifted(running, -pivot))
-    off, mixed_var = mix(logits.softmax(1), moments).unbind(0)
+    off, mixed_var = mix(shares, moments).unbind(0)
 
     scale = (mixed_var + eps).rsqrt()
     if weight is not None:

@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 
 from . import equations
 from ._compat import is_compiling, is_exporting, is_transformed, is_watched, traceable
-from .autograd import SwitchNormFunction, forward_pass, used_scopes
+from .autograd import SwitchNormFunction, forward_pass
 from .distributed import Caller, check_group
 from .equations import SCOPES, Parameters, Running, Settings
 from .errors import InputError, check_number, check_type
@@ -161,7 +161,8 @@ def switch_norm(
     if momentum is None and num_batches_tracked is None and running_mean is not None and training:
         raise InputError('momentum=None (cumulative average) needs num_batches_tracked')
     check_instances(input, normalizers)
-    if math.prod(input.shape[2:]) == 1:
+    one_position = math.prod(input.shape[2:]) == 1
+    if one_position:
         alone = input.shape[0] == 1 and process_group is None
         if alone and training and 'ln' not in normalizers:
             raise InputError(
@@ -195,10 +196,13 @@ def switch_norm(
             with torch._C._DisableTorchDispatch():
                 batches = None if num_batches_tracked is None else num_batches_tracked.clone()
                 running = Running(running_mean.clone(), running_var.clone(), batches, momentum)
-    settings = Settings(used_scopes(input, normalizers), eps, correction)
+    settings = Settings(normalizers, eps, correction)
     caller = None
     if process_group is not None and not compiling:
         caller = Caller(name, input.shape[1], normalizers, eps, correction)
+    if one_position and normalizers[0] == 'in':
+        mean_weight = equations.mask_instance(mean_weight)
+        var_weight = equations.mask_instance(var_weight)
     input = dense(input)
     if not torch.is_grad_enabled():
         parameters = Parameters(mean_weight, var_weight, weight, bias)

@@ -90,8 +90,7 @@ class Backend(Protocol):
         Args:
             measured: Whether 'bn' was measured, so that a gradient flows through it.
 
-        Gradients are this rank's own. Where a logit's scope was left out its gradient is 0; without
-        a weight or bias theirs is None.
+        Gradients are this rank's own; without a weight or bias theirs is None.
         """
 
     def propagate(

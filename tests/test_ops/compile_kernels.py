@@ -40,7 +40,7 @@ def launches_of_a_step(
     """Everything that a synchronised layer launches forward and backward, and in evaluation."""
     x = torch.empty(shape, dtype=dtype, device='meta').contiguous(memory_format=memory_format)
     three, channels = x.new_empty(3, dtype=torch.float32), x.new_empty(shape[1]).float()
-    logits = three[: max(2, len(scopes))]  # with one scope also a logit of 'in', left out
+    logits = three[: len(scopes)]
     parameters = Parameters(logits, logits, *(channels if affine else None for _ in range(2)))
     running = Running(channels, channels, x.new_empty((), dtype=torch.int64), 0.1)
     settings = Settings(scopes, 1e-5, 0)

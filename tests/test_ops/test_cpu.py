@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sn_mm.equations import mask_instance
 from sn_mm.ops import cpu
 from sn_mm.ops.protocol import Moments, Parameters, Running, Settings, Sums
 
@@ -56,8 +57,7 @@ def judge_moments(x: Tensor, setup: Settings) -> Moments:
 
 def judge_mix(moments: Moments, parameters: Parameters, setup: Settings) -> tuple[Tensor, Tensor]:
     """mu and r."""
-    used = len(setup.scopes)
-    p, q = (w.double()[-used:].softmax(0) for w in parameters[:2])
+    p, q = (w.double().softmax(0) for w in parameters[:2])
     mu = sum(p[k] * moments[scope][0] for k, scope in enumerate(setup.scopes))
     var = sum(q[k] * moments[scope][1] for k, scope in enumerate(setup.scopes))
     return mu, (var + setup.eps).rsqrt()
@@ -82,7 +82,7 @@ def judge_sums(dy, x, moments, parameters, setup, measured) -> Sums:
     dy, xc = dy.double(), x.double() - per_channel(m, x)
     s1, s2 = (k.reshape(*x.shape[:2], -1).sum(2) for k in (dy, dy * xc))
     g = torch.stack((w * r * s1, w * r**2 * (r * (s2 + (m - mu) * s1))))
-    logits = torch.stack([k.double()[-len(setup.scopes) :] for k in parameters[:2]])
+    logits = torch.stack([k.double() for k in parameters[:2]])
     share = dict(zip(setup.scopes, logits.softmax(1).unbind(1)))
 
     def wider(scope: str, dim: int) -> Tensor:
@@ -165,16 +165,17 @@ def cases(draw):
     x, dy = (t.contiguous(memory_format=layout or torch.contiguous_format) for t in (x, dy))
 
     scopes = draw(st.sampled_from(('in', 'ln', 'bn', 'in ln', 'in bn', 'ln bn', 'in ln bn')))
-    logits = scopes.split()
-    used = tuple(k for k in logits if k != 'in') if math.prod(size) == 1 else tuple(logits)
-    if not used:
-        used, logits = ('ln',), ['in', 'ln']
-    setup = Settings(used, 0.05, draw(st.integers(0, 1)))
+    if math.prod(size) == 1 and scopes == 'in':
+        scopes = 'in ln'
+    setup = Settings(tuple(scopes.split()), 0.05, draw(st.integers(0, 1)))
     kinds = st.sampled_from((torch.float32, torch.float32, torch.float64, *DTYPES))
     parameters = Parameters(
-        *(torch.randn(len(logits)).to(draw(kinds)) for _ in range(2)),
+        *(torch.randn(len(setup.scopes)).to(draw(kinds)) for _ in range(2)),
         *(torch.randn(c).to(draw(kinds)) if draw(st.booleans()) else None for _ in range(2)),
     )
+    if math.prod(size) == 1 and scopes.startswith('in'):
+        masked = map(mask_instance, parameters[:2])
+        parameters = Parameters(*masked, *parameters[2:])
     return x, dy, parameters, setup, draw(st.booleans())
 
 

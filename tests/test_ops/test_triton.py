@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sn_mm.layer
 from sn_mm import SwitchNorm, autograd, functional, ops
+from sn_mm.equations import mask_instance
 from sn_mm.ops.protocol import Backend, Moments, Parameters, Running, Settings, Sums
 
 triton = pytest.importorskip('triton', '3.0', 'the kernels need Triton 3.0')
@@ -141,8 +142,7 @@ def expected_moments(x: Tensor, layer: Settings, given: Running | None) -> Momen
 def expected_sums(
     dy: Tensor, x: Tensor, moments: Moments, parameters: Parameters, layer: Settings, measured: bool
 ) -> Sums:
-    first = parameters.mean_weight.numel() - len(layer.scopes)
-    p, q = (t.double()[first:].softmax(0) for t in parameters[:2])
+    p, q = (t.double().softmax(0) for t in parameters[:2])
     share = {k: torch.stack(both)[:, None, None] for k, *both in zip(layer.scopes, p, q)}
     moments = {scope: t.double() for scope, t in moments.items()}
     mu = sum(p_k * moments[k][0] for p_k, k in zip(p, layer.scopes))
@@ -215,11 +215,9 @@ def check_passes(
     x64 = x.detach().double().requires_grad_()
     parameters64 = [None if p is None else p.double().requires_grad_() for p in parameters]
     statistics = (None, None) if given is None else given[:2]
-    left_out = len(parameters.mean_weight) - len(layer.scopes)
-    normalizers = ('in',) * left_out + layer.scopes
     judged = reference(
         [x64], *parameters64, *statistics, training=given is None, eps=layer.eps,
-        normalizers=normalizers, correction=layer.correction,
+        normalizers=layer.scopes, correction=layer.correction,
     )  # fmt: skip
     close(y, judged.outputs[0], dtype, 4)
     judged.outputs[0].backward(dy.double())
@@ -240,12 +238,16 @@ def test_passes_for_any_batch(data):
     shape = data.draw(st.tuples(*(st.integers(1, size) for size in (3, 9, 6, 6))), 'shape')
     dtype, memory_format = data.draw(st.sampled_from([*product(DTYPES, FORMATS)]), 'map')
     one = shape[2:] == (1, 1)
-    scopes = data.draw(st.sampled_from([s for s in SUBSETS if not (one and 'in' in s)]), 'scopes')
-    logits = len(scopes) + (one and data.draw(st.booleans(), 'a logit of in'))
+    scopes = data.draw(st.sampled_from([s for s in SUBSETS if s != ('in',) or not one]), 'scopes')
     layer = Settings(scopes, 0.1, data.draw(st.integers(0, 1), 'correction'))
     parameters = random_parameters(
-        shape[1], logits, data.draw(st.sampled_from(DTYPES), 'parameters'), data.draw(st.booleans())
+        shape[1],
+        len(scopes),
+        data.draw(st.sampled_from(DTYPES), 'parameters'),
+        data.draw(st.booleans()),
     )
+    if one and 'in' in scopes:
+        parameters = Parameters(*map(mask_instance, parameters[:2]), *parameters[2:])
     running = data.draw(st.sampled_from([None, random_running(shape[1])]), 'running')
     x, dy = (random_map(shape, dtype, memory_format) for _ in range(2))
     with small_tiles(*data.draw(st.sampled_from([(16, 32), (64, 8), (4096, 1)]), 'tiles')):
@@ -255,8 +257,10 @@ def test_passes_for_any_batch(data):
 @pytest.mark.parametrize('shape', [(5, 3), (2, 3, 7), (2, 3, 2, 3, 4), (1, 2, 1, 40), (1, 1, 2)])
 def test_passes_for_any_number_of_axes(shape):
     x, dy = (random_map(shape, torch.float32, 'contiguous') for _ in range(2))
-    scopes = ALL if x[0, 0].numel() > 1 else ALL[1:]
-    check_passes(x, dy, Settings(scopes, 0.1, 0), random_parameters(shape[1], 3))
+    parameters = random_parameters(shape[1], 3)
+    if x[0, 0].numel() == 1:
+        parameters = Parameters(*map(mask_instance, parameters[:2]), *parameters[2:])
+    check_passes(x, dy, Settings(ALL, 0.1, 0), parameters)
 
 
 def test_passes_for_channels_last_volumes():

@@ -19,7 +19,7 @@ from ..protocol import Moments, Parameters, Running, Settings, Sums
 from . import build
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_PASS = struct.Struct('19P9q3dP')  # struct pass of kernels.c
+_PASS = struct.Struct('19P8q3dP')  # struct pass of kernels.c
 _GRAIN = 2**15  # values that are worth another thread, as in torch
 
 
@@ -137,21 +137,18 @@ def _call(
     n, c = x.shape[:2]
     values = x.numel()
     positions = values // (n * c)
-    scopes = settings.scopes
     # Keeps converted copies alive until the function returns.
     tensors = [
         x, dy, out, moments['in'], moments.get('ln'), moments.get('bn'),
         *sums, *map(_float, parameters), *gradients, *running,
     ]  # fmt: skip
-    logits = parameters[0]
     failed = function(
         _PASS.pack(
             *[0 if t is None else t.data_ptr() or _no_memory(t) for t in tensors],
             n, c, positions, _TYPES[x.dtype],
             positions == 1 or not x.is_contiguous(),  # one position: N rows of C
             min(torch.get_num_threads(), 1 + values // _GRAIN),
-            'in' in scopes,
-            0 if logits is None else logits.numel() - len(scopes),
+            'in' in settings.scopes,
             settings.correction,
             settings.eps, momentum, total, 0,
         )

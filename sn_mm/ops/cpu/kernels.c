@@ -53,7 +53,6 @@ struct pass {
     int64_t n, c, l;
     int64_t type, channels_last, threads;
     int64_t instance_mixed; /* layer and batch are mixed where they are not NULL */
-    int64_t skipped; /* logits of scopes that are left out, the first */
     int64_t correction;
     double eps;
     double momentum;
@@ -669,7 +668,6 @@ static void softmax(const struct pass *p, const float *logits, double *shares)
 {
     const int mixed[3] = {(int)p->instance_mixed, !!p->layer, !!p->batch};
     double largest = -INFINITY, sum = 0;
-    logits += p->skipped;
     for (int k = 0, i = 0; k < 3; k++)
         if (mixed[k])
             largest = MAX(largest, logits[i]), i++;
@@ -963,7 +961,6 @@ static void grad_logits(const struct pass *p, const double *shares, const double
     double mean = 0;
     for (int k = 0; k < 3; k++)
         mean += shares[k] * of_shares[k];
-    out += p->skipped;
     for (int k = 0; k < 3; k++)
         if (mixed[k])
             *out++ = (float)(-factor * shares[k] * (of_shares[k] - mean));

@@ -113,7 +113,7 @@ def normalize(x: Tensor, moments: Moments, parameters: Parameters, settings: Set
             eps=float(settings.eps),
             **_moments(moments),
             **_parameters(parameters),
-            **_scopes(parameters, settings),
+            **_scopes(settings),
             **tiles.arguments,
         )
     return y
@@ -140,7 +140,7 @@ def reduce(
         torch.empty_like(parameters.mean_weight), torch.empty_like(parameters.var_weight),
         *(None if p is None else torch.empty_like(p) for p in parameters[2:]),
     )  # fmt: skip
-    scopes = _scopes(parameters, settings)
+    scopes = _scopes(settings)
     tensors = _parameters(parameters)
     del tensors['bias']
     tile = pool_tile(tiles.chunks)
@@ -205,7 +205,7 @@ def propagate(
             TOTAL_IN_MEMORY=isinstance(total, Tensor),
             **_moments(moments),
             **tensors,
-            **_scopes(parameters, settings),
+            **_scopes(settings),
             **tiles.arguments,
         )
     return dx
@@ -238,10 +238,9 @@ def _parameters(parameters: Parameters) -> dict[str, Tensor | None]:
     return {name: None if p is None else p.contiguous() for name, p in tensors}
 
 
-def _scopes(parameters: Parameters, settings: Settings) -> dict[str, int]:
+def _scopes(settings: Settings) -> dict[str, int]:
     """Which scopes are mixed, as numbers that kernels count with."""
-    mixed = {scope.upper(): int(scope in settings.scopes) for scope in ('in', 'ln', 'bn')}
-    return mixed | {'FIRST': parameters.mean_weight.numel() - len(settings.scopes)}
+    return {scope.upper(): int(scope in settings.scopes) for scope in ('in', 'ln', 'bn')}
 
 
 def _running(

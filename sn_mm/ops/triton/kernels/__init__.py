@@ -20,7 +20,6 @@ Sizes: ``instances`` N, ``channels`` C, ``positions`` L, ``chunks`` K. A kernel 
 all in float32 but for inputs, parameters and running statistics, whose dtypes are free. Constants:
 
     IN, LN, BN              whether these scopes are mixed
-    FIRST                   the place of the first mixed scope among the logits
     CHANNELS_LAST, UNIT     memory format; a factor of the size that is dense in memory
     BLOCK_*                 the shape of a tile, powers of two
 

@@ -85,7 +85,6 @@ def grad_input(
     IN: tl.constexpr,
     LN: tl.constexpr,
     BN: tl.constexpr,
-    FIRST: tl.constexpr,
     TOTAL_IN_MEMORY: tl.constexpr,
 ) -> None:
     """``dx = scale * dy + b * (x - mean) + c``: one tile a program."""
@@ -106,8 +105,8 @@ def grad_input(
     start = origin + first * stride
     grad = tl.load(dy + start + inside, mask=mask).to(tl.float32)
     value = tl.load(x + start + inside, mask=mask).to(tl.float32)
-    p_in, p_ln, p_bn = shares(mean_weight, IN, LN, BN, FIRST)
-    q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN, FIRST)
+    p_in, p_ln, p_bn = shares(mean_weight, IN, LN, BN)
+    q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN)
     mean, off, var = mixed(
         instance, layer, batch, p_ln, p_bn, q_in, q_ln, q_bn, n, c, instances, channels, rows,
         IN, LN, BN,

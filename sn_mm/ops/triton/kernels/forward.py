@@ -89,7 +89,6 @@ def apply(
     IN: tl.constexpr,
     LN: tl.constexpr,
     BN: tl.constexpr,
-    FIRST: tl.constexpr,
 ) -> None:
     """``y``: one tile a program."""
     program = tl.program_id(0)
@@ -108,8 +107,8 @@ def apply(
     mask = rows[:, None] & (first + tl.arange(0, BLOCK_POSITIONS) < positions)[None, :]
     start = origin + first * stride
     value = tl.load(x + start + inside, mask=mask).to(tl.float32)
-    _, p_ln, p_bn = shares(mean_weight, IN, LN, BN, FIRST)
-    q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN, FIRST)
+    _, p_ln, p_bn = shares(mean_weight, IN, LN, BN)
+    q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN)
     mean, off, var = mixed(
         instance, layer, batch, p_ln, p_bn, q_in, q_ln, q_bn, n, c, instances, channels, rows,
         IN, LN, BN,

@@ -9,15 +9,15 @@ PARAMETERS = ['mean_weight', 'var_weight', 'weight']
 
 
 @triton.jit
-def shares(logits, IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr, FIRST: tl.constexpr):
+def shares(logits, IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr):
     """Shares of 'in', 'ln' and 'bn' in a mix: the softmax of their logits, 0 for other scopes.
 
     Any function to shares that sum to 1 may stand here; :func:`shares_backward` is its derivative.
     """
     # In place of a scope that is not mixed another one's logit is read, and then dropped.
-    of_in = tl.load(logits + FIRST).to(tl.float32)
-    of_ln = tl.load(logits + FIRST + IN * LN).to(tl.float32)
-    of_bn = tl.load(logits + FIRST + (IN + LN) * BN).to(tl.float32)
+    of_in = tl.load(logits).to(tl.float32)
+    of_ln = tl.load(logits + IN * LN).to(tl.float32)
+    of_bn = tl.load(logits + (IN + LN) * BN).to(tl.float32)
     top = tl.maximum(of_in, tl.maximum(of_ln, of_bn))
     of_in = tl.exp(of_in - top) * IN
     of_ln = tl.exp(of_ln - top) * LN

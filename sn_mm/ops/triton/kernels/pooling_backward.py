@@ -28,13 +28,12 @@ def _sums_of_instance(
     IN: tl.constexpr,
     LN: tl.constexpr,
     BN: tl.constexpr,
-    FIRST: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
 ):
     values = instances * channels
-    p_in, p_ln, p_bn = shares(mean_weight, IN, LN, BN, FIRST)
-    q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN, FIRST)
+    p_in, p_ln, p_bn = shares(mean_weight, IN, LN, BN)
+    q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN)
     g1_sum = tl.zeros([1, LANES], tl.float32)
     g2_sum = tl.zeros([1, LANES], tl.float32)
     mean_in = tl.zeros([1, LANES], tl.float32)
@@ -108,14 +107,13 @@ def _sums_of_batch(
     IN: tl.constexpr,
     LN: tl.constexpr,
     BN: tl.constexpr,
-    FIRST: tl.constexpr,
     BLOCK_INSTANCES: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
     values = instances * channels
-    p_in, p_ln, p_bn = shares(mean_weight, IN, LN, BN, FIRST)
-    q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN, FIRST)
+    p_in, p_ln, p_bn = shares(mean_weight, IN, LN, BN)
+    q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN)
     c = (block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS))[None, :]
     factor = tl.where(c < channels, 1.0, 0.0)
     if weight is not None:
@@ -175,7 +173,6 @@ def pool_gradients(
     IN: tl.constexpr,
     LN: tl.constexpr,
     BN: tl.constexpr,
-    FIRST: tl.constexpr,
     BLOCK_INSTANCES: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
@@ -187,13 +184,13 @@ def pool_gradients(
     if program < instances:
         _sums_of_instance(
             program, parts, instance, layer, batch, mean_weight, var_weight, weight, instance_sums,
-            layer_sums, logit_sums, eps, instances, channels, chunks, IN, LN, BN, FIRST,
+            layer_sums, logit_sums, eps, instances, channels, chunks, IN, LN, BN,
             BLOCK_INSTANCES * BLOCK_CHANNELS, BLOCK_CHUNKS,
         )  # fmt: skip
     else:
         _sums_of_batch(
             program - instances, parts, instance, layer, batch, mean_weight, var_weight, weight,
-            batch_sums, grad_weight, grad_bias, eps, instances, channels, chunks, IN, LN, BN, FIRST,
+            batch_sums, grad_weight, grad_bias, eps, instances, channels, chunks, IN, LN, BN,
             BLOCK_INSTANCES, BLOCK_CHUNKS, BLOCK_CHANNELS,
         )  # fmt: skip
 
@@ -217,10 +214,9 @@ def _grad_logits(
     IN: tl.constexpr,
     LN: tl.constexpr,
     BN: tl.constexpr,
-    FIRST: tl.constexpr,
     BLOCK_INSTANCES: tl.constexpr,
 ):
-    p_in, p_ln, p_bn = shares(logits, IN, LN, BN, FIRST)
+    p_in, p_ln, p_bn = shares(logits, IN, LN, BN)
     grad_in, grad_ln, grad_bn = shares_backward(
         p_in,
         p_ln,
@@ -230,14 +226,12 @@ def _grad_logits(
         factor * _sum_over_instances(sums + instances * 2, instances, BLOCK_INSTANCES),
     )
     dtype = grad_logits.dtype.element_ty
-    if FIRST == 1:  # the logit of the scope that is left out
-        tl.store(grad_logits, (grad_in * 0).to(dtype))
     if IN:
-        tl.store(grad_logits + FIRST, grad_in.to(dtype))
+        tl.store(grad_logits, grad_in.to(dtype))
     if LN:
-        tl.store(grad_logits + FIRST + IN, grad_ln.to(dtype))
+        tl.store(grad_logits + IN, grad_ln.to(dtype))
     if BN:
-        tl.store(grad_logits + FIRST + IN + LN, grad_bn.to(dtype))
+        tl.store(grad_logits + IN + LN, grad_bn.to(dtype))
 
 
 @triton.jit(do_not_specialize=['instances', 'mean_weight', 'var_weight'])
@@ -251,17 +245,16 @@ def grad_logits(
     IN: tl.constexpr,
     LN: tl.constexpr,
     BN: tl.constexpr,
-    FIRST: tl.constexpr,
     BLOCK_INSTANCES: tl.constexpr,
 ) -> None:
     """Gradients of the logits: one program."""
     instances = instances.to(tl.int64)
     # g1 is minus the gradient of mu, g2 minus twice that of the mixed variance.
     _grad_logits(
-        logit_sums, -1.0, mean_weight, grad_mean_weight, instances, IN, LN, BN, FIRST,
+        logit_sums, -1.0, mean_weight, grad_mean_weight, instances, IN, LN, BN,
         BLOCK_INSTANCES,
     )  # fmt: skip
     _grad_logits(
-        logit_sums + instances * 3, -0.5, var_weight, grad_var_weight, instances, IN, LN, BN, FIRST,
+        logit_sums + instances * 3, -0.5, var_weight, grad_var_weight, instances, IN, LN, BN,
         BLOCK_INSTANCES,
     )  # fmt: skip
