@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS
 
 from ..errors import InputError
 from .errors import some
@@ -54,12 +54,21 @@ def explain_annotations(key: str, path: str, classes: Sequence[str] | None) -> N
             )
 
 
-def classes_of(dataset: dict, registry_scope: str) -> Sequence[str] | None:
+def find_class(dataset: dict, registry_scope: str) -> Any:
+    """The class that a data set's config names; None for one that is not registered."""
+    kind = dataset.get('type')
+    if not isinstance(kind, str):
+        return kind
+    with DATASETS.switch_scope_and_registry(registry_scope) as registry:
+        try:
+            return registry.get(kind)
+        except RuntimeError:  # mmengine raises it for a name that is not registered
+            return None
+
+
+def classes_of(dataset: dict, kind: Any) -> Sequence[str] | None:
     """The classes that a data set's config names, else those of its class; None for neither."""
     given = (dataset.get('metainfo') or {}).get('classes')
     if given is None:
-        with DefaultScope.overwrite_default_scope(registry_scope):
-            kind: Any = dataset.get('type')
-            found: Any = DATASETS.get(kind) if isinstance(kind, str) else kind
-        given = getattr(found, 'METAINFO', {}).get('classes')
+        given = getattr(kind, 'METAINFO', {}).get('classes')
     return given if isinstance(given, (list, tuple)) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from ..engine.unwrap import unwrap
 from ..errors import InputError, check_positive_int, check_type
 from ..switch.components import ancestors
 from ..switch.toolbox import toolbox
-from .annotations import classes_of, explain_annotations
+from .annotations import classes_of, explain_annotations, find_class
+from .label_maps import check_label_maps, suffixes_in
 
 
 def _leaves(key: str, dataset: Any) -> Iterator[tuple[str, Any]]:
@@ -124,7 +126,8 @@ def build_loops(runner: Runner, splits: Iterable[str]) -> None:
 
     Raises:
         InputError: If a data set has no samples, its first image does not exist, its annotation
-            file is broken, or the classes of data set, annotation file and model differ.
+            file is broken, the classes of data set, annotation file and model differ, or as
+            :func:`~sn_mm.cli.label_maps.check_label_maps`.
     """
     for split in splits:
         try:
@@ -143,6 +146,7 @@ def build_loops(runner: Runner, splits: Iterable[str]) -> None:
         for key, dataset in _leaves(f'{split}_dataloader.dataset', loop.dataloader.dataset):
             _check_first_image(key, dataset)
             _check_classes(runner, split, key, dataset)
+            check_label_maps(key, dataset, split == 'train')
 
 
 def _no_samples(split: str) -> InputError:
@@ -153,11 +157,20 @@ def _no_samples(split: str) -> InputError:
 
 
 def _explain(cfg: Config, split: str) -> None:
-    """Raises InputError where the annotation file of a data set is at fault."""
+    """Raises InputError where the files of a data set are at fault: annotations, or suffixes."""
     for key, dataset in _leaves(f'{split}_dataloader.dataset', cfg[f'{split}_dataloader'].dataset):
+        kind = find_class(dataset, toolbox(cfg))
         if dataset.get('ann_file'):
             path = _full_path(dataset, dataset['ann_file'])
-            explain_annotations(f'{key}.ann_file', path, classes_of(dataset, toolbox(cfg)))
+            explain_annotations(f'{key}.ann_file', path, classes_of(dataset, kind))
+        elif 'BaseSegDataset' in ancestors(kind):
+            default = inspect.signature(kind).parameters.get('img_suffix')
+            suffix = dataset.get('img_suffix', default.default if default else '.jpg')
+            prefixes = dataset.get('data_prefix') or {}
+            folder = _full_path(dataset, prefixes.get('img_path') or '')
+            other = suffixes_in(folder, 'img_suffix', suffix)
+            if other:
+                raise InputError(f'{key} has no samples in {folder!r}{other}')
 
 
 def _check_first_image(key: str, dataset: Any) -> None:
@@ -169,14 +182,23 @@ def _check_first_image(key: str, dataset: Any) -> None:
     if any(not getattr(loader, 'backend_args', None) for loader in loaders):
         image = dataset.get_data_info(0).get('img_path', '')
         if image and '://' not in image and not Path(image).is_file():
-            raise InputError(f'{key}: its first image, {image!r}, does not exist')
+            others = sorted(path.name for path in Path(image).parent.glob(f'{Path(image).stem}.*'))
+            there = f', {", ".join(others)} does' if others else ''
+            setting = ': set img_suffix' if others and hasattr(dataset, 'img_suffix') else ''
+            raise InputError(f'{key}: its first image, {image!r}, does not exist{there}{setting}')
+
+
+# Heads that tell the classes of the data set apart, and of them those of edges and of depth.
+_CLASSIFIERS = {'mmdet': {'BBoxHead', 'FCNMaskHead'}, 'mmseg': {'BaseDecodeHead'}}
+_OTHER_HEADS = {'STDCHead', 'VPDDepthHead'}
 
 
 def _check_classes(runner: Runner, split: str, key: str, dataset: Any) -> None:
-    """Compares the classes of a detector's data set with its annotation file and the heads."""
+    """Compares the classes of a data set with its annotation file and the model's heads."""
     info = getattr(dataset, 'metainfo', {})
     classes = info.get('classes')
-    if toolbox(runner.cfg) != 'mmdet' or not isinstance(classes, (list, tuple)):
+    kinds = _CLASSIFIERS.get(toolbox(runner.cfg))
+    if kinds is None or not isinstance(classes, (list, tuple)):
         return
     categories = getattr(dataset, 'cat_ids', None)
     if categories and len(categories) != len(classes):  # labels are positions in the former
@@ -186,8 +208,8 @@ def _check_classes(runner: Runner, split: str, key: str, dataset: Any) -> None:
     if hasattr(model, 'language_model'):  # classes are words to it
         return
     for name, head in model.named_modules():
-        given = getattr(head, 'num_classes', None)
-        if ancestors(type(head)) & {'BBoxHead', 'FCNMaskHead'} and given not in allowed:
+        given, own = getattr(head, 'num_classes', None), ancestors(type(head))
+        if own & kinds and not own & _OTHER_HEADS and given not in allowed:
             raise InputError(
                 f'model.{name}.num_classes={given}, and {key} has {len(classes)} classes'
             )

@@ -9,6 +9,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
@@ -53,6 +54,7 @@ def write_files(folder: Path) -> None:
     (folder / 'bin.py').write_bytes(b'\xff\xfe\x00\x01')
     (folder / 'folder').mkdir()
     _write_annotations(folder / 'data/coco/annotations')
+    _write_masks(folder / 'data/cityscapes')
     contents = {
         'numbers': {'lr': 0.1},
         'noweights': {'state_dict': {}},
@@ -67,10 +69,20 @@ def write_files(folder: Path) -> None:
     (folder / 'evil.pkl').write_bytes(pickle.dumps(Evil()))
 
 
+def _write_masks(folder: Path) -> None:
+    """Label maps of 0 and 255, as mask editors write them."""
+    for label_map in (folder / 'gtFine/train').rglob('*.png'):
+        mask = folder / 'editor' / label_map.relative_to(folder / 'gtFine/train')
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(mask), 255 * (cv2.imread(str(label_map), cv2.IMREAD_GRAYSCALE) > 0))
+
+
 def _write_annotations(folder: Path) -> None:
     good = json.loads((folder / 'instances_train2017.json').read_text())
     dogs = [{'id': 0, 'name': 'dog'}, {'id': 1, 'name': 'cat'}]
-    moved, boxes = deepcopy(good), deepcopy(good)
+    moved, boxes, own = deepcopy(good), deepcopy(good), deepcopy(good)
+    own['categories'] = [{'id': 0, 'name': 'nucleus'}]
+    own['annotations'] = [a for a in own['annotations'] if a['category_id'] == 0]
     for image in moved['images']:
         image['file_name'] = 'no' + image['file_name']
     for annotation in boxes['annotations']:
@@ -82,6 +94,7 @@ def _write_annotations(folder: Path) -> None:
         'cats': {**good, 'categories': dogs},
         'noimages': {**good, 'images': []},
         'nofiles': moved,
+        'own': own,
         'badbox': boxes,
     }
     for name, content in contents.items():

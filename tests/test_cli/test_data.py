@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from mmengine.config import Config
 
+from sn_mm.cli.annotations import classes_of, find_class
 from sn_mm.cli.data import check_data
 from sn_mm.errors import InputError
 
@@ -68,3 +69,12 @@ def test_what_is_not_read_from_this_disk_or_not_read_at_all_is_left_alone(coco):
     check({**coco, **away, 'data_root': 's3://bucket/', 'ann_file': 'a.json'})
     check({**coco, 'data_prefix': {'seg_map_path': 'none/'}, 'pipeline': LOAD[:1]})
     check_data(Config({'train_dataloader': None, 'val_dataloader': None}), ['train', 'val'])
+
+
+def test_the_classes_of_a_data_set_are_those_of_its_class_where_it_names_none():
+    pytest.importorskip('mmdet')
+    dataset = {'type': 'CocoDataset'}
+    kind = find_class(dataset, 'mmdet')
+    assert len(classes_of(dataset, kind)) == 80
+    assert classes_of({**dataset, 'metainfo': {'classes': ('nucleus',)}}, kind) == ('nucleus',)
+    assert find_class({'type': 'Nope'}, 'mmdet') is None
