@@ -28,7 +28,7 @@ from sn_mm.benchmark.configs import build, build_for_one_process, dicts, find
 from sn_mm.switch import convert_unconverted, find_unconverted
 
 NORM_CFG = {'type': 'SN'}
-SCOPE = 'existing'
+EXTENT = 'existing'
 # Sides of the images in pixels, the next where a model cannot do with less (SSD512).
 SIZES = (64, 128, 320, 512)
 # Errors of models on images that are too small.
@@ -51,7 +51,7 @@ _OWN_FIELDS = ('config', 'sn_mm', 'cpu_s', 'rss_mib', 'same_model_as')
 
 
 def check_config(
-    path: Path, done: dict[str, dict], train: bool, progress: Callable[[dict], None]
+    path: Path, done: dict[str, dict], progress: Callable[[dict], None]
 ) -> dict[str, Any]:
     """Checks one config of a toolbox. Changes the process: its folder, its logging.
 
@@ -59,13 +59,11 @@ def check_config(
         path: The config file, somewhere below a folder named ``.mim``: configs name others from
             there.
         done: Earlier results by digest; a config with the same model takes over that result.
-        train: Train a step. False: only build.
         progress: Called with the unfinished record before each step.
 
     Returns:
-        A record for JSON. ``status`` is 'ok' ('built' where no step was asked for), or names the
-        step that failed: 'load', 'build', 'switch', 'build_sn', 'step'; 'no_model' and 'no_norm'
-        say why no step is possible.
+        A record for JSON. ``status`` is 'ok', or names the step that failed: 'load', 'build',
+        'switch', 'build_sn', 'step'; 'no_model' and 'no_norm' say why no step is possible.
     """
     os.chdir(next(folder for folder in path.parents if folder.name == '.mim'))
     logging.disable(logging.CRITICAL)
@@ -73,7 +71,7 @@ def check_config(
     start = time.process_time()
     record: dict[str, Any] = {}
     try:
-        for status in _steps(path, record, done, train):
+        for status in _steps(path, record, done):
             record['status'] = status
             progress(record)
     except Exception as error:
@@ -83,7 +81,7 @@ def check_config(
     return record
 
 
-def _steps(path: Path, record: dict[str, Any], done: dict[str, dict], train: bool) -> Iterator[str]:
+def _steps(path: Path, record: dict[str, Any], done: dict[str, dict]) -> Iterator[str]:
     """Fills the record, and yields the name of each step before it runs, at the end the outcome."""
     yield 'load'
     cfg = Config.fromfile(path)
@@ -108,22 +106,19 @@ def _steps(path: Path, record: dict[str, Any], done: dict[str, dict], train: boo
 
     yield 'switch'
     switched = Config(cfg._cfg_dict.to_dict(), filename=str(path))
-    report = sn_mm.switch_norm_cfg(switched, NORM_CFG, SCOPE)
+    report = sn_mm.switch_norm_cfg(switched, NORM_CFG, EXTENT)
     record['switched'] = len(report.switched)
     record['left'] = Counter(item.reason for item in report.left)
 
     yield 'build_sn'
-    model = build(switched) if train else _build_quickly(switched)
+    model = build(switched)
     record['sn_by_config'] = _count_sn(model)
-    hard_coded = [name for name, _ in find_unconverted(model, SCOPE)]
+    hard_coded = [name for name, _ in find_unconverted(model, EXTENT)]
     record['converted'], record['converted_examples'] = len(hard_coded), hard_coded[:3]
-    convert_unconverted(model, NORM_CFG, SCOPE)
-    record['norms_left'] = len(find_unconverted(model, SCOPE))
+    convert_unconverted(model, NORM_CFG, EXTENT)
+    record['norms_left'] = len(find_unconverted(model, EXTENT))
     record['norms_kept'] = len(find_unconverted(model)) - record['norms_left']
 
-    if not train:
-        yield 'built'
-        return
     yield 'step'
     _train_step(model, switched, cfg, record)
     yield 'ok'

@@ -1,4 +1,4 @@
-"""The results of check_zoo.py as one JSON file and one page."""
+"""The records of configs as one JSON file and one page."""
 
 from __future__ import annotations
 
@@ -31,15 +31,13 @@ class Category:
 
 
 OK = Category('trains a step with SN')
-BUILT = Category('builds with SN, no step taken')
-_SWITCHED = {'ok': OK, 'built': BUILT}
 
 
 def category(record: dict[str, Any]) -> Category:
     """The outcome of a record."""
     status, error = record.get('status', 'load'), record.get('error', '')
-    if status in ('ok', 'built'):
-        return Category('norms left', True) if record['norms_left'] else _SWITCHED[status]
+    if status == 'ok':
+        return Category('norms left', True) if record['norms_left'] else OK
     if status == 'no_norm':
         return Category('has no BatchNorm, GroupNorm or InstanceNorm')
     if status == 'no_model':
@@ -90,18 +88,17 @@ def _count(records: list[dict], key: Callable[[dict], str]) -> dict[str, dict[st
 
 def _page(records: list[dict], totals: dict[str, dict[str, int]]) -> str:
     outcomes = list(dict.fromkeys(text for counts in totals.values() for text in counts))
-    switched = [r for r in records if category(r) in (OK, BUILT)]
+    trained = [r for r in records if category(r) == OK]
     parts = [
         '# Every ready-made config with SN',
-        'Written by `python tools/check_zoo.py`, which says what it does; all results are in '
-        '[zoo.json](zoo.json). '
+        'Written by `bash tools/run_tests.sh tests/checks/test_zoo.py --every-config --record`, '
+        'which says what it does; all results are in [zoo.json](zoo.json). '
         f'sn_mm {", ".join(sorted({r["sn_mm"] for r in records}))}.',
         _table(
             ['', *totals],
             [[text, *(str(totals[t].get(text, 0)) for t in totals)] for text in outcomes]
             + [['configs', *(str(sum(totals[t].values())) for t in totals)]],
         ),
-        *_unfinished(records),
         'A step is taken once for models that are the same but for their number of classes, class '
         'weights, initial weights, `align_corners`, colour statistics, image size and test '
         'settings. GLIP and Grounding DINO need '
@@ -115,16 +112,11 @@ def _page(records: list[dict], totals: dict[str, dict[str, int]]) -> str:
             _by_method(records),
         ),
         '## Norms that no config can reach',
-        _table(['config', 'in place', 'for example'], _converted(switched)),
+        _table(['config', 'in place', 'for example'], _converted(trained)),
         '## Exceptions',
         _exceptions(records),
     ]
     return '\n\n'.join(parts) + '\n'
-
-
-def _unfinished(records: list[dict]) -> list[str]:
-    left = sum(category(r) == BUILT for r in records)
-    return [f'Unfinished: the step of {left} configs is still to be taken.'] if left else []
 
 
 def _by_method(records: list[dict]) -> list[list[str]]:
@@ -134,8 +126,7 @@ def _by_method(records: list[dict]) -> list[list[str]]:
     rows = []
     for method, group in methods.items():
         trained = [r for r in group if category(r) == OK]
-        switched = [r for r in group if category(r) in (OK, BUILT)]
-        counts = ([r[key] for r in switched] for key in ('sn_by_config', 'converted'))
+        counts = ([r[key] for r in trained] for key in ('sn_by_config', 'converted'))
         rows.append(
             [
                 method,
@@ -148,10 +139,10 @@ def _by_method(records: list[dict]) -> list[list[str]]:
     return rows
 
 
-def _converted(switched: list[dict]) -> list[list[str]]:
+def _converted(trained: list[dict]) -> list[list[str]]:
     """Configs with norms converted in place, those with the same names in one row."""
     groups: dict[str, list[dict]] = {}
-    for record in switched:
+    for record in trained:
         if record['converted']:
             method = record['config'].rpartition('/')[0]
             groups.setdefault(f'{method} {record["converted_examples"]}', []).append(record)
@@ -169,7 +160,7 @@ def _exceptions(records: list[dict]) -> str:
     groups: dict[str, dict[str, list[str]]] = {}
     for record in records:
         outcome = category(record)
-        if outcome not in (OK, BUILT):
+        if outcome != OK:
             error = record.get('error', '') if 'installed' not in outcome.text else ''
             groups.setdefault(outcome.text, {}).setdefault(error, []).append(record['config'])
     sections = []
