@@ -85,7 +85,6 @@ SMALL = [
     (r'(benchmark_model\.py \S+).*', r'\1 --size 64 --repeats 1'),
     (r'(benchmark_hook\.py \S+)', r'\1 --iters 2'),
     (r'(simulate_sync\.py --measure 2)', r'\1 --repeats 1'),
-    (r'(check_recipes\.py)$', r'\1 --only fcn_r50-d8-sn_8xb2* --iters 1 --out r.md --work-dir w'),
 ]  # fmt: skip
 """Replacements that make a command run here, and soon."""
 

@@ -30,14 +30,14 @@ from typing import Any
 
 import pytest
 import torch
-from checks.zoo.check import check_config
-from checks.zoo.processes import Limits, run_tasks
-from checks.zoo.run import code_version, find_configs, finished
-from checks.zoo.table import OK, category, write_report
 from mmengine.model import BaseModel
 from torch import nn
 
 import sn_mm
+from checks.zoo.check import check_config
+from checks.zoo.processes import Limits, run_tasks
+from checks.zoo.run import code_version, find_configs, finished
+from checks.zoo.table import OK, category, write_report
 from sn_mm.cli.files import append_record
 
 pytest.importorskip('mmdet')

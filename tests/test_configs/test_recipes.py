@@ -21,10 +21,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import check_recipes
 from sn_mm import SwitchNorm
-from sn_mm.benchmark.configs import mim_folder
-from sn_mm.errors import InputError
 
 for package in ('mmcv', 'mmdet', 'mmseg'):
     pytest.importorskip(package)
@@ -200,48 +197,3 @@ default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2))
     logits = [v for k, v in state.items() if k.endswith(('mean_weight', 'var_weight'))]
     assert len(logits) == 2 * 53 and all(v.isfinite().all() for v in logits)
     assert all((v != 1).any() for v in logits[:2])  # the stem's; zero_init_residual holds others
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_recipes_train_with_the_real_script(tmp_path: Path) -> None:
-    names = ['fcn_r50-d8-sn_8xb2*', 'faster-rcnn_r50-sn_fpn*']
-    command = [sys.executable, ROOT / 'tools/check_recipes.py', '--iters', '2', '--only', *names]
-    command += ['--work-dir', tmp_path, '--out', tmp_path / 'page.md']
-    subprocess.run(command, check=True, cwd=tmp_path, timeout=590)
-    rows = (tmp_path / 'page.md').read_text().splitlines()[-2:]
-    for row, recipe in zip(rows, ('faster_rcnn/', 'fcn/')):
-        assert recipe in row
-        first, last = map(float, row.split('|')[3:5])
-        assert 1 < first < 10 and 1 < last < 10
-
-
-def test_recipe_check_refuses_no_iterations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    command = ['check_recipes.py', '--iters', '0', '--work-dir', str(tmp_path)]
-    monkeypatch.setattr(sys, 'argv', command)
-    with pytest.raises(SystemExit) as stop:
-        check_recipes.main()
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error == 'check_recipes.py: error: --iters must be at least 1, got 0\n'
-
-
-def test_recipe_check_names_a_toolbox_that_is_not_installed() -> None:
-    with pytest.raises(InputError, match='^no_such_toolbox is not installed$'):
-        mim_folder('no_such_toolbox')
-
-
-@pytest.mark.parametrize(
-    'part',
-    [['--only', 'fcn*'], ['--script', 'mmdet'], ['--only', 'fcn*', '--script', 'mmdet', 'mmseg']],
-)
-def test_part_of_the_recipes_does_not_replace_the_record(
-    part: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work_dir = ['check_recipes.py', '--work-dir', str(tmp_path)]
-    monkeypatch.setattr(sys, 'argv', [*work_dir, '--script', 'mmdet', 'mmseg'])
-    assert check_recipes.parse_args().out == ROOT / 'docs/recipes.md'
-    monkeypatch.setattr(sys, 'argv', [*work_dir, *part])
-    assert check_recipes.parse_args().out == tmp_path / 'recipes.md'

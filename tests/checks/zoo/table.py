@@ -13,6 +13,8 @@ from typing import Any
 
 from sn_mm.cli.files import atomic_path
 
+from ..record import markdown_table
+
 # Patterns of errors about a missing package, and the package.
 _MISSING = {
     r"No module named '(\w+)": r'\1',
@@ -94,7 +96,7 @@ def _page(records: list[dict], totals: dict[str, dict[str, int]]) -> str:
         'Written by `bash tools/run_tests.sh tests/checks/test_zoo.py --every-config --record`, '
         'which says what it does; all results are in [zoo.json](zoo.json). '
         f'sn_mm {", ".join(sorted({r["sn_mm"] for r in records}))}.',
-        _table(
+        markdown_table(
             ['', *totals],
             [[text, *(str(totals[t].get(text, 0)) for t in totals)] for text in outcomes]
             + [['configs', *(str(sum(totals[t].values())) for t in totals)]],
@@ -107,12 +109,12 @@ def _page(records: list[dict], totals: dict[str, dict[str, int]]) -> str:
         '## By method',
         '"By the config" counts SN layers that `switch_norm_cfg` brought, "in place" those that '
         '`convert_switch_norm` had to bring after building, both as the median over the configs.',
-        _table(
+        markdown_table(
             ['method', 'configs', OK.text, 'by the config', 'in place', 'norms left'],
             _by_method(records),
         ),
         '## Norms that no config can reach',
-        _table(['config', 'in place', 'for example'], _converted(trained)),
+        markdown_table(['config', 'in place', 'for example'], _converted(trained)),
         '## Exceptions',
         _exceptions(records),
     ]
@@ -166,7 +168,7 @@ def _exceptions(records: list[dict]) -> str:
     sections = []
     for text, errors in groups.items():
         rows = [[_several(names), error.replace('|', '\\|')] for error, names in errors.items()]
-        sections.append(f'### {text}\n\n' + _table(['config', 'reason'], rows))
+        sections.append(f'### {text}\n\n' + markdown_table(['config', 'reason'], rows))
     return '\n\n'.join(sections)
 
 
@@ -176,8 +178,3 @@ def _several(names: list[str]) -> str:
     if len(names) <= 3:
         return ', '.join(names)
     return ', '.join(f'{folder} ({count})' for folder, count in folders.items())
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ['---'] * len(head), *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
