@@ -22,9 +22,9 @@ DEVICES = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
 
 # The layer needs torch alone. A test of what else there is says so and skips where it is missing.
 OPTIONAL = {
-    'cv2', 'expecttest', 'matplotlib', 'mlxtend', 'mmaction', 'mmcv', 'mmdet', 'mmengine',
-    'mmpretrain', 'mmseg', 'onnx', 'onnxruntime', 'onnxscript', 'rich', 'skimage', 'timm',
-    'torchvision', 'triton', 'yaml',
+    'cv2', 'expecttest', 'hypothesis', 'matplotlib', 'mlxtend', 'mmaction', 'mmcv', 'mmdet',
+    'mmengine', 'mmpretrain', 'mmseg', 'numpy', 'onnx', 'onnxruntime', 'onnxscript', 'rich',
+    'skimage', 'timm', 'torchvision', 'triton', 'yaml',
 }  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def pytest_runtest_call() -> Generator:
         return (yield)
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=[*DEVICES[:-1], pytest.param(DEVICES[-1], marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 

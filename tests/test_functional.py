@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 import reference
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -202,34 +200,40 @@ def test_instance_and_layer_scopes_ignore_the_rest_of_the_batch():
     torch.testing.assert_close(whole[1:2], alone)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_equals_the_reference_for_any_shape_and_choice(data):
-    dims = data.draw(st.integers(0, 4), 'spatial axes')
-    size = data.draw(st.tuples(*[st.integers(0, 4)] * dims), 'size')
-    n, c = data.draw(st.integers(0, 4), 'N'), data.draw(st.integers(1, 5), 'C')
-    normalizers = data.draw(st.sampled_from(SUBSETS), 'normalizers')
-    training = data.draw(st.booleans(), 'training')
-    if torch.Size(size).numel() == 1:
-        if normalizers == ('in',) or (n == 1 and 'ln' not in normalizers and training):
-            return
-    dtype = data.draw(st.sampled_from([torch.float64, torch.float32]), 'dtype')
-    x = torch.randn(n, c, *size).to(dtype) + data.draw(st.sampled_from([0, 2]), 'offset')
-    if dims in (2, 3) and data.draw(st.booleans(), 'channels last'):
-        x = x.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
-    if dims and data.draw(st.booleans(), 'transposed'):
-        x = x.transpose(-1, -2) if dims > 1 else x.transpose(0, 2).contiguous().transpose(0, 2)
-    state = make_state(c, normalizers, data.draw(st.sampled_from([torch.float32, dtype])))
-    check_against_reference(
-        x,
-        state,
-        rtol=1e-4,
-        atol=1e-4 if dtype == torch.float32 else 2e-6,
-        training=training,
-        normalizers=normalizers,
-        correction=data.draw(st.sampled_from([0, 1]), 'correction'),
-        eps=0.01,
-    )
+def test_equals_the_reference_for_any_shape_and_choice():
+    hypothesis = pytest.importorskip('hypothesis')
+    st = hypothesis.strategies
+
+    @hypothesis.settings(max_examples=80, deadline=None, derandomize=True)
+    @hypothesis.given(data=st.data())
+    def check(data):
+        dims = data.draw(st.integers(0, 4), 'spatial axes')
+        size = data.draw(st.tuples(*[st.integers(0, 4)] * dims), 'size')
+        n, c = data.draw(st.integers(0, 4), 'N'), data.draw(st.integers(1, 5), 'C')
+        normalizers = data.draw(st.sampled_from(SUBSETS), 'normalizers')
+        training = data.draw(st.booleans(), 'training')
+        if torch.Size(size).numel() == 1:
+            if normalizers == ('in',) or (n == 1 and 'ln' not in normalizers and training):
+                return
+        dtype = data.draw(st.sampled_from([torch.float64, torch.float32]), 'dtype')
+        x = torch.randn(n, c, *size).to(dtype) + data.draw(st.sampled_from([0, 2]), 'offset')
+        if dims in (2, 3) and data.draw(st.booleans(), 'channels last'):
+            x = x.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
+        if dims and data.draw(st.booleans(), 'transposed'):
+            x = x.transpose(-1, -2) if dims > 1 else x.transpose(0, 2).contiguous().transpose(0, 2)
+        state = make_state(c, normalizers, data.draw(st.sampled_from([torch.float32, dtype])))
+        check_against_reference(
+            x,
+            state,
+            rtol=1e-4,
+            atol=1e-4 if dtype == torch.float32 else 2e-6,
+            training=training,
+            normalizers=normalizers,
+            correction=data.draw(st.sampled_from([0, 1]), 'correction'),
+            eps=0.01,
+        )
+
+    check()
 
 
 # --- layouts -----------------------------------------------------------------------------------

@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from reference import switch_norm as reference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,6 +39,7 @@ from sn_mm.ops.triton import launch as backend  # noqa: E402
 from sn_mm.ops.triton.kernels.tiles import block_of, chunk_of, tile_of  # noqa: E402
 
 DEVICE = torch.device('cpu' if backend.INTERPRETED else 'cuda')
+pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
 FORMATS = ['contiguous', 'channels_last']
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -232,26 +231,34 @@ def check_passes(
 # --- both passes ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
-@given(data=st.data())
-def test_passes_for_any_batch(data):
-    shape = data.draw(st.tuples(*(st.integers(1, size) for size in (3, 9, 6, 6))), 'shape')
-    dtype, memory_format = data.draw(st.sampled_from([*product(DTYPES, FORMATS)]), 'map')
-    one = shape[2:] == (1, 1)
-    scopes = data.draw(st.sampled_from([s for s in SUBSETS if s != ('in',) or not one]), 'scopes')
-    layer = Settings(scopes, 0.1, data.draw(st.integers(0, 1), 'correction'))
-    parameters = random_parameters(
-        shape[1],
-        len(scopes),
-        data.draw(st.sampled_from(DTYPES), 'parameters'),
-        data.draw(st.booleans()),
-    )
-    if one and 'in' in scopes:
-        parameters = Parameters(*map(mask_instance, parameters[:2]), *parameters[2:])
-    running = data.draw(st.sampled_from([None, random_running(shape[1])]), 'running')
-    x, dy = (random_map(shape, dtype, memory_format) for _ in range(2))
-    with small_tiles(*data.draw(st.sampled_from([(16, 32), (64, 8), (4096, 1)]), 'tiles')):
-        check_passes(x, dy, layer, parameters, running, data.draw(st.booleans(), 'training'))
+def test_passes_for_any_batch():
+    hypothesis = pytest.importorskip('hypothesis')
+    st = hypothesis.strategies
+
+    @hypothesis.settings(max_examples=30, deadline=None)
+    @hypothesis.given(data=st.data())
+    def check(data):
+        shape = data.draw(st.tuples(*(st.integers(1, size) for size in (3, 9, 6, 6))), 'shape')
+        dtype, memory_format = data.draw(st.sampled_from([*product(DTYPES, FORMATS)]), 'map')
+        one = shape[2:] == (1, 1)
+        scopes = data.draw(
+            st.sampled_from([s for s in SUBSETS if s != ('in',) or not one]), 'scopes'
+        )
+        layer = Settings(scopes, 0.1, data.draw(st.integers(0, 1), 'correction'))
+        parameters = random_parameters(
+            shape[1],
+            len(scopes),
+            data.draw(st.sampled_from(DTYPES), 'parameters'),
+            data.draw(st.booleans()),
+        )
+        if one and 'in' in scopes:
+            parameters = Parameters(*map(mask_instance, parameters[:2]), *parameters[2:])
+        running = data.draw(st.sampled_from([None, random_running(shape[1])]), 'running')
+        x, dy = (random_map(shape, dtype, memory_format) for _ in range(2))
+        with small_tiles(*data.draw(st.sampled_from([(16, 32), (64, 8), (4096, 1)]), 'tiles')):
+            check_passes(x, dy, layer, parameters, running, data.draw(st.booleans(), 'training'))
+
+    check()
 
 
 @pytest.mark.parametrize('shape', [(5, 3), (2, 3, 7), (2, 3, 2, 3, 4), (1, 2, 1, 40), (1, 1, 2)])
