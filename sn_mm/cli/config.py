@@ -124,8 +124,8 @@ def load_config(args: Namespace, split: str) -> Config:
 
     Raises:
         InputError: If the config cannot be found or loaded, if an override does not fit it, if the
-            toolbox that it is written for is not installed, if the config lacks a part, or if SN
-            refuses the arguments that a norm_cfg gives it.
+            toolbox that it is written for is not installed, if the config lacks a part, or if a
+            norm_cfg names no norm or gives SN arguments that it refuses.
     """
     cfg = read_config(args.config)
     try:
@@ -145,7 +145,7 @@ def load_config(args: Namespace, split: str) -> Config:
     ]
     if missing:
         raise InputError(f'config {args.config} has no {", ".join(missing)} to {split} with')
-    check_norms(cfg.model)
+    check_norms(cfg.model, package)
     import_sn_mm(cfg)
     cfg.launcher = args.launcher
     if args.launcher == 'pytorch':  # the launcher passes it as an option or as a variable

@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import OPTIMIZERS, DefaultScope
+from mmengine.registry import OPTIMIZERS
 
 from ..engine.unwrap import unwrap
 from ..errors import InputError
@@ -90,8 +90,8 @@ def train_amp_on_cpu(cfg: Config) -> None:
 def check_optimizer(cfg: Config) -> None:
     """Refuses an optimizer that is not registered: mmengine would fail at its signature."""
     kind = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
-    with DefaultScope.overwrite_default_scope(toolbox(cfg)):
-        if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+    with OPTIMIZERS.switch_scope_and_registry(toolbox(cfg)) as registry:
+        if isinstance(kind, str) and registry.get(kind) is None:
             raise InputError(f'optim_wrapper.optimizer.type: {kind} is not a registered optimizer')
 
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from mmengine.config.lazy import LazyAttr, LazyObject
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, Registry
 from torch import nn
 
 from ..layer import SwitchNorm
@@ -42,6 +42,9 @@ _PASSED_BY = {
 }
 
 
+_NORMS = {'_NormBase', 'GroupNorm', 'LayerNorm'}
+
+
 def resolve(kind: Any, registry_scope: str | None) -> Any:
     """Finds the class that a config's ``type`` names.
 
@@ -61,6 +64,17 @@ def resolve(kind: Any, registry_scope: str | None) -> Any:
             return registry.get(kind)
         except RuntimeError:  # mmengine raises it for a name that is not registered
             return None
+
+
+def registered_norms(registry_scope: str) -> set[str]:
+    """The names of norms that a norm_cfg may hold: those of mmcv, of SN and of the toolbox."""
+    names: set[str] = set()
+    with MODELS.switch_scope_and_registry(registry_scope) as registry:
+        node: Registry | None = registry
+        while node is not None:
+            names |= {n for n, kind in node.module_dict.items() if ancestors(kind) & _NORMS}
+            node = node.parent
+    return names
 
 
 def norm_layer(kind: Any) -> type[SwitchNorm] | None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import InputError, check_type
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
-from .components import norm_layer
+from .components import norm_layer, registered_norms, resolve
 
 _TYPES = ('SN', 'SN1d', 'SN2d', 'SN3d')
 # The other norms that a switch can write: their class, and the arguments that a norm_cfg gives it.
@@ -114,20 +114,25 @@ def _check_arguments(kind: str, given: dict, allowed: tuple[str, ...]) -> None:
             raise InputError(f'{name} must be {_words(wanted)}, got {value!r}')
 
 
-def check_norms(config: Any, path: str = 'model') -> None:
-    """Checks each norm_cfg of SN in a model's config, before anything is built with it.
+def check_norms(config: Any, registry_scope: str, path: str = 'model') -> None:
+    """Checks each norm_cfg in a model's config, before anything is built with it.
 
     Args:
         config: The model's config, or a part of it.
+        registry_scope: The config's default scope.
         path: Dotted path of ``config``, for the message.
 
     Raises:
-        InputError: As :func:`check_sn`, with the path of the norm_cfg.
+        InputError: As :func:`check_sn`, with the path of the norm_cfg; or it names a norm that is
+            not registered, and the message holds those that are.
     """
     children: Iterable[tuple[Any, Any]] = ()
     if isinstance(config, dict):
         children = dict.items(config)  # not ConfigDict's, which import what a lazy config names
         kind = dict.get(config, 'type')
+        registry_scope = dict.get(config, '_scope_', registry_scope)
+        if isinstance(kind, str) and '.' in kind:  # what it builds is looked for where it is
+            registry_scope = kind.partition('.')[0]
         if isinstance(kind, str) and kind.replace('sn_mm.', '') in _TYPES:
             given = {k: v for k, v in children if k not in _NOT_FOR_CONFIGS}
             try:
@@ -139,7 +144,17 @@ def check_norms(config: Any, path: str = 'model') -> None:
     for key, child in children:
         if key == 'norm_cfg' and not isinstance(child, (dict, list, tuple, type(None))):
             raise InputError(f"{path}.{key} must be a dict such as dict(type='SN'), got {child!r}")
-        check_norms(child, f'{path}.{key}')
+        if str(key).endswith('norm_cfg') and isinstance(child, dict):
+            _check_registered(dict.get(child, 'type'), registry_scope, f'{path}.{key}.type')
+        check_norms(child, registry_scope, f'{path}.{key}')
+
+
+def _check_registered(kind: Any, registry_scope: str, path: str) -> None:
+    if not isinstance(kind, str) or kind in (*_TYPES, *_OTHERS):  # these import no toolbox
+        return
+    if resolve(kind, registry_scope) is None:
+        registered = ', '.join(sorted(registered_norms(registry_scope)))
+        raise InputError(f'{path}: {kind} is not a registered norm; these are: {registered}')
 
 
 def _words(types: tuple[type, ...]) -> str:

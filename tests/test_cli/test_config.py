@@ -13,7 +13,9 @@ from torch import nn
 
 from sn_mm.cli import config
 from sn_mm.cli.config import add_config_arguments, load_config, locate_config, toolbox
+from sn_mm.cli.train import check_optimizer
 from sn_mm.errors import InputError
+from sn_mm.switch.target import check_norms
 
 COMPLETE = """
 model = dict(type='Net', blocks=[dict(depth=1), dict(depth=2)])
@@ -160,3 +162,22 @@ def test_the_toolbox_is_known_by_scope_or_by_the_type_of_the_model():
     assert toolbox(Config({'model': {'type': 'Net'}})) == 'mmengine'
     switched = {'type': 'sn_mm.SwitchedModel', 'switched': {'type': 'mmseg.EncoderDecoder'}}
     assert toolbox(Config({'model': switched})) == 'mmseg'
+
+
+def test_an_optimizer_of_the_toolbox_is_registered():
+    pytest.importorskip('mmpretrain')
+    cfg = Config({'default_scope': 'mmpretrain', 'model': {}})
+    cfg.optim_wrapper = {'optimizer': {'type': 'Lamb', 'lr': 0.1}}
+    check_optimizer(cfg)
+    cfg.optim_wrapper.optimizer.type = 'Lam'
+    with pytest.raises(InputError, match='Lam is not a registered optimizer'):
+        check_optimizer(cfg)
+
+
+def test_a_norm_is_looked_for_where_its_part_of_the_model_is():
+    pytest.importorskip('mmpretrain')
+    model = {'backbone': {'type': 'mmpretrain.ConvNeXt', 'norm_cfg': {'type': 'LN2d'}}}
+    check_norms(model, 'mmdet')
+    model['neck'] = [{'type': 'FPN', 'conv_norm_cfg': {'type': 'LN2d'}}]
+    with pytest.raises(InputError, match=r'^model\.neck\.0\.conv_norm_cfg\.type: LN2d is not'):
+        check_norms(model, 'mmdet')
