@@ -24,6 +24,8 @@ class NormOption(CfgOptions):
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: Any, option: Any = None
     ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise InputError(f'{option} is given twice, one norm is allowed')
         kind, *pairs = values
         wrong = [pair for pair in pairs if '=' not in pair]
         if '=' in kind or wrong:

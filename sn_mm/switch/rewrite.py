@@ -24,7 +24,7 @@ from .extent import check_extent, reason_to_leave
 from .heads import add_norms
 from .notes import take_notes
 from .report import Left, Switched, SwitchReport
-from .target import check_target, is_sn, replace
+from .target import TYPES, check_target, is_sn, replace
 from .toolbox import import_sn_mm, model_type, toolbox
 
 # The arguments of sn_mm.SwitchedModel, which an earlier switch wrote: not a component.
@@ -97,10 +97,16 @@ def switch_norm_cfg(
     model = rewriter.rewrite(cfg.model, 'model')
     report = rewriter.report
     if not report.switched:
-        left = ', '.join(sorted({entry.norm for entry in report.left if entry.norm})) or 'none'
+        left = {entry.norm for entry in report.left if entry.norm}
+        already = sorted(norm for norm in left if norm.replace('sn_mm.', '') in TYPES)
+        reason = (
+            f'its norms are already {", ".join(already)}'
+            if already
+            else f'the model has no BN, SyncBN, GN or IN in the extent {extent!r} that its config '
+            'reaches'
+        )
         raise NothingToSwitch(
-            f'nothing to switch: the model has no BN, SyncBN, GN or IN in the extent {extent!r} '
-            f'that its config reaches (norms left: {left})'
+            f'nothing to switch: {reason} (norms left: {", ".join(sorted(left)) or "none"})'
         )
     cfg.model = ConfigDict(model)
     hooks = cfg.get('custom_hooks') or []

@@ -12,7 +12,7 @@ from ..errors import InputError, check_type
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .components import norm_layer, registered_norms, resolve
 
-_TYPES = ('SN', 'SN1d', 'SN2d', 'SN3d')
+TYPES = ('SN', 'SN1d', 'SN2d', 'SN3d')
 # The other norms that a switch can write: their class, and the arguments that a norm_cfg gives it.
 _BATCH = ('eps', 'momentum', 'affine', 'track_running_stats')
 _OTHERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -86,8 +86,8 @@ def check_sn(norm_cfg: dict) -> dict:
     kind = norm_cfg.get('type')
     if inspect.isclass(kind) and issubclass(kind, SwitchNorm):
         kind = f'sn_mm.{kind.__name__.replace("SwitchNorm", "SN")}'
-    if not isinstance(kind, str) or kind.replace('sn_mm.', '') not in _TYPES:
-        allowed = ', '.join([*_TYPES, *_OTHERS])
+    if not isinstance(kind, str) or kind.replace('sn_mm.', '') not in TYPES:
+        allowed = ', '.join([*TYPES, *_OTHERS])
         raise InputError(f'the norm to switch to must be one of {allowed}, got {kind!r}')
     given = {key: value for key, value in norm_cfg.items() if key != 'type'}
     _check_arguments(kind, given, ARGUMENTS)
@@ -133,7 +133,7 @@ def check_norms(config: Any, registry_scope: str, path: str = 'model') -> None:
         registry_scope = dict.get(config, '_scope_', registry_scope)
         if isinstance(kind, str) and '.' in kind:  # what it builds is looked for where it is
             registry_scope = kind.partition('.')[0]
-        if isinstance(kind, str) and kind.replace('sn_mm.', '') in _TYPES:
+        if isinstance(kind, str) and kind.replace('sn_mm.', '') in TYPES:
             given = {k: v for k, v in children if k not in _NOT_FOR_CONFIGS}
             try:
                 check_sn(given)
@@ -150,7 +150,7 @@ def check_norms(config: Any, registry_scope: str, path: str = 'model') -> None:
 
 
 def _check_registered(kind: Any, registry_scope: str, path: str) -> None:
-    if not isinstance(kind, str) or kind in (*_TYPES, *_OTHERS):  # these import no toolbox
+    if not isinstance(kind, str) or kind in (*TYPES, *_OTHERS):  # these import no toolbox
         return
     if resolve(kind, registry_scope) is None:
         registered = ', '.join(sorted(registered_norms(registry_scope)))
