@@ -13,9 +13,20 @@ from .model.batch_average import update_bn
 from .model.convert import convert_switch_norm
 from .model.names import name_layers
 from .model.revert import revert_switch_norm
+from .sparse import (
+    SparseSwitchNorm,
+    SparseSwitchNorm1d,
+    SparseSwitchNorm2d,
+    SparseSwitchNorm3d,
+    set_radius,
+)
 from .version import __version__
 
 __all__ = [
+    'SparseSwitchNorm',
+    'SparseSwitchNorm1d',
+    'SparseSwitchNorm2d',
+    'SparseSwitchNorm3d',
     'SwitchNorm',
     'SwitchNorm1d',
     'SwitchNorm2d',
@@ -25,6 +36,7 @@ __all__ = [
     'functional',
     'name_layers',
     'revert_switch_norm',
+    'set_radius',
     'update_bn',
 ]
 

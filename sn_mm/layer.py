@@ -127,7 +127,7 @@ class SwitchNorm(_InstanceNorm):
         if process_group is not None and sync is not True:
             raise InputError(f'process_group needs sync=True, got sync={sync!r}')
         check_group(process_group)
-        logits = initial_logits(init_importance, normalizers)
+        logits = self._initial_logits(init_importance, normalizers)
         super().__init__(
             num_features,
             eps,
@@ -168,8 +168,10 @@ class SwitchNorm(_InstanceNorm):
         if self.init_importance is None and 'bn' in self.normalizers and len(self.normalizers) > 1:
             self._set_importance(FROM_BATCH_NORM if self.mean_weight.requires_grad else 'bn')
 
+    _initial_logits = staticmethod(initial_logits)
+
     def _set_importance(self, shares: str | Mapping[str, float] | None) -> None:
-        logits = torch.tensor(initial_logits(shares, self.normalizers), device='cpu')
+        logits = torch.tensor(self._initial_logits(shares, self.normalizers), device='cpu')
         with torch.no_grad():
             for weight in (self.mean_weight, self.var_weight):
                 weight.copy_(placed_as(weight, logits))
@@ -185,12 +187,20 @@ class SwitchNorm(_InstanceNorm):
         Raises:
             InputError: FSDP1 shards the weights, outside of its ``summon_full_params``.
         """
-        weights = {'mean': self.mean_weight, 'var': self.var_weight}
-        full = {s: full_weight(w.detach(), len(self.normalizers)) for s, w in weights.items()}
+        weights = self.mean_weight, self.var_weight
+        full = (full_weight(w.detach(), len(self.normalizers)) for w in weights)
         return {
             statistic: dict(zip(self.normalizers, logits.float().softmax(0).tolist()))
-            for statistic, logits in full.items()
+            for statistic, logits in zip(('mean', 'var'), self._softmax_logits(*full))
         }
+
+    def _softmax_logits(self, mean_weight: Tensor, var_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits whose softmax is the importance: a subclass may map them to it otherwise."""
+        return mean_weight, var_weight
+
+    def _logits(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`_softmax_logits` of the layer's own for this input."""
+        return self.mean_weight, self.var_weight
 
     def forward(self, input: Tensor) -> Tensor:
         return self._normalize(input)
@@ -201,10 +211,11 @@ class SwitchNorm(_InstanceNorm):
         running_mean = self.running_mean if tracks else None
         running_var = self.running_var if tracks else None
         if torch.jit.is_scripting():
+            mean_weight, var_weight = self._logits(input)
             return equations.switch_norm(
                 input,
-                self.mean_weight,
-                self.var_weight,
+                mean_weight,
+                var_weight,
                 running_mean,
                 running_var,
                 self.weight,
@@ -222,10 +233,11 @@ class SwitchNorm(_InstanceNorm):
                 raise InputError('torch.fx needs a model around an SN layer: nn.Sequential(layer)')
             return input.tracer.create_proxy('call_module', name, (input,), {})
         self._check_input_dim(input)
+        mean_weight, var_weight = self._logits(input)
         return switch_norm(
             input,
-            self.mean_weight,
-            self.var_weight,
+            mean_weight,
+            var_weight,
             running_mean,
             running_var,
             self.weight,
@@ -263,6 +275,9 @@ class SwitchNorm(_InstanceNorm):
         # Past _InstanceNorm's own, which fails on any file older than its running statistics: a
         # BatchNorm's statistics are merely unexpected where this layer keeps none.
         super(_InstanceNorm, self)._load_from_state_dict(state_dict, prefix, *args)
+        if f'{prefix}radius' in state_dict and 'radius' not in self._buffers:
+            errors = args[-1]
+            errors.append(f'{prefix[:-1] or "the layer"} is of Sparse SN in the file, and SN here')
         # A BatchNorm's weights come whole: statistics alone may be a part of SN's own state.
         whole = {f'{prefix}running_mean'} | ({f'{prefix}weight'} if self.affine else set())
         importance = {f'{prefix}mean_weight', f'{prefix}var_weight'}

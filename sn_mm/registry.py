@@ -1,11 +1,12 @@
 """SN in MMEngine's registries: ``norm_cfg=dict(type='SN')``.
 
 With ``custom_imports = dict(imports=['sn_mm'])`` MMEngine's root registries have the layers SN,
-SN1d, SN2d, SN3d, the hooks SwitchWeightsHook, PreciseSNHook, ResumableCheckpointHook,
-UnconvertedNormHook and LayerNamesHook, BFloat16OptimWrapper, and SwitchedModel, which builds models
-with norms that no config reaches. ``type='sn_mm.SN'`` needs no import line: MMEngine finds this
-file by its name. MMEngine's own local checkpoints load and resume from then on, in the
-toolboxes' scripts too, on versions of torch that load weights only.
+SN1d, SN2d, SN3d, SSN, SSN1d, SSN2d, SSN3d, the hooks SwitchWeightsHook, SparseSwitchHook,
+PreciseSNHook, ResumableCheckpointHook, UnconvertedNormHook and LayerNamesHook,
+BFloat16OptimWrapper, and SwitchedModel, which builds models with norms that no config reaches.
+``type='sn_mm.SN'`` needs no import line: MMEngine finds this file by its name. MMEngine's own local
+checkpoints load and resume from then on, in the toolboxes' scripts too, on versions of torch that
+load weights only.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from .engine.complexity import register_flop_handles
 from .engine.config_packages import register_config_packages
 from .engine.local_checkpoints import register_local_loader
 from .layer import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from .sparse import SparseSwitchNorm1d, SparseSwitchNorm2d, SparseSwitchNorm3d
 from .switch.unconverted import build_switched_model
 
 _MODELS: dict[str, Callable] = {
@@ -27,6 +29,10 @@ _MODELS: dict[str, Callable] = {
     'SN1d': SwitchNorm1d,
     'SN2d': SwitchNorm2d,
     'SN3d': SwitchNorm3d,
+    'SSN': SparseSwitchNorm2d,
+    'SSN1d': SparseSwitchNorm1d,
+    'SSN2d': SparseSwitchNorm2d,
+    'SSN3d': SparseSwitchNorm3d,
     'SwitchedModel': build_switched_model,
 }
 _HOOKS: dict[str, Callable] = {name: getattr(hooks, name) for name in hooks.__all__}

@@ -8,7 +8,7 @@ from numbers import Real
 
 from .errors import InputError
 
-__all__ = ['FROM_BATCH_NORM', 'OFF_SCOPE', 'initial_logits']
+__all__ = ['FROM_BATCH_NORM', 'OFF_SCOPE', 'initial_logits', 'initial_shares']
 
 FROM_BATCH_NORM = {'bn': 0.9}
 """The mix of a layer that takes over the weights of a BatchNorm: close to the function that these
@@ -20,10 +20,10 @@ float32 rounds by as much. ResNets of 18 to 101 layers differ from all weight on
 more than rounding (docs/warm_start.md)."""
 
 
-def initial_logits(
+def initial_shares(
     init_importance: str | Mapping[str, float] | None, normalizers: tuple[str, ...]
 ) -> list[float]:
-    """Importance weights before the softmax, for a layer to start from.
+    """The importance for a layer to start from.
 
     Args:
         init_importance: None or 'equal' for equal shares; a scope, which gets all but
@@ -31,7 +31,7 @@ def initial_logits(
         normalizers: The scopes of the layer.
 
     Returns:
-        One logit for each of ``normalizers``, ones for equal shares.
+        One share for each of ``normalizers``.
 
     Raises:
         InputError: ``init_importance`` is of another kind, names a scope outside ``normalizers``,
@@ -55,4 +55,12 @@ def initial_logits(
             f'of {normalizers} are named, got {init_importance!r}'
         )
     equal = rest / max(others, 1)
-    return [1 + math.log(count * shares.get(scope, equal)) for scope in normalizers]
+    return [float(shares.get(scope, equal)) for scope in normalizers]
+
+
+def initial_logits(
+    init_importance: str | Mapping[str, float] | None, normalizers: tuple[str, ...]
+) -> list[float]:
+    """The logits whose softmax are the :func:`initial_shares`: ones for equal shares."""
+    shares = initial_shares(init_importance, normalizers)
+    return [1 + math.log(len(shares) * share) for share in shares]

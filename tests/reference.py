@@ -8,6 +8,7 @@ batch, as the inputs of several ranks are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -124,3 +125,38 @@ def released_scope(mean: Tensor, var: Tensor, sizes: Tensor, dim: int) -> tuple[
     wide_mean = (sizes * mean).sum(dim, keepdim=True) / total
     temp = var + mean**2
     return wide_mean, (sizes * temp).sum(dim, keepdim=True) / total - wide_mean**2
+
+
+def sparsestmax(logits: Sequence[float], radius: float) -> list[float]:
+    """The importance of Sparse SN (arXiv 1903.03793), geometrically, in plain numbers.
+
+    The point of the simplex nearest to the logits; inside of the circle of this radius about the
+    centre, the point of the circle in its direction; and where that has left the simplex, the same
+    on the face that is nearest.
+    """
+
+    def nearest(point: Sequence[float]) -> list[float]:
+        low, high = max(point) - 1, max(point)
+        for _ in range(200):  # the threshold, by bisection
+            middle = (low + high) / 2
+            total = sum(max(z - middle, 0) for z in point)
+            low, high = (middle, high) if total > 1 else (low, middle)
+        return [max(z - low, 0) for z in point]
+
+    def pushed(point: Sequence[float], centre: Sequence[float], radius: float) -> list[float]:
+        away = math.dist(point, centre)
+        if away >= radius or away == 0:
+            return list(point)
+        return [c + (z - c) * radius / away for z, c in zip(point, centre)]
+
+    count = len(logits)
+    centre = [1 / count] * count
+    if radius >= math.dist(centre, [1] + [0] * (count - 1)):
+        return [float(k == logits.index(max(logits))) for k in range(count)]
+    on_circle = pushed(nearest(logits), centre, radius)
+    if min(on_circle) >= 0:
+        return on_circle
+    inside = nearest(on_circle)
+    members = [z > 1e-12 for z in inside]
+    face = [member / sum(members) for member in members]
+    return pushed(inside, face, math.sqrt(max(radius**2 - math.dist(centre, face) ** 2, 0)))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..equations import SCOPES
+from ..equations import SCOPES, sparsest_logits
 from ..errors import InputError, check_type
 from ..layer import SwitchNorm
 from ..sharding import full_weight
@@ -60,11 +60,11 @@ def from_model(model: nn.Module) -> dict[str, Importance]:
     }
     if not layers:
         return {}
-    logits = [
-        full_weight(weight.detach(), len(layer.normalizers))
-        for layer in layers.values()
-        for weight in (layer.mean_weight, layer.var_weight)
-    ]
+    logits = []
+    for layer in layers.values():
+        weights = (layer.mean_weight.detach(), layer.var_weight.detach())
+        full = (full_weight(weight, len(layer.normalizers)) for weight in weights)
+        logits += layer._softmax_logits(*full)
     if len({w.device for w in logits}) == 1:  # one copy, one wait for the GPU
         logits = list(torch.cat(logits).cpu().split([len(w) for w in logits]))
     rows = iter(logits)
@@ -99,9 +99,13 @@ def from_state_dict(
         if parameter == 'mean_weight' and f'{prefix}var_weight' in state_dict:
             name = prefix.rstrip('.')
             scopes = _scopes(name, len(logits), f'{prefix}running_mean' in state_dict, given)
+            both = torch.stack([logits, state_dict[f'{prefix}var_weight']])
+            if f'{prefix}radius' in state_dict:  # of Sparse SN
+                fixed = [state_dict[f'{prefix}{statistic}_fixed'] for statistic in STATISTICS]
+                radius = state_dict[f'{prefix}radius']
+                both = sparsest_logits(both, radius, torch.stack(fixed), False)
             layers[name.removeprefix('module.')] = {
-                'mean': _softmax(logits, scopes),
-                'var': _softmax(state_dict[f'{prefix}var_weight'], scopes),
+                statistic: _softmax(row, scopes) for statistic, row in zip(STATISTICS, both)
             }
     return layers
 

@@ -3,6 +3,7 @@
 from .layer_names import LayerNamesHook
 from .precise_sn import PreciseSNHook
 from .resumable_checkpoint import ResumableCheckpointHook
+from .sparse_switch import SparseSwitchHook
 from .switch_weights import SwitchWeightsHook
 from .unconverted_norms import LeftoverNormHook, UnconvertedNormHook
 
@@ -11,6 +12,7 @@ __all__ = [
     'LeftoverNormHook',
     'PreciseSNHook',
     'ResumableCheckpointHook',
+    'SparseSwitchHook',
     'SwitchWeightsHook',
     'UnconvertedNormHook',
 ]

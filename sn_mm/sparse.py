@@ -1,0 +1,188 @@
+"""Sparse Switchable Normalization: each layer ends as one norm.
+
+Shao et al., *SSN: Learning Sparse Switchable Normalization via SparsestMax*, CVPR 2019,
+arXiv 1903.03793.
+"""
+
+# No postponed annotations: TorchScript reads those of the buffers.
+import warnings
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any, Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+from . import equations
+from .errors import InputError, check_type
+from .layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from .norm_act import SwitchNormAct
+from .sharding import full_weight, placed_as
+from .warm_start import initial_shares
+
+__all__ = [
+    'SPARSE',
+    'SparseSwitchNorm',
+    'SparseSwitchNorm1d',
+    'SparseSwitchNorm2d',
+    'SparseSwitchNorm3d',
+    'SparseSwitchNormAct',
+    'set_radius',
+]
+
+
+class _Sparse(SwitchNorm):
+    """What is sparse about a layer: the map from its logits to the importance."""
+
+    radius: Tensor
+    mean_fixed: Tensor
+    var_fixed: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        device = self.mean_weight.device
+        self.register_buffer('radius', torch.zeros((), device=device))
+        self.register_buffer('mean_fixed', torch.full((), -1, device=device))
+        self.register_buffer('var_fixed', torch.full((), -1, device=device))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if hasattr(self, 'var_fixed'):  # not yet while the constructor runs
+            self.radius.zero_()
+            self.mean_fixed.fill_(-1)
+            self.var_fixed.fill_(-1)
+
+    @staticmethod
+    def _initial_logits(
+        init_importance: Optional[Union[str, Mapping[str, float]]], normalizers: tuple[str, ...]
+    ) -> list[float]:
+        """The sparsemax of an importance is itself; equal shares are written as ones, as in SN."""
+        shares = initial_shares(init_importance, normalizers)
+        if isinstance(init_importance, str) and init_importance in normalizers:
+            return [float(scope == init_importance) for scope in normalizers]
+        return [1.0] * len(shares) if len(set(shares)) == 1 else shares
+
+    def _softmax_logits(
+        self, mean_weight: Tensor, var_weight: Tensor, one_position: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        logits = equations.sparsest_logits(
+            torch.stack([mean_weight, var_weight]),
+            self.radius,
+            torch.stack([self.mean_fixed, self.var_fixed]),
+            one_position and self.normalizers[0] == 'in',
+        )
+        return logits[0], logits[1]
+
+    def _logits(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        one_position = True
+        for size in input.shape[2:]:
+            one_position = one_position and size == 1
+        return self._softmax_logits(self.mean_weight, self.var_weight, one_position)
+
+    def train(self, mode: bool = True) -> '_Sparse':
+        """Warns where training ends and nothing has raised the radius."""
+        batches = self.num_batches_tracked
+        if self.training and not mode and batches is not None and not batches.is_meta:
+            if self.radius == 0 and batches > 0:
+                warnings.warn(
+                    'layers of Sparse SN have seen batches with radius 0, with which no importance '
+                    'need become one-hot: SparseSwitchHook in custom_hooks raises it, or '
+                    'sn_mm.set_radius(model, progress) in each iteration',
+                    stacklevel=2,
+                )
+        super().train(mode)
+        return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        # Those of SN are the logits of a softmax, which becomes the start here.
+        if f'{prefix}mean_weight' in state_dict and f'{prefix}radius' not in state_dict:
+            with torch.no_grad():
+                for weight in (self.mean_weight, self.var_weight):
+                    full = full_weight(weight, len(self.normalizers))
+                    weight.copy_(placed_as(weight, full.softmax(0)))
+
+
+class SparseSwitchNorm(_Sparse, SwitchNorm):
+    r"""Sparse Switchable Normalization over (N, C, \*S) with any number of spatial axes.
+
+    :class:`SwitchNorm` whose importance is the sparsestmax of the logits in place of their softmax
+    (:func:`sn_mm.equations.sparsestmax`; arXiv 1903.03793, section 3). Its ``radius`` grows with
+    training, from 0 to 1. Then each layer is one norm for the means and one for the variances, and
+    :func:`sn_mm.revert_switch_norm` makes it torch's own where the two are the same.
+
+    Arguments, shapes and errors are those of :class:`SwitchNorm`. ``init_importance='bn'`` puts all
+    on the scope, and the importance then does not move.
+
+    Attributes:
+        radius: Scalar, which :func:`sn_mm.set_radius` or SparseSwitchHook raise.
+        mean_fixed, var_fixed: Scalar int64, the index in ``normalizers`` of the only scope that is
+            left, from the moment on that there is only one; -1 before. Its logits then get no
+            gradient.
+
+    Weights of SN load with SN's importance as the start, those of a BatchNorm with
+    ``{'bn': 0.9}`` as in SN.
+    """
+
+
+class SparseSwitchNorm1d(_Sparse, SwitchNorm1d):
+    """:class:`SparseSwitchNorm` over (N, C) or (N, C, L)."""
+
+
+class SparseSwitchNorm2d(_Sparse, SwitchNorm2d):
+    """:class:`SparseSwitchNorm` over (N, C, H, W)."""
+
+
+class SparseSwitchNorm3d(_Sparse, SwitchNorm3d):
+    """:class:`SparseSwitchNorm` over (N, C, D, H, W)."""
+
+
+class SparseSwitchNormAct(_Sparse, SwitchNormAct):
+    """:class:`SparseSwitchNorm`, then a drop layer and an activation."""
+
+
+SPARSE: dict[type[SwitchNorm], type[SwitchNorm]] = {
+    SwitchNorm: SparseSwitchNorm,
+    SwitchNorm1d: SparseSwitchNorm1d,
+    SwitchNorm2d: SparseSwitchNorm2d,
+    SwitchNorm3d: SparseSwitchNorm3d,
+    SwitchNormAct: SparseSwitchNormAct,
+}
+"""The sparse layer for each layer of SN."""
+
+
+@torch.no_grad()
+def set_radius(model: nn.Module, progress: float) -> None:
+    """Sets the radius of all Sparse SN layers, and fixes the importance that is one-hot by then.
+
+    Call it before each iteration. It makes no device wait.
+
+    Args:
+        model: Any module. Without a Sparse SN layer nothing happens.
+        progress: The share of the training that is done, 0 to 1: the radius.
+
+    Raises:
+        InputError: ``model`` is no module, or ``progress`` outside of [0, 1].
+    """
+    check_type('model', model, nn.Module, 'a torch.nn.Module')
+    if not isinstance(progress, Real) or not 0 <= progress <= 1:
+        raise InputError(f'progress must be a number from 0 to 1, got {progress!r}')
+    layers = [module for module in model.modules() if isinstance(module, _Sparse)]
+    for layer in layers:
+        layer.radius.fill_(progress)
+    # Layers of one kind at once: a network has dozens of them.
+    groups: dict[Any, list[_Sparse]] = {}
+    for layer in layers:
+        key = len(layer.normalizers), layer.mean_weight.device, layer.mean_weight.dtype
+        groups.setdefault(key, []).append(layer)
+    for (scopes, *_), alike in groups.items():
+        weights = [w for layer in alike for w in (layer.mean_weight, layer.var_weight)]
+        fixed = [f for layer in alike for f in (layer.mean_fixed, layer.var_fixed)]
+        logits = torch.stack([full_weight(w, scopes) for w in weights])
+        logits = logits.to(equations.stats_dtype(logits.dtype))
+        importance = equations.sparsestmax(logits, alike[0].radius.to(logits.dtype))
+        one_hot = (importance > 0).sum(1) == 1
+        known = torch.stack(fixed)
+        found = torch.where((known < 0) & one_hot, importance.argmax(1), known)
+        for buffer, index in zip(fixed, found):
+            buffer.copy_(index)
