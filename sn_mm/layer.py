@@ -253,7 +253,7 @@ class SwitchNorm(_InstanceNorm):
         )
 
     def __prepare_scriptable__(self) -> SwitchNorm:
-        """TorchScript's call before it compiles the layer, without its collectives.
+        """TorchScript's call before it compiles the layer, without collectives and our own hooks.
 
         Raises:
             InputError: The layer trains, synchronised over ranks.
@@ -263,6 +263,9 @@ class SwitchNorm(_InstanceNorm):
                 'TorchScript takes layers with sync=False in training, and this one is '
                 'synchronised over ranks'
             )
+        for key, hook in list(self._forward_hooks.items()):
+            if getattr(hook, 'eager_only', False):
+                del self._forward_hooks[key]
         return self
 
     def _group(self) -> ProcessGroup | None:

@@ -21,7 +21,6 @@ from ..errors import InputError
 from ..model.batch_average import measure_batch_average
 from .resume.random_states import get_random_states, set_random_states
 
-
 _ANNOTATIONS = ('data_list', 'data_bytes', 'data_address')
 """Of an MMEngine data set."""
 

@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..errors import InputError, check_type
-from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from ..errors import InputError, check_bool, check_type
+from ..frozen import FrozenSwitchNorm2d
+from ..layer import SwitchNorm
 from ..norm_act import SwitchNormAct
+from .example import check_inputs, run_example
+from .levels import leave_out_batch, warn_of_levels
 from .names import name_layers
+from .norms import (
+    FOLLOWERS,
+    FROZEN,
+    STATISTICS,
+    Norm,
+    acts_frozen,
+    eps_of,
+    find_norms,
+    has_statistics,
+)
 from .replace import replace_modules
 
-__all__ = ['convert_switch_norm']
+__all__ = ['convert_switch_norm', 'replace_norms']
 
 logger = logging.getLogger(__name__)
-
-_STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
-_FOLLOWERS = ('drop', 'act')
-_TIMM: dict[str, type[SwitchNorm]] = {
-    'BatchNormAct2d': SwitchNormAct,
-    'SyncBatchNormAct': SwitchNormAct,
-    'GroupNormAct': SwitchNormAct,
-    'GroupNorm1Act': SwitchNormAct,
-    'GroupNorm': SwitchNorm,
-    'GroupNorm1': SwitchNorm,
-}
-"""The norms of timm with a forward of their own, by name in ``timm.layers``."""
 
 
 def convert_switch_norm(
@@ -41,6 +41,8 @@ def convert_switch_norm(
     *,
     report: Callable[[str], None] = logger.info,
     select: Callable[[str], bool] = lambda name: True,
+    frozen: bool = False,
+    inputs: Tensor | tuple[Any, ...] | None = None,
     **layer_args: Any,
 ) -> nn.Module:
     """Replaces BatchNorm*, SyncBatchNorm, GroupNorm and InstanceNorm* by SN, in place.
@@ -55,9 +57,15 @@ def convert_switch_norm(
     GroupNorm1Act) become :class:`sn_mm.norm_act.SwitchNormAct` with their drop layer and
     activation.
 
-    LayerNorm and SN stay as they are. So do other norms that do more than torch's (a forward of
-    their own; further parameters, buffers or modules, as pruning adds): SN would drop that part.
-    They are reported, with a warning.
+    SN stays as it is. So do LayerNorm and what else is named as a norm, which is reported; norms
+    that do more than torch's (a forward of their own; further parameters, buffers or modules, as
+    pruning adds), as SN would drop that part; and frozen BatchNorms (torchvision's, MMDetection's,
+    detectron2's and Transformers' ``FrozenBatchNorm2d``), unless ``frozen``. Of the last two a
+    warning tells.
+
+    A norm that serves several levels of a feature pyramid (the heads of RetinaNet and FCOS) should
+    do without the batch scope. ``inputs`` show which these are. Without ``inputs``, a warning comes
+    from the first training pass in which a layer meets several sizes.
 
     Convert before building the optimizer, which must see the new ``mean_weight`` and
     ``var_weight``.
@@ -68,6 +76,11 @@ def convert_switch_norm(
             Default: logs at level INFO.
         select: Called with the name of each such norm in ``model``. Where it returns False, the
             norm stays and is not reported. Default: all are replaced.
+        frozen: Replace frozen BatchNorms, too, by :class:`sn_mm.frozen.FrozenSwitchNorm2d`, which
+            computes the same until it is made to learn. Default: False, they stay.
+        inputs: Of ``model``, one tensor or a tuple of arguments, for one pass in evaluation mode.
+            Norms that meet several sizes in it get ``normalizers=('in', 'ln')``, unless
+            ``layer_args`` has ``normalizers``. Default: none.
         **layer_args: Arguments of the new layers, over what they take from the old ones.
             ``init_importance='bn'`` keeps the function of a BatchNorm network. Without
             ``init_importance`` a BatchNorm with measured statistics becomes SN with
@@ -77,89 +90,78 @@ def convert_switch_norm(
         ``model``, or the new layer where ``model`` itself is a norm.
 
     Raises:
-        InputError: No model, no norm to convert, ``layer_args`` outside what :class:`SwitchNorm`
-            allows, or a lazy norm that has not seen its first input. The model is then as it was.
+        InputError: Arguments of another kind, no norm to convert, ``layer_args`` outside what
+            :class:`SwitchNorm` allows, or a lazy norm that has not seen its first input. The model
+            is then as it was.
         TypeError: ``layer_args`` that :class:`SwitchNorm` does not have. Likewise.
     """
     check_type('model', model, nn.Module, 'a torch.nn.Module')
     for name, function in (('report', report), ('select', select)):
         check_type(name, function, Callable, 'a function')  # type: ignore[arg-type]
-    model, lines, left = replace_norms(model, select, layer_args)
+    check_bool('frozen', frozen)
+    check_inputs(inputs)
+    norms = [norm for norm in find_norms(model) if select(norm.name)]
+    chosen = [norm for norm in norms if not norm.reason or (frozen and acts_frozen(norm.module))]
+    arguments: dict[Norm, Mapping[str, Any]] = dict.fromkeys(chosen, layer_args)
+    levels = {} if inputs is None else _levels(model, inputs, chosen)
+    arguments.update(dict.fromkeys(levels, leave_out_batch(layer_args)))
+    hint = ', but computes something else' if frozen else ': frozen=True converts it'
+    lines = {
+        norm: f'{norm} left as it is, {norm.reason}' + (hint if norm.reason == FROZEN else '')
+        for norm in norms
+        if norm not in chosen
+    }
+    left = [line for norm, line in lines.items() if norm.layer or has_statistics(norm.module)]
     some = '; '.join(left[:3]) + ('; ...' if len(left) > 3 else '')
-    if len(lines) == len(left):
+    if not chosen:
         raise InputError(
             'no norm to convert: the model has '
             + (some or 'no BatchNorm, SyncBatchNorm, GroupNorm or InstanceNorm that is selected')
         )
-    for line in lines:
-        report(line)
-    report(f'Norms converted to Switchable Normalization: {len(lines) - len(left)}')
+    model, layers = replace_norms(model, arguments)
+    for norm, layer in layers.items():
+        lines[norm] = f'{norm} -> {type(layer).__name__}'
+        if norm in levels:
+            lines[norm] += f' {list(layer.normalizers)}, as it meets {levels[norm]} sizes'
+    for norm in norms:
+        report(lines[norm])
+    report(f'Norms converted to Switchable Normalization: {len(layers)}')
     if left:
         warnings.warn(f'{len(left)} norms are not converted: {some}', stacklevel=2)
+    if inputs is None:
+        warn_of_levels(layers.values())
     return model
 
 
+def _levels(
+    model: nn.Module, inputs: Tensor | tuple[Any, ...], norms: Iterable[Norm]
+) -> dict[Norm, int]:
+    """The norms that meet several sizes in one pass, with their number; frozen ones may."""
+    by_module = {norm.module: norm for norm in norms if norm.layer}
+    _, shapes = run_example(model, inputs, by_module)
+    sizes = {by_module[m]: len({shape[2:] for shape in calls}) for m, calls in shapes.items()}
+    return {norm: count for norm, count in sizes.items() if count > 1}
+
+
 def replace_norms(
-    model: nn.Module, select: Callable[[str], bool], layer_args: Mapping[str, Any]
-) -> tuple[nn.Module, list[str], list[str]]:
+    model: nn.Module, arguments: Mapping[Norm, Mapping[str, Any]]
+) -> tuple[nn.Module, dict[Norm, SwitchNorm]]:
     """Replaces norms as :func:`convert_switch_norm` does, without a word if there are none.
 
+    Args:
+        model: The model.
+        arguments: The norms of it to replace, with arguments of the new layers.
+
     Returns:
-        ``model``, or the new layer where ``model`` itself is a norm; one line for each norm
-        replaced or left; those of the norms left.
+        ``model``, or the new layer where ``model`` itself is a norm; the new layers.
+
+    Raises:
+        InputError, TypeError: As :func:`convert_switch_norm`. The model is as it was.
     """
-    kinds = layers_by_kind()
     fallback = next(model.parameters(), torch.empty(0))
-    converted: dict[nn.Module, SwitchNorm] = {}
-    lines, left = [], []
-    for name, module in model.named_modules():
-        kind = next((k for k in kinds if isinstance(module, k)), None)
-        if kind is None or isinstance(module, SwitchNorm) or not select(name):
-            continue
-        line = f'{name or "model"}: {type(module).__name__}'
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
-            raise InputError(f'{line} has no num_features before its first input')
-        extras = extras_of(module)
-        if extras:
-            line = f'{line} left as it is, SN would drop its {extras}'
-            left.append(line)
-        else:
-            new = converted[module] = _convert(module, kinds[kind], fallback, layer_args)
-            line = f'{line} -> {type(new).__name__}'
-        lines.append(line)
-    return name_layers(replace_modules(model, converted)), lines, left
-
-
-def layers_by_kind() -> dict[type[nn.Module], type[SwitchNorm]]:
-    """Norm classes, special ones before their bases, and the layers that take their place."""
-    timm = sys.modules.get('timm.layers')  # without it no model has its norms; likewise mmcv.ops
-    kinds: dict[type[nn.Module], type[SwitchNorm]] = {
-        **{getattr(timm, name): layer for name, layer in _TIMM.items() if hasattr(timm, name)},
-        nn.BatchNorm1d: SwitchNorm1d,
-        nn.BatchNorm2d: SwitchNorm2d,
-        nn.BatchNorm3d: SwitchNorm3d,
-        nn.InstanceNorm1d: SwitchNorm1d,
-        nn.InstanceNorm2d: SwitchNorm2d,
-        nn.InstanceNorm3d: SwitchNorm3d,
-        nn.SyncBatchNorm: SwitchNorm,
-        _BatchNorm: SwitchNorm,
-        _InstanceNorm: SwitchNorm,
-        nn.GroupNorm: SwitchNorm,
-    }
-    mmcv_sync_bn = getattr(sys.modules.get('mmcv.ops'), 'SyncBatchNorm', None)
-    if mmcv_sync_bn is not None:
-        kinds[mmcv_sync_bn] = SwitchNorm
-    return kinds
-
-
-def extras_of(norm: nn.Module) -> str:
-    """The parts of a norm beyond its library class, which SN would drop; '' if it has none."""
-    kind, layer = next(item for item in layers_by_kind().items() if isinstance(norm, item[0]))
-    if getattr(norm.forward, '__func__', None) is not kind.forward:
-        return 'own forward'
-    members = {*norm._parameters, *norm._buffers, *norm._modules}
-    kept = {'weight', 'bias', *_STATISTICS, *(_FOLLOWERS if layer is SwitchNormAct else ())}
-    return ', '.join(sorted(members - kept))
+    layers = {norm: _convert(norm, fallback, args) for norm, args in arguments.items()}
+    replacements = {norm.module: layer for norm, layer in layers.items()}
+    return name_layers(replace_modules(model, replacements)), layers
 
 
 def _has_measured(norm: _BatchNorm) -> bool:
@@ -170,42 +172,56 @@ def _has_measured(norm: _BatchNorm) -> bool:
     return bool(mean.any()) or bool((var != 1).any())
 
 
-def _convert(
-    norm: Any, layer: type[SwitchNorm], fallback: torch.Tensor, layer_args: Mapping[str, Any]
-) -> SwitchNorm:
-    statistics = {name: getattr(norm, name, None) for name in _STATISTICS}
-    origin = next(t for t in (norm.weight, statistics['running_mean'], fallback) if t is not None)
+def _convert(norm: Norm, fallback: torch.Tensor, layer_args: Mapping[str, Any]) -> SwitchNorm:
+    old: Any = norm.module
+    if isinstance(old, nn.modules.lazy.LazyModuleMixin):
+        raise InputError(f'{norm} has no num_features before its first input')
+    if norm.layer is None:
+        return _convert_frozen(old, layer_args)
+    statistics = {name: getattr(old, name, None) for name in STATISTICS}
+    origin = next(t for t in (old.weight, statistics['running_mean'], fallback) if t is not None)
     args = {
-        'eps': norm.eps,
-        'momentum': getattr(norm, 'momentum', 0.1),
-        'affine': norm.affine,
-        'bias': norm.bias is not None or not norm.affine,
-        'track_running_stats': isinstance(norm, (_InstanceNorm, nn.GroupNorm))
+        'eps': old.eps,
+        'momentum': getattr(old, 'momentum', 0.1),
+        'affine': old.affine,
+        'bias': old.bias is not None or not old.affine,
+        'track_running_stats': isinstance(old, (_InstanceNorm, nn.GroupNorm))
         or statistics['running_mean'] is not None,
         'device': origin.device,
         'dtype': origin.dtype if origin.is_floating_point() else None,
     }
     if layer_args.get('sync', True) is True:
-        group = getattr(norm, 'process_group', getattr(norm, 'group', None))
+        group = getattr(old, 'process_group', getattr(old, 'group', None))
         if group is not None and group is not torch.distributed.group.WORLD:
             args['process_group'] = group
-    if layer is SwitchNormAct:
-        args.update({name: getattr(norm, name, None) for name in _FOLLOWERS})
-    channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
-    new = layer(channels, **{**args, **layer_args})
-    new.train(norm.training)
-    if new.affine and norm.affine:
-        new.weight = norm.weight
-        if norm.bias is not None and new.bias is not None:
-            new.bias = norm.bias
+    if norm.layer is SwitchNormAct:
+        args.update({name: getattr(old, name, None) for name in FOLLOWERS})
+    channels = old.num_channels if isinstance(old, nn.GroupNorm) else old.num_features
+    new = norm.layer(channels, **{**args, **layer_args})
+    new.train(old.training)
+    if new.affine and old.affine:
+        new.weight = old.weight
+        if old.bias is not None and new.bias is not None:
+            new.bias = old.bias
         for logits in (new.mean_weight, new.var_weight):
-            logits.requires_grad_(norm.weight.requires_grad)
+            logits.requires_grad_(old.weight.requires_grad)
     for name, value in statistics.items():
         if value is not None and getattr(new, name) is not None:
             setattr(new, name, value)
-    if isinstance(norm, _BatchNorm) and _has_measured(norm):
+    if isinstance(old, _BatchNorm) and _has_measured(old):
         new.take_over_batch_norm()
-    stopped = statistics['running_mean'] is not None and not norm.track_running_stats
+    stopped = statistics['running_mean'] is not None and not old.track_running_stats
     if stopped and 'track_running_stats' not in layer_args:
         new.track_running_stats = False
+    return new
+
+
+def _convert_frozen(old: Any, layer_args: Mapping[str, Any]) -> FrozenSwitchNorm2d:
+    args = {'eps': eps_of(old), 'device': old.weight.device, 'dtype': old.weight.dtype}
+    new = FrozenSwitchNorm2d(old.weight.numel(), **{**args, **layer_args})
+    for name in ('weight', 'bias'):
+        if getattr(new, name) is not None:
+            setattr(new, name, nn.Parameter(getattr(old, name), requires_grad=False))
+    if new.running_mean is not None:
+        new.running_mean, new.running_var = old.running_mean, old.running_var
     return new

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 from ..errors import InputError, check_type
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from .example import check_inputs, run_example
 from .replace import replace_modules
 
 __all__ = ['revert_switch_norm']
@@ -67,8 +68,7 @@ def revert_switch_norm(
             ``inputs`` that lead to no floating-point tensor. The model is as it was.
     """
     check_type('model', model, nn.Module, 'a torch.nn.Module')
-    if inputs is not None and not isinstance(inputs, tuple):
-        check_type('inputs', inputs, Tensor, 'a tensor or a tuple of arguments')
+    check_inputs(inputs)
     check_type('report', report, Callable, 'a function')  # type: ignore[arg-type]
     if not isinstance(threshold, Real) or not 0 < threshold < 1:
         raise InputError(f'threshold must be above 0 and below 1, got {threshold!r}')
@@ -76,7 +76,11 @@ def revert_switch_norm(
     if not layers:
         raise InputError('the model has no SN layer to revert')
     axes: dict[nn.Module, int] = {}
-    before = [] if inputs is None else _outputs(model, inputs, axes)
+    before: list[Tensor] = []
+    if inputs is not None:
+        output, shapes = run_example(model, inputs, layers.values())
+        before = _tensors(output)
+        axes = {layer: len(calls[-1]) for layer, calls in shapes.items() if calls}
 
     replaced: dict[nn.Module, nn.Module] = {}
     lines = []
@@ -94,38 +98,20 @@ def revert_switch_norm(
         report(line)
     report(f'SN layers turned into BatchNorm: {len(replaced)} of {len(layers)}')
     if inputs is not None:
-        pairs = zip(_outputs(model, inputs), before)
+        pairs = zip(_tensors(run_example(model, inputs, ())[0]), before)
         change = torch.stack([(new - old).abs().max() for new, old in pairs]).max()
         largest = torch.stack([old.abs().max() for old in before]).max()
         report(f'Largest output change: {change:.3g}, of outputs up to {largest:.3g}')
     return model
 
 
-def _outputs(
-    model: nn.Module, inputs: Tensor | tuple[Any, ...], axes: dict[nn.Module, int] | None = None
-) -> list[Tensor]:
-    """Floating-point outputs in evaluation mode; notes how many axes each SN layer sees."""
-
-    def note(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        if axes is not None:
-            axes[layer] = (*args, *kwargs.values())[0].dim()
-
-    modes = {module: module.training for module in model.modules()}
-    layers = [module for module in modes if isinstance(module, SwitchNorm)]
-    handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in layers]
-    model.eval()
-    try:
-        outputs = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes.items():
-            module.training = training
-    leaves = (leaf for leaf in tree_flatten(outputs)[0] if torch.is_tensor(leaf) and leaf.numel())
+def _tensors(output: Any) -> list[Tensor]:
+    """The floating-point tensors of an output."""
+    leaves = (leaf for leaf in tree_flatten(output)[0] if torch.is_tensor(leaf) and leaf.numel())
     tensors = [leaf.clone() for leaf in leaves if leaf.is_floating_point()]
     if not tensors:
         raise InputError(
-            f'inputs must lead to floating-point tensors, got output {type(outputs).__name__}'
+            f'inputs must lead to floating-point tensors, got output {type(output).__name__}'
         )
     return tensors
 

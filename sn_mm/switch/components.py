@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, Registry
 from torch import nn
 
 from ..layer import SwitchNorm
-from ..model.convert import layers_by_kind
+from ..model.norms import FROZEN, NOT_OF_THE_FAMILY, layers_by_kind, says_norm
 
 # Heads with one set of weights for all levels of a feature pyramid descend from BaseDenseHead or
 # SOLOHead; DyHead is a neck that does the same. By name, so that no toolbox is imported.
@@ -43,6 +43,7 @@ _PASSED_BY = {
 
 
 _NORMS = {'_NormBase', 'GroupNorm', 'LayerNorm'}
+ALREADY = 'SN already'
 
 
 def resolve(kind: Any, registry_scope: str | None) -> Any:
@@ -89,9 +90,13 @@ def is_switch_norm(kind: Any) -> bool:
     return inspect.isclass(kind) and issubclass(kind, SwitchNorm)
 
 
-def is_other_norm(kind: Any) -> bool:
-    """Whether a class is a norm that a switch leaves alone: a layer norm, or SN already."""
-    return inspect.isclass(kind) and issubclass(kind, (nn.LayerNorm, SwitchNorm))
+def reason_of_kind(kind: Any) -> str:
+    """Why a switch leaves a norm of another class alone; '' for what is no such norm."""
+    if is_switch_norm(kind):
+        return ALREADY
+    if not inspect.isclass(kind) or not issubclass(kind, nn.Module) or not says_norm(kind):
+        return ''
+    return FROZEN if 'frozen' in kind.__name__.lower() else NOT_OF_THE_FAMILY
 
 
 def needs_process_group(kind: Any) -> bool:

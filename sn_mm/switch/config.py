@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine.config import Config
@@ -15,12 +15,16 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..errors import InputError
 from ..layer import SwitchNorm
-from .components import needs_process_group, resolve
+from ..model.norms import Norm, find_norms
+from .components import ALREADY, needs_process_group, resolve
+from .extent import reason_to_leave
 from .report import Left, Switched, SwitchReport
 from .rewrite import NothingToSwitch, switch_norm_cfg
 from .target import check_target, is_sn
 from .toolbox import model_type, toolbox
-from .unconverted import convert_unconverted, extent_of, find_unconverted
+from .unconverted import extent_of, replace_unconverted
+
+_HARD_CODED = 'hard-coded: only a switch to SN converts it'
 
 
 def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
@@ -57,36 +61,31 @@ def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
             if to_sn:
                 raise
             raise InputError(f'{norm_cfg["type"]} does not fit the model: {error}') from error
-    leftovers = find_unconverted(model, extent)
-    if nothing and not leftovers:
+    norms = find_norms(model)
+    inside = [norm for norm in norms if norm.layer and not reason_to_leave(norm.name, extent)]
+    if nothing and not inside:
         raise nothing
-    if not to_sn:
+    layers: dict[Norm, SwitchNorm] = {}
+    if to_sn:
+        layers = replace_unconverted(model, norms, norm_cfg, extent)
+        if nothing and not layers:
+            names = ', '.join(norm.name for norm in inside)
+            raise InputError(f'{nothing}; those hard-coded in it do more than a norm: {names}')
+    else:
         wanted = resolve(norm_cfg['type'], toolbox(cfg))
-        others = [
-            Left(name, kind.__name__, 'hard-coded: only a switch to SN converts it')
-            for name, kind in leftovers
-            if not _same_norm(kind, wanted)
-        ]
-        if nothing and others:
+        norms = [norm for norm in norms if not _same_norm(norm, wanted)]
+        if nothing and not set(inside).isdisjoint(norms):
             raise nothing
-        report.left += others
-    elif leftovers:
-        convert_unconverted(model, norm_cfg, extent)
-        layers = dict(model.named_modules())
-        names = [name for name, _ in leftovers]
-        if nothing and not any(isinstance(layers[name], SwitchNorm) for name in names):
-            raise InputError(
-                f'{nothing}; those hard-coded in it do more than a norm: {", ".join(names)}'
-            )
-        _report_leftovers(report, leftovers, layers)
+    if layers:
         _convert_when_built(cfg, {'norm_cfg': norm_cfg, 'extent': extent})
+    _report(report, norms, layers, extent)
     return report
 
 
-def _same_norm(kind: type[nn.Module], wanted: type[nn.Module]) -> bool:
-    """Whether two classes are the same norm, of any number of dimensions."""
+def _same_norm(norm: Norm, wanted: type[nn.Module]) -> bool:
+    """Whether a norm is of a class's kind, of any number of dimensions."""
     families = (nn.SyncBatchNorm, _BatchNorm, nn.GroupNorm, _InstanceNorm)
-    return next(issubclass(kind, f) for f in families if issubclass(wanted, f))
+    return isinstance(norm.module, next(f for f in families if issubclass(wanted, f)))
 
 
 def _need_no_process_group(config: Any, registry_scope: str) -> None:
@@ -116,20 +115,29 @@ def _convert_when_built(cfg: Config, switch: dict) -> None:
     cfg.model.type = 'sn_mm.SwitchedModel'
 
 
-def _report_leftovers(
-    report: SwitchReport,
-    leftovers: list[tuple[str, type[nn.Module]]],
-    layers: dict[str, nn.Module],
+def _report(
+    report: SwitchReport, norms: list[Norm], layers: Mapping[Norm, SwitchNorm], extent: str
 ) -> None:
-    """Adds one line for each component and kind of norm, and for each norm that stays."""
-    converted: Counter[tuple[str, str, str]] = Counter()
-    for name, kind in leftovers:
-        layer = layers[name]
-        if isinstance(layer, SwitchNorm):
-            new = f'{type(layer).__name__}, normalizers={list(layer.normalizers)}'
-            converted['.'.join(name.split('.')[:2]), kind.__name__, new] += 1
+    """Adds one line for each component and kind of norm of the built model.
+
+    What the config's own norms are is seen in the model as well, so its lines on those left go.
+    """
+    switched: Counter[tuple[str, str, str]] = Counter()
+    left: dict[tuple[str, str, str], list[str]] = {}
+    for norm in norms:
+        component, kind = '.'.join(norm.name.split('.')[:2]), type(norm.module).__name__
+        if norm in layers:
+            new = f'{type(layers[norm]).__name__}, normalizers={list(layers[norm].normalizers)}'
+            switched[component, kind, new] += 1
         else:
-            report.left.append(Left(name, kind.__name__, 'does more than a norm: not converted'))
-    for (component, old, new), count in converted.items():
+            reason = reason_to_leave(norm.name, extent) or norm.reason or _HARD_CODED
+            left.setdefault((component, kind, reason), []).append(norm.name)
+    for (component, kind, new), count in switched.items():
         reason = 'hard-coded: converted when the model is built'
-        report.switched.append(Switched(component, f'{old} ({count})', new, reason))
+        report.switched.append(Switched(component, f'{kind} ({count})', new, reason))
+    report.left = [entry for entry in report.left if entry.reason == ALREADY or not entry.norm]
+    for (component, kind, reason), names in left.items():
+        if len(names) == 1:
+            report.left.append(Left(names[0], kind, reason))
+        else:
+            report.left.append(Left(component, f'{kind} ({len(names)})', reason))

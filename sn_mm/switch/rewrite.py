@@ -10,12 +10,13 @@ from torch import nn
 from .._deprecated import warn_renamed
 from ..errors import InputError, check_type
 from .components import (
+    ALREADY,
     ancestors,
     constructor_arguments,
-    is_other_norm,
     is_switch_norm,
     norm_layer,
     part_passed_by,
+    reason_of_kind,
     resolve,
     shares_levels,
 )
@@ -24,7 +25,7 @@ from .extent import check_extent, reason_to_leave
 from .heads import add_norms
 from .notes import take_notes
 from .report import Left, Switched, SwitchReport
-from .target import TYPES, check_target, is_sn, replace
+from .target import check_target, is_sn, replace
 from .toolbox import import_sn_mm, model_type, toolbox
 
 # The arguments of sn_mm.SwitchedModel, which an earlier switch wrote: not a component.
@@ -98,7 +99,7 @@ def switch_norm_cfg(
     report = rewriter.report
     if not report.switched:
         left = {entry.norm for entry in report.left if entry.norm}
-        already = sorted(norm for norm in left if norm.replace('sn_mm.', '') in TYPES)
+        already = sorted({entry.norm for entry in report.left if entry.reason == ALREADY})
         reason = (
             f'its norms are already {", ".join(already)}'
             if already
@@ -149,9 +150,8 @@ class _Rewriter:
         cls: Any = resolve(config['type'], self.registry_scope) if 'type' in config else None
         if norm_layer(cls) is not None or (is_switch_norm(cls) and not is_sn(self.target)):
             return self._switch(config, cls, path, owner, reason)
-        if is_other_norm(cls):
-            norm = _name(config['type'], cls)
-            self.report.left.append(Left(path, norm, 'not of the batch norm family'))
+        if why := reason_of_kind(cls):
+            self.report.left.append(Left(path, _name(config['type'], cls), why))
         if part := part_passed_by(cls):
             name, why = part
             self.passed_by.append(

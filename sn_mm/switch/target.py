@@ -10,6 +10,7 @@ from torch import nn
 
 from ..errors import InputError, check_type
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from ..model.levels import leave_out_batch
 from .components import norm_layer, registered_norms, resolve
 
 TYPES = ('SN', 'SN1d', 'SN2d', 'SN3d')
@@ -167,21 +168,6 @@ def layer_arguments(norm_cfg: dict) -> dict[str, Any]:
     return {k: v for k, v in norm_cfg.items() if k not in ('type', 'requires_grad')}
 
 
-def leave_out_batch(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments for a layer that serves several levels of a feature pyramid.
-
-    Running statistics mix the levels, so the batch scope is left out, and with it a mix to start
-    from that counts on it (shares are of all three scopes); unless the arguments name their
-    normalizers.
-    """
-    if 'normalizers' in arguments:
-        return arguments
-    kept = {**arguments, 'normalizers': ['in', 'ln']}
-    if kept.get('init_importance') not in ('in', 'ln'):
-        kept.pop('init_importance', None)
-    return kept
-
-
 def replace(old: dict, norm: type[nn.Module] | None, target: dict, shared: bool) -> dict:
     """Writes the norm_cfg that takes the place of ``old``.
 
@@ -189,7 +175,8 @@ def replace(old: dict, norm: type[nn.Module] | None, target: dict, shared: bool)
         old: The norm_cfg to replace; the arguments that SN has too stay.
         norm: Its class, for the number of dimensions. None: two.
         target: The result of :func:`check_target`.
-        shared: The norm serves several levels of a feature pyramid: see :func:`leave_out_batch`.
+        shared: The norm serves several levels of a feature pyramid: see
+            :func:`sn_mm.model.levels.leave_out_batch`.
 
     Returns:
         The new norm_cfg.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from mmengine.registry import MODELS
@@ -10,9 +11,11 @@ from torch import nn
 from .._deprecated import warn_renamed
 from ..layer import SwitchNorm
 from ..model.convert import replace_norms
-from .components import norm_layer, part_passed_by, shares_levels
+from ..model.levels import leave_out_batch
+from ..model.norms import Norm, find_norms
+from .components import part_passed_by, shares_levels
 from .extent import check_extent, reason_to_leave
-from .target import check_target, layer_arguments, leave_out_batch
+from .target import check_target, layer_arguments
 
 
 def find_unconverted(
@@ -34,9 +37,9 @@ def find_unconverted(
     if extent is not None:
         check_extent(extent)
     return [
-        (name, type(module))
-        for name, module in model.named_modules()
-        if norm_layer(type(module)) and not (extent and reason_to_leave(name, extent))
+        (norm.name, type(norm.module))
+        for norm in find_norms(model)
+        if norm.layer and not (extent and reason_to_leave(norm.name, extent))
     ]
 
 
@@ -58,18 +61,38 @@ def convert_unconverted(model: nn.Module, norm_cfg: dict, extent: str = 'existin
         InputError: ``norm_cfg`` or ``extent`` outside what is allowed.
     """
     check_target(norm_cfg)
-    names = {name for name, _ in find_unconverted(model, extent)}
+    check_extent(extent)
+    replace_unconverted(model, find_norms(model), norm_cfg, extent)
+    return model
+
+
+def replace_unconverted(
+    model: nn.Module, norms: Iterable[Norm], norm_cfg: dict, extent: str
+) -> dict[Norm, SwitchNorm]:
+    """Replaces those of a model's norms that are in the extent of a switch.
+
+    Args:
+        model: The model.
+        norms: Those that :func:`sn_mm.model.norms.find_norms` found in it.
+        norm_cfg, extent: Of the switch.
+
+    Returns:
+        The new layers.
+    """
     # By module: a norm may have another name outside of the head.
     levels = {inner for m in model.modules() if shares_levels(type(m)) for inner in m.modules()}
-    shared = {name for name in names if model.get_submodule(name) in levels}
-    arguments = layer_arguments(norm_cfg)
-    replace_norms(model, (names - shared).__contains__, arguments)
-    replace_norms(model, shared.__contains__, leave_out_batch(arguments))
+    alone = layer_arguments(norm_cfg)
+    shared = leave_out_batch(alone)
+    arguments = {
+        norm: shared if norm.module in levels else alone
+        for norm in norms
+        if not norm.reason and not reason_to_leave(norm.name, extent)
+    }
+    _, layers = replace_norms(model, arguments)
     if 'requires_grad' in norm_cfg:
-        for module in map(model.get_submodule, names):
-            if isinstance(module, SwitchNorm):  # not one that had to stay as it was
-                module.requires_grad_(norm_cfg['requires_grad'])
-    return model
+        for layer in layers.values():
+            layer.requires_grad_(norm_cfg['requires_grad'])
+    return layers
 
 
 def extent_of(switch: dict) -> str:

@@ -157,6 +157,28 @@ def test_a_model_whose_norms_are_all_hard_coded_can_be_compared():
         plan.switch(cfg, 'GN', 'existing')
 
 
+def test_the_table_names_what_stays_in_the_built_model_once(monkeypatch, capsys):
+    frozen = pytest.importorskip('torchvision').ops.FrozenBatchNorm2d
+    monkeypatch.setitem(MODELS.module_dict, 'FrozenBN', frozen)
+
+    class Mixed(Net):
+        def __init__(self, **parts: object) -> None:
+            super().__init__(**parts)
+            self.body = nn.Sequential(frozen(4), frozen(4), nn.LayerNorm(4))
+
+    monkeypatch.setitem(MODELS.module_dict, 'Net', Mixed)
+    switch(config(head=dict(norm_cfg=dict(type='FrozenBN'))), '--norm', 'SN')
+    rows = [line for line in capsys.readouterr().out.splitlines() if 'as it was' in line]
+    kinds = {row.split('│')[1].strip(): row.split('│')[2].strip() for row in rows}
+    assert kinds == {
+        'head': 'FrozenBatchNorm2d',
+        'body.0': 'FrozenBatchNorm2d',
+        'body.1': 'FrozenBatchNorm2d',
+        'body.2': 'LayerNorm',
+    }
+    assert sum('a frozen BatchNorm' in row for row in rows) == 3
+
+
 def test_other_ranks_print_nothing(monkeypatch, capsys):
     monkeypatch.setenv('LOCAL_RANK', '1')
     switch(config(), '--norm', 'SN')

@@ -9,9 +9,8 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..._deprecated import warn_renamed
-from ...model.convert import extras_of
-from ...switch.extent import check_extent
-from ...switch.unconverted import find_unconverted
+from ...model.norms import FROZEN, Norm, find_norms
+from ...switch.extent import check_extent, reason_to_leave
 from ..unwrap import unwrap
 
 
@@ -30,12 +29,11 @@ class UnconvertedNormHook(Hook):
         self.extent = extent
 
     def before_run(self, runner: Runner) -> None:
-        model = unwrap(runner.model)
-        converted: list[str] = []
-        kept: list[str] = []
-        for name, kind in find_unconverted(model, self.extent):
-            norms = kept if extras_of(model.get_submodule(name)) else converted
-            norms.append(f'{name} ({kind.__name__})')
+        found = find_norms(unwrap(runner.model))
+        norms = [n for n in found if not reason_to_leave(n.name, self.extent)]
+        converted = [_names(norm) for norm in norms if not norm.reason]
+        kept = [_names(norm) for norm in norms if norm.reason and norm.layer]
+        frozen = [_names(norm) for norm in norms if norm.reason == FROZEN]
         sentences = []
         if converted:
             sentences.append(
@@ -48,8 +46,16 @@ class UnconvertedNormHook(Hook):
                 f'{len(kept)} norms do more than a norm, which SN would drop, and stay as they '
                 f'are: {", ".join(kept)}.'
             )
+        if frozen:
+            sentences.append(
+                f'{len(frozen)} norms are frozen BatchNorms, and stay: {", ".join(frozen)}.'
+            )
         if sentences:
             print_log(' '.join(sentences), 'current', logging.WARNING)
+
+
+def _names(norm: Norm) -> str:
+    return f'{norm.name} ({type(norm.module).__name__})'
 
 
 def LeftoverNormHook(scope: str = 'existing') -> UnconvertedNormHook:
