@@ -60,7 +60,7 @@ def from_model(model: nn.Module) -> dict[str, Importance]:
     }
     if not layers:
         return {}
-    logits = []
+    logits: list[Tensor] = []
     for layer in layers.values():
         weights = (layer.mean_weight.detach(), layer.var_weight.detach())
         full = (full_weight(weight, len(layer.normalizers)) for weight in weights)
