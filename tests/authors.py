@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+import reference
 import torch
 from torch import Tensor, nn
 
@@ -42,9 +43,22 @@ class TheirNorm(nn.Module):
         if len(self.mean_weight) == 3:
             means.append(self.running_mean)
             variances.append(self.running_var)
-        mean = sum(p * m for p, m in zip(self.mean_weight.softmax(0), means))
-        var = sum(q * v for q, v in zip(self.var_weight.softmax(0), variances))
+        mean = sum(p * m for p, m in zip(self.importance(self.mean_weight), means))
+        var = sum(q * v for q, v in zip(self.importance(self.var_weight), variances))
         return ((flat - mean) / (var + 1e-5).sqrt()).view_as(x) * self.weight + self.bias
+
+    def importance(self, logits):
+        if not hasattr(self, 'radius'):
+            return logits.softmax(0)
+        return reference.sparsestmax(logits.tolist(), float(self.radius))
+
+    def become_sparse(self, radius: float) -> None:
+        """As their Sparse SN; the importance of the variances is fixed."""
+        self.register_buffer('radius', torch.tensor([radius]))
+        self.register_buffer('mean_fixed', torch.zeros(1))
+        self.register_buffer('var_fixed', torch.ones(1))
+        one_hot = torch.eye(len(self.var_weight))[self.var_weight.argmax()]
+        self.var_weight.data.copy_(one_hot)
 
 
 class TheirBlock(nn.Module):

@@ -7,6 +7,8 @@ unbiased instance variance, which is what ``correction=1`` computes.
 Converted networks give their outputs to 1e-9 in float64. In float32, networks of the scales that
 training leaves differed by up to 7e-6 of the largest output at depths 18 to 101, and by 1.2e-5 at
 152, where their own outputs in float32 are 1.5e-5 from those in float64.
+
+Layers of their Sparse SN have one number each in ``radius``, ``mean_fixed`` and ``var_fixed``.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (True, (3, 8, 36, 3)): 152,
 }
 """ResNets by bottleneck or not and number of blocks in each stage."""
+
+_SPARSE = ('.radius', '.mean_fixed', '.var_fixed')
 
 # C4 detectors keep the last stage in their box head.
 _DETECTION_STAGE = re.compile(r'(?:Conv_Body\.(?:conv_body\.)?|Box_Head\.)res([1-5])\.(.+)')
@@ -82,6 +86,7 @@ def convert(weights: Mapping[str, Tensor], to: str) -> Converted:
         raise InputError(f'its SN layers mix {scopes} scopes, neither (in, ln, bn) nor (in, ln)')
     naming = _naming(weights)
     keys, left_out = _rename(weights, naming, with_classifier=to == 'mmpretrain')
+    sparse = {name: keys.pop(name) for name in list(keys) if name.endswith(_SPARSE)}
     renamed = {name: weights[key] for name, key in keys.items()}
     _refuse_preactivation(renamed)
 
@@ -114,6 +119,10 @@ def convert(weights: Mapping[str, Tensor], to: str) -> Converted:
             counter = name.replace('running_var', 'num_batches_tracked')
             state_dict[_toolbox_name(counter, to)] = torch.tensor(0)
     norm_cfg: dict[str, Any] = {'type': 'SN', 'correction': 1}
+    if sparse:
+        norm_cfg = {'type': 'SSN', 'correction': 1, 'momentum': 0.003}
+        of_layers = _sparse_state(renamed, {name: weights[key] for name, key in sparse.items()})
+        state_dict.update({_toolbox_name(name, to): t for name, t in of_layers.items()})
     if scopes == 2:
         norm_cfg['normalizers'] = ('in', 'ln')
     backbone = {'type': 'ResNet', 'depth': depth, 'style': 'pytorch', 'norm_cfg': norm_cfg}
@@ -127,6 +136,26 @@ def summarize(names: Iterable[str]) -> str:
     names = list(names)
     rest = f' and {len(names) - 3} more' if len(names) > 3 else ''
     return ', '.join(names[:3]) + rest
+
+
+def _sparse_state(weights: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The radius of each layer, and the scope that is fixed: theirs say whether, ours say which."""
+    state = {}
+    for name in (name for name in weights if name.endswith('.mean_weight')):
+        layer = name.removesuffix('.mean_weight')
+        missing = [suffix for suffix in _SPARSE if f'{layer}{suffix}' not in given]
+        numbers = [given[f'{layer}{suffix}'] for suffix in _SPARSE if suffix not in missing]
+        if missing or any(number.numel() != 1 for number in numbers):
+            raise InputError(
+                f'{layer} must have {", ".join(_SPARSE)} of one number each, as all layers of '
+                f'Sparse SN; got {", ".join(str(tuple(n.shape)) for n in numbers) or "none"}'
+            )
+        radius, *flags = numbers
+        state[f'{layer}.radius'] = radius.reshape(()).float()
+        for statistic, flag in zip(('mean', 'var'), flags):
+            scope = weights[f'{layer}.{statistic}_weight'].argmax()
+            state[f'{layer}.{statistic}_fixed'] = scope if flag else torch.tensor(-1)
+    return state
 
 
 def _naming(keys: Iterable[str]) -> str:
@@ -145,7 +174,7 @@ def _rename(
     renamed: dict[str, str] = {}
     left_out: dict[str, list[str]] = {}
     for key in keys:
-        name = key.removeprefix('module.')
+        name = re.sub(r'\bssn([123])\.', r'sn\1.', key.removeprefix('module.'))
         stage = _DETECTION_STAGE.match(name) if naming == 'detection' else None
         if stage:
             name = stage[2] if stage[1] == '1' else f'layer{int(stage[1]) - 1}.{stage[2]}'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from authors import TheirResNet, as_published, train
+from authors import TheirNorm, TheirResNet, as_published, train
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
@@ -78,6 +78,25 @@ def test_in_float32_outputs_are_theirs_to_1e_5(depth, using_bn):
 
 
 @torch.no_grad()
+def test_converted_sparse_network_gives_their_outputs():
+    theirs = TheirResNet(18).eval()
+    for module in theirs.modules():
+        if isinstance(module, TheirNorm):
+            module.become_sparse(0.6)
+    weights = as_published(theirs, 'classification')
+    converted = convert(weights, 'mmdet')
+    assert converted.backbone['norm_cfg']['type'] == 'SSN'
+    x = torch.randn(2, 3, 64, 64).double()
+    network = build('mmdet', converted.backbone, converted.state_dict)
+    with torch.no_grad():
+        assert_same(network(x), theirs.double()(x))
+    want = theirs.sn1.var_weight.argmax()
+    assert network.bn1.var_fixed == want and network.bn1.mean_fixed == -1
+    del weights['module.sn1.radius']
+    with pytest.raises(InputError, match='sn1 must have .radius'):
+        convert(weights, 'mmdet')
+
+
 def test_the_correction_matters():
     theirs = TheirResNet(18).eval()
     converted = convert(as_published(theirs, 'classification'), 'mmdet')
