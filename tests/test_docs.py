@@ -36,7 +36,6 @@ ELSEWHERE = {
     r'.*convert[-_]checkpoint': 'tests/test_cli/test_convert_checkpoint.py, on files of theirs',
     r'mim ': 'openmim wants an environment of its own: docs/runs.md',
     r'(sn-mm [a-z-]+|python tools/train\.py)$': 'the name of a command',
-    r'python tools/check_resume\.py': 'tests/test_tools/test_check_resume.py',
     r'bash tools/check_gpu\.sh': 'tests/test_tools/test_check_gpu.py',
     r'(DATA=\S+ )?(python tools/|sn-mm |\$)(compare|plot.norms)': 'test_compare_norms.py',
     r'python tools/make_nuclei\.py': 'tests/test_tools/test_make_nuclei.py',

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
+import torch
 
 from sn_mm.engine.safe_load import safe_load
 
@@ -136,12 +137,16 @@ def start(folder: Path, *command: object, **variables: str) -> subprocess.Popen:
     return subprocess.Popen(words, cwd=folder, env=env, text=True, stdout=pipe, stderr=pipe)
 
 
-def kill_everything_that_names(path: Path) -> None:
-    """Kills a launcher and its ranks alike: the ranks are sessions of their own."""
-    for file in Path('/proc').glob('[0-9]*/cmdline'):
-        with contextlib.suppress(OSError):
-            if str(path).encode() in file.read_bytes():
-                os.kill(int(file.parent.name), signal.SIGKILL)
+def kill_tree(process: subprocess.Popen) -> None:
+    """Kills a launcher and all that it has started: its ranks are sessions of their own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, timeout=10)
+    process.wait()
 
 
 def run(folder: Path, *command: object, **variables: str) -> tuple[int, str, str]:
@@ -164,3 +169,16 @@ def succeed(folder: Path, *command: object, **variables: str) -> str:
 
 def load(path: Path) -> dict:
     return safe_load(path)
+
+
+def assert_same(one: object, other: object) -> None:
+    """Whether two parts of checkpoints are equal, tensors bit for bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        one, other = list(one.values()), list(other.values())
+    if isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for a, b in zip(one, other):
+            assert_same(a, b)
+    else:
+        assert torch.equal(one, other) if torch.is_tensor(one) else one == other

@@ -23,7 +23,8 @@ from small_runs import (
     ROOT,
     SEGMENTATION,
     TOOLS,
-    kill_everything_that_names,
+    assert_same,
+    kill_tree,
     load,
     run,
     start,
@@ -61,18 +62,6 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def assert_same(one: object, other: object) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        one, other = list(one.values()), list(other.values())
-    if isinstance(one, (list, tuple)):
-        assert len(one) == len(other)
-        for a, b in zip(one, other):
-            assert_same(a, b)
-    else:
-        assert torch.equal(one, other) if torch.is_tensor(one) else one == other
-
-
 @pytest.fixture(scope='module')
 def segmentation(folder) -> str:
     """The log of an uninterrupted run on two processes, in work_dirs/seg."""
@@ -91,7 +80,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(folder, seg
         while not (work_dir / 'last_checkpoint').exists():
             assert time.monotonic() < end and process.poll() is None, process.communicate()
             time.sleep(0.01)
-        kill_everything_that_names(work_dir)
+        kill_tree(process)
         process.communicate(timeout=LIMIT)
     assert process.returncode == -signal.SIGKILL and not (work_dir / 'iter_24.pth').exists()
 

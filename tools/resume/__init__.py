@@ -1,1 +1,0 @@
-"""Trainings that are killed, resumed and compared with undisturbed ones; for check_resume.py."""
