@@ -40,7 +40,6 @@ ELSEWHERE = {
     r'(DATA=\S+ )?(python tools/|sn-mm |\$)(compare|plot.norms)': 'test_compare_norms.py',
     r'python tools/make_nuclei\.py': 'tests/test_tools/test_make_nuclei.py',
     r'python tests/test_bad_input/page\.py': 'tests/test_bad_input, which compares the page',
-    r'python tools/check_numerics\.py': 'tests/test_tools/test_check_numerics.py',
 }
 """Commands that are not run here, and why."""
 

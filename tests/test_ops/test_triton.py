@@ -18,12 +18,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from reference import switch_norm as reference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton_interpreter import why_unusable
 
 import sn_mm.layer
 from sn_mm import SwitchNorm, autograd, functional, ops
@@ -48,19 +48,9 @@ ALL = SUBSETS[-1]
 EPS = {torch.float64: 2**-23, torch.float32: 2**-23, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 
-def broken_interpreter() -> str:
-    """Why this Triton's interpreter cannot run the kernels; the compiler may be able to."""
-    version = tuple(map(int, triton.__version__.split('.')[:2]))
-    if version < (3, 2):
-        return f'the interpreter of Triton {triton.__version__} computes something else'
-    if version < (3, 6) and tuple(map(int, np.__version__.split('.')[:2])) >= (2, 4):
-        return f'the interpreter of Triton {triton.__version__} fails with NumPy {np.__version__}'
-    return ''
-
-
 @pytest.fixture(autouse=True)
 def _skips_where_the_interpreter_is_broken(monkeypatch):
-    if backend.INTERPRETED and (why := broken_interpreter()):
+    if backend.INTERPRETED and (why := why_unusable()):
         executor = importlib.import_module('triton.runtime.interpreter').GridExecutor
         monkeypatch.setattr(executor, '__call__', lambda *args, **kwargs: pytest.skip(why))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .inputs import FORMATS, Case
-from .layers import EPS, SIZES, Layer, Results, affine, exact, exact_sn, torch_layers
+from .layers import EPS, Layer, Results, affine, exact, exact_sn, torch_layers
 
 FLOOR = 1e-6
 TRUNCATED = 2**-7  # Triton's interpreter truncates to bfloat16, where a GPU rounds
@@ -85,14 +85,14 @@ def relative_error(quantity: str, found: Tensor, truth: Results, dy: Tensor) -> 
     if not found.isfinite().all():
         return math.inf
     error = (found.double() - expected).abs()
-    if quantity == 'dlogits':
-        return (error / truth[SIZES].clamp(min=1e-9)).max().item()
     size = expected.abs().max().item()
-    if quantity in ('dweight', 'dbias'):
-        weight, bias = (t.double().view(-1, 1, 1) for t in affine(dy.shape[1]))
-        factor = (truth['y'] - bias) / weight if quantity == 'dweight' else 1
-        summands = (dy.double() * factor).square().sum((0, 2, 3)).sqrt()
-        size = max(size, summands.max().item())
+    weight, bias = (t.double().view(-1, 1, 1) for t in affine(dy.shape[1]))
+    summands = {'dbias': dy.double(), 'dweight': dy.double() * (truth['y'] - bias) / weight}
+    if quantity == 'dlogits':  # of the means, of the variances
+        terms = [(weight * t.sum((2, 3), keepdim=True)).abs().sum() for t in summands.values()]
+        return (error / torch.stack(terms).clamp(min=1e-9)[:, None]).max().item()
+    if quantity in summands:
+        size = max(size, summands[quantity].square().sum((0, 2, 3)).sqrt().max().item())
     if quantity == 'running mean':
         size = max(size, truth['running var'].max().item() ** 0.5)
     if size < 1e-9:
