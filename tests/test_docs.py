@@ -32,13 +32,13 @@ ELSEWHERE = {
     r'source \.venv/bin/activate|export ': 'sets the shell',
     r'bash (\.ci/run|tools/(setup_env|run_tests|demo)\.sh)': '.ci/run is or calls it',
     r'python -m sphinx': 'test_the_site_builds_without_a_warning',
-    r'python tools/mend_packages\.py': 'tests/test_tools/test_mend_packages.py',
+    r'python tools/misc/mend_packages\.py': 'tests/test_tools/test_mend_packages.py',
     r'.*convert[-_]checkpoint': 'tests/test_cli/test_convert_checkpoint.py, on files of theirs',
     r'mim ': 'openmim wants an environment of its own: docs/runs.md',
-    r'(sn-mm [a-z-]+|python tools/train\.py)$': 'the name of a command',
+    r'(sn-mm|sn-mm help NAME|sn-mm [a-z-]+|python tools/train\.py)$': 'the name of a command',
     r'bash tools/check_gpu\.sh': 'tests/test_tools/test_check_gpu.py',
-    r'(DATA=\S+ )?(python tools/|sn-mm |\$)(compare|plot.norms)': 'test_compare_norms.py',
-    r'python tools/make_nuclei\.py': 'tests/test_tools/test_make_nuclei.py',
+    r'(DATA=\S+ )?(sn-mm |\$)(compare|plot-norms)': 'test_compare_norms.py',
+    r'sn-mm make-nuclei': 'tests/test_cli/test_make_nuclei.py',
     r'python tests/test_bad_input/page\.py': 'tests/test_bad_input, which compares the page',
 }
 """Commands that are not run here, and why."""
@@ -54,33 +54,33 @@ SEGMENTOR = (
 )
 SMALL = [
     (r'\bsn_mm::fcn\S+', 'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'),
-    (r'(benchmark_model\.py) CONFIG', r'\1 mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py'),
+    (r'(benchmark-model) CONFIG', r'\1 mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py'),
     (r'\bCONFIG\b', 'det.py'),
     (r'\$config CHECKPOINT', '$config work_dirs/atss_r18-sn_fpn_1xb4-3e_scenes/epoch_1.pth'),
     (r'\b(CHECKPOINT|CKPT)( \[?(CKPT )?\.\.\.\]?)?', 'work_dirs/det/epoch_1.pth'),
     (r'\bIN OUT\b', 'work_dirs/det/epoch_1.pth out.pth'),
     (r'\bOUT\b', 'out.pth'),
     (r'\bDIR\b', 'figures'),
-    (r'(dist_train\.sh \S+) 8', r'\1 2'),
+    (r'--processes 8', '--processes 2'),
     (r'--num-iters 200', '--num-iters 1'),
     (r'epoch_12\.pth', 'epoch_1.pth'),
     (r'iter_20000\.pth', 'iter_1.pth'),
     (r'--train \d+ --val \d+', '--train 4 --val 2'),
-    (r'(make_scenes\.py out)\.pth', r'\1 --train 2 --val 2'),
+    (r'(make-scenes out)\.pth', r'\1 --train 2 --val 2'),
     (r'(\S*my_config\.py)$', rf'\1 --cfg-options {DETECTOR}'),
     (r'(train\S* mmdet::(mask_rcnn|atss)\S+.*)', rf'\1 --cfg-options {DETECTOR}'),
     (r'(train\S* mmdet::faster_rcnn.*)', r'\1 model.backbone.init_cfg=None'),
     (r'(train\S* mmseg::\S+.*)', rf'\1 --cfg-options {SEGMENTOR}'),
     (r'(train my_mask_rcnn\.py.*)', rf'\1 --cfg-options {DETECTOR}'),
     (r'(train my_deeplab\.py.*)', rf'\1 --cfg-options {SEGMENTOR}'),
-    (r'(train\.py pretrain\.py)', r'\1 --cfg-options train_cfg.max_iters=2 '
+    (r'(train pretrain\.py)', r'\1 --cfg-options train_cfg.max_iters=2 '
      r'train_cfg.val_interval=2 default_hooks.checkpoint.interval=2'),
-    (r'(train\.py finetune\.py)', r'\1 --cfg-options train_cfg.max_iters=2 '
+    (r'(train finetune\.py)', r'\1 --cfg-options train_cfg.max_iters=2 '
      r'load_from=work_dirs/pretrain/iter_2.pth'),
-    (r'(train\.py \$config)$', r'\1 --cfg-options'),
-    (r'(train\.py \$config.*)', r'\1 train_cfg.max_epochs=1'),
-    (r'(benchmark_layer\.py).*', r'\1 --repeats 1 --filter tiny --out layers.json'),
-    (r'(benchmark_model\.py \S+).*', r'\1 --size 64 --repeats 1'),
+    (r'(train \$config)$', r'\1 --cfg-options'),
+    (r'(train \$config.*)', r'\1 train_cfg.max_epochs=1'),
+    (r'(benchmark-layer).*', r'\1 --repeats 1 --filter tiny --out layers.json'),
+    (r'(benchmark-model \S+).*', r'\1 --size 64 --repeats 1'),
     (r'(benchmark_hook\.py \S+)', r'\1 --iters 2'),
     (r'(simulate_sync\.py --measure 2)', r'\1 --repeats 1'),
 ]  # fmt: skip
@@ -125,14 +125,14 @@ def shortened(command: str) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout's commands and configs beside the data that the pages name."""
     folder = tmp_path_factory.mktemp('docs')
-    for name in ('tools', 'configs', 'sn_mm'):
+    for name in ('tools', 'configs', 'sn_mm', 'sn_mm_cli'):
         (folder / name).symlink_to(ROOT / name)
     for split, count in (('train', 4), ('val', 2)):
         write_split(folder / 'data', split, count)
         of_ones_own(folder, split)
     whole_coco(folder / 'data/coco/annotations')
     (folder / 'det.py').write_text(DETECTION)
-    run(folder, 'python tools/train.py det.py')
+    run(folder, 'sn-mm train det.py')
     return folder
 
 

@@ -70,7 +70,7 @@ def test_a_scripted_layer_stops_tracking_where_the_attribute_is_false():
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')
 def test_torchs_newer_onnx_exporter_takes_the_layer(tmp_path):
-    """tools/export_onnx.py uses the older one, which is faster by two orders of magnitude."""
+    """sn-mm export-onnx uses the older one, which is faster by two orders of magnitude."""
     pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')
     model = network()

@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of a copy of this checkout, with the leftovers of running its commands."""
     folder = tmp_path_factory.mktemp('wheel')
     source = folder / 'source'
-    for name in ('sn_mm', 'configs', 'tools'):
+    for name in ('sn_mm', 'sn_mm_cli', 'configs', 'tools'):
         shutil.copytree(ROOT / name, source / name, symlinks=True)
     for name in ('pyproject.toml', 'setup.py', 'README.md', 'model-index.yml'):
         shutil.copy(ROOT / name, source)
@@ -68,20 +68,29 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     assert metadata['Version'] == sn_mm.__version__
     assert metadata['Requires-Python'] == '>=3.9'
     assert packed[f'{info}/entry_points.txt'].decode().split() == [
-        '[console_scripts]', 'sn-mm', '=', 'sn_mm.cli.main:main',
+        '[console_scripts]', 'sn-mm', '=', 'sn_mm_cli.main:main',
     ]  # fmt: skip
 
     mim = {name for name in packed if name.startswith('sn_mm/.mim/')}
     assert {name for name in packed if '.dist-info/' not in name} - mim == {
-        f'sn_mm/{name}' for name in files(ROOT / 'sn_mm') if not name.startswith('.mim/')
+        f'{package}/{name}'
+        for package in ('sn_mm', 'sn_mm_cli')
+        for name in files(ROOT / package)
+        if not name.startswith('.mim/')
     }
-    configs = {f'sn_mm/.mim/configs/{name}' for name in files(ROOT / 'configs')}
-    tools = mim - configs - {'sn_mm/.mim/model-index.yml'}
-    assert mim > configs and 'sn_mm/.mim/model-index.yml' in mim
-    scripts = {'train.py', 'test.py', 'dist_train.sh', 'dist_test.sh', 'slurm_train.sh'}
-    assert tools >= {f'sn_mm/.mim/tools/{name}' for name in (*scripts, 'make_scenes.py')}
-    assert tools < {f'sn_mm/.mim/tools/{name}' for name in files(ROOT / 'tools')}
-    assert 'sn_mm/.mim/tools/setup_env.sh' not in tools  # for a checkout
+    scripts = (
+        'train.py',
+        'test.py',
+        'dist_train.sh',
+        'dist_test.sh',
+        'slurm_train.sh',
+        'slurm_test.sh',
+    )
+    assert mim == {
+        'sn_mm/.mim/model-index.yml',
+        *(f'sn_mm/.mim/configs/{name}' for name in files(ROOT / 'configs')),
+        *(f'sn_mm/.mim/tools/{name}' for name in scripts),
+    }
 
 
 @pytest.mark.timeout(600)
@@ -113,3 +122,12 @@ def test_an_installed_recipe_and_script_are_found_by_name(site: Path, tmp_path: 
         done = run(site, tmp_path, *command, config, *options)
         (line,) = (line for line in done.stderr.splitlines() if 'error:' in line)
         assert done.returncode == 2 and 'data/ade/ADEChallengeData2016' in line
+
+
+def test_an_installed_command_starts_several_processes_of_itself(
+    site: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip('mmseg')
+    done = run(site, tmp_path, site / 'bin/sn-mm', 'train', 'none.py', '--processes', '2')
+    (line,) = (line for line in done.stderr.splitlines() if 'error:' in line)
+    assert done.returncode == 2 and line.startswith('sn-mm train: error: config none.py')

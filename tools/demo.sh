@@ -41,12 +41,13 @@ train_and_test() {
     bash tools/dist_train.sh "$config" 2 --work-dir "$work_dir" "${options[@]}"
     bash tools/dist_test.sh "$config" "$checkpoint" 2 --work-dir "$work_dir/test" \
         --show-dir "$work_dir/predictions" "${options[@]}"
-    "$PYTHON" tools/plot_importance.py "$checkpoint" --logs "$work_dir" --out "$work_dir/importance"
+    "$PYTHON" -m sn_mm_cli plot-importance "$checkpoint" --logs "$work_dir" \
+        --out "$work_dir/importance"
 }
 
-"$PYTHON" tools/make_scenes.py "$SCENES" --force --layout coco cityscapes --size 128 \
+"$PYTHON" -m sn_mm_cli make-scenes "$SCENES" --force --layout coco cityscapes --size 128 \
     --digits 2 4 --digit-size 0.28 0.5 "${scenes[@]}"
 train_and_test "$detection" "${det[@]}"
 train_and_test "$segmentation" "${seg[@]}"
-"$PYTHON" tools/summarize_demo.py "work_dirs/$name/$detection" "work_dirs/$name/$segmentation" \
+"$PYTHON" tools/misc/summarize_demo.py "work_dirs/$name/$detection" "work_dirs/$name/$segmentation" \
     --seconds $SECONDS "${summary[@]}"

@@ -48,7 +48,7 @@ log=$env/sn_mm-setup.log
 # --- Ready already? ----------------------------------------------------------------------------
 
 fingerprint() {
-    local files=(constraints.txt pyproject.toml setup.py tools/setup_env.sh tools/mend_packages.py)
+    local files=(constraints.txt pyproject.toml setup.py tools/setup_env.sh tools/misc/mend_packages.py)
     { echo "$root" && "$python" --version && cat "${files[@]}"; } | sha256sum
 }
 is_ready() { [[ -x $python && -f $stamp && $(< "$stamp") == $(fingerprint) ]]; }
@@ -201,7 +201,7 @@ wait $rest
     say 'no libGL: taking the headless OpenCV'
     "${install[@]}" --no-deps --force-reinstall opencv-python-headless &>> "$log"
 }
-mended=$("$python" tools/mend_packages.py 2>> "$log")
+mended=$("$python" tools/misc/mend_packages.py 2>> "$log")
 [[ -z $mended ]] || say "$mended"
 say 'checking the imports'
 "$python" -c 'import mmcv.ops, mmdet, mmseg, timm, sn_mm' &>> "$log"

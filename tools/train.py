@@ -1,4 +1,4 @@
-"""Trains a model of MMDetection, MMSegmentation or another MMEngine toolbox; SN is registered.
+"""Trains a model, as `sn-mm train`; SN is registered.
 
 Examples:
     python tools/train.py configs/demo/NAME.py
@@ -6,7 +6,9 @@ Examples:
     python tools/train.py mmdet::atss/atss_r50_fpn_1x_coco.py --norm SN --norm-extent all
 """
 
-from sn_mm.cli.train import main
+import sys
+
+from sn_mm_cli.main import main
 
 if __name__ == '__main__':
-    main()
+    main(['train', *sys.argv[1:]])

@@ -1,8 +1,8 @@
 """An ATSS for docs/shared_heads.md: one head with SN, whose weights serve four pyramid levels.
 
-    python tools/make_scenes.py data/shared --layout coco --size 128 --digits 2 4 \
+    sn-mm make-scenes data/shared --layout coco --size 128 --digits 2 4 \
         --digit-size 0.16 0.6 --train 1040 --val 100
-    SCENES=data/shared python tools/train.py configs/demo/atss_r18-sn_fpn_1xb4-3e_scenes.py
+    SCENES=data/shared sn-mm train configs/demo/atss_r18-sn_fpn_1xb4-3e_scenes.py
 """
 
 _base_ = [

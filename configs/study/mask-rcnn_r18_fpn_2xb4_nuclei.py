@@ -1,4 +1,4 @@
-"""The study's detector on nuclei of a microscopy image, which tools/make_nuclei.py cuts up."""
+"""The study's detector on nuclei of a microscopy image, which sn-mm make-nuclei cuts up."""
 
 _base_ = 'mask-rcnn_r18_fpn_2xb4_scenes.py'
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -20,18 +21,24 @@ _ENVIRONMENT = {
 }
 
 
-def hold_freed_memory() -> None:
-    """Starts this process over, once, so that its allocator keeps freed memory."""
+def hold_freed_memory(program: Sequence[str]) -> None:
+    """Starts this process over, once, so that its allocator keeps freed memory.
+
+    Args:
+        program: The words that start ``sn-mm``.
+    """
     if any(os.environ.get(name) != value for name, value in _ENVIRONMENT.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_ENVIRONMENT})
+        command = [*program, *sys.argv[0].split()[1:], *sys.argv[1:]]
+        os.execve(command[0], command, {**os.environ, **_ENVIRONMENT})
 
 
-def find_device(name: str) -> torch.device:
-    """The device that ``--device`` names.
+def find_device(name: str | None) -> torch.device:
+    """The device that ``--device`` names. Default: a GPU, if there is one.
 
     Raises:
         InputError: It is not 'cpu' or 'cuda' with an optional number, or is not there.
     """
+    name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -6,8 +6,7 @@ All else in the checkpoint stays as it is.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
-from pathlib import Path
+from argparse import Namespace
 from typing import Any
 
 import torch
@@ -17,36 +16,12 @@ from torch import Tensor
 
 from ..engine.training_set import check_seed, measure_on_training_set
 from ..engine.unwrap import unwrap
-from ..errors import InputError
 from .checkpoint import load_strictly, read_checkpoint
-from .config import add_config_arguments, load_config
+from .config import load_config
 from .data import build_loops, check_data
 from .errors import report_input_errors
 from .files import atomic_path, check_file
 from .launch import build_runner, launched
-
-
-def parse_args() -> Namespace:
-    parser = ArgumentParser(description="Replace a checkpoint's moving average by a batch average.")
-    add_config_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file to start from')
-    parser.add_argument('out', type=Path, help='checkpoint file to write')
-    parser.add_argument(
-        '--num-iters', type=int, default=200, help='mini-batches for each process (%(default)s)'
-    )
-    parser.add_argument('--bn', action='store_true', help='average BatchNorm statistics as well')
-    parser.add_argument(
-        '--seed', type=int, default=0, help='chooses the mini-batches (%(default)s)'
-    )
-    return parser.parse_args()
-
-
-def check_args(args: Namespace) -> None:
-    """Refuses arguments that would make the command fail after its work."""
-    if args.num_iters < 1:
-        raise InputError(f'--num-iters must be at least 1, got {args.num_iters}')
-    check_seed('--seed', args.seed)
-    check_file('OUT', args.out)
 
 
 def replace(weights: dict[str, Tensor], statistics: dict[str, Tensor]) -> str:
@@ -100,9 +75,9 @@ def write_average(cfg: Config, args: Namespace, checkpoint: dict[str, Any]) -> N
 
 
 @report_input_errors
-def main() -> None:
-    args = parse_args()
-    check_args(args)
+def run(args: Namespace) -> None:
+    check_seed('--seed', args.seed)
+    check_file('OUT', args.out)
     checkpoint = read_checkpoint(args.checkpoint)
     cfg = load_config(args, 'train')
     check_data(cfg, ['train'])

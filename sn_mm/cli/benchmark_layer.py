@@ -1,11 +1,8 @@
 """Measures SN layers against PyTorch's norm layers, in time and in memory, side by side.
 
-    python tools/benchmark_layer.py
-    python tools/benchmark_layer.py --filter 'RoI|square' --format contiguous --out quick.json
-
-goes through the inputs of ResNet-50-FPN, DeepLabV3+, RoI heads and some square ones, at the sizes
-of the recipes on a GPU and with an eighth of the pixels on a CPU. On each, all layers take turns,
-so that ratios hold even where the machine does not stay the same. Prints a table; writes the
+It goes through the inputs of ResNet-50-FPN, DeepLabV3+, RoI heads and some square ones, at the
+sizes of the recipes on a GPU and with an eighth of the pixels on a CPU. On each, all layers take
+turns, so that ratios hold even where the machine does not stay the same. Prints a table; writes the
 figures with the machine, versions and date as JSON, and a picture of them as PNG and SVG.
 """
 
@@ -14,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,10 +33,9 @@ from .errors import report_input_errors
 from .files import check_file
 from .machine import describe, file_name
 
-DTYPES = ('float32', 'float16', 'bfloat16')
 FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 TABLE_WIDTH = 180  # in a file or a pipe
-RESULTS = Path(__file__).parents[2] / 'docs' / 'benchmarks'
+RESULTS = Path('work_dirs/benchmarks')
 
 
 def make_layers(
@@ -65,7 +61,7 @@ def make_layers(
     return {name: layer.to(device) for name, layer in layers.items()}
 
 
-def run(args: Namespace, chosen: list[tuple[Case, str, str]]) -> Iterator[dict[str, Any]]:
+def measure_all(args: Namespace, chosen: list[tuple[Case, str, str]]) -> Iterator[dict[str, Any]]:
     for case, dtype, memory_format in track(chosen, 'Measuring', console=Console(stderr=True)):
         x = torch.randn(case.shape, device=args.device).to(
             getattr(torch, dtype), memory_format=FORMATS[memory_format]
@@ -128,72 +124,23 @@ def choose(args: Namespace) -> list[tuple[Case, str, str]]:
     return chosen
 
 
-def parse_args() -> Namespace:
-    parser = ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument(
-        '--device',
-        default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='cpu, or cuda with an optional number (%(default)s)',
-    )
-    parser.add_argument(
-        '--dtype', nargs='+', choices=DTYPES, default=['float32'], help='of the inputs (float32)'
-    )
-    parser.add_argument(
-        '--format',
-        nargs='+',
-        choices=list(FORMATS),
-        default=list(FORMATS),
-        help='memory formats of the inputs (both)',
-    )
-    parser.add_argument(
-        '--compile', action='store_true', help='BatchNorm and SN under torch.compile, too'
-    )
-    parser.add_argument(
-        '--filter',
-        default='',
-        metavar='REGEX',
-        help="only inputs whose name matches, as 'R50-FPN 2x64x'",
-    )
-    parser.add_argument(
-        '--threads',
-        type=int,
-        default=torch.get_num_threads(),
-        help="threads of PyTorch's kernels (%(default)s)",
-    )
-    parser.add_argument(
-        '--repeats', type=int, default=15, help='timings of each pass (%(default)s)'
-    )
-    parser.add_argument(
-        '--out',
-        type=Path,
-        metavar='FILE.json',
-        help='beside it, the pictures (docs/benchmarks/layer-DEVICE.json)',
-    )
-    args = parser.parse_args()
-    for name in ('threads', 'repeats'):
-        if getattr(args, name) < 1:
-            raise InputError(f'--{name} must be at least 1, got {getattr(args, name)}')
-    args.device = find_device(args.device)
-    args.out = args.out or RESULTS / f'layer-{file_name(args.device)}.json'
-    return args
-
-
 @report_input_errors
-def main() -> None:
-    args = parse_args()
+def run(args: Namespace) -> None:
+    args.device = find_device(args.device)
+    out: Path = args.out or RESULTS / f'layer-{file_name(args.device)}.json'
     chosen = choose(args)
-    check_file('--out', args.out)
-    hold_freed_memory()
-    torch.set_num_threads(args.threads)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    records = list(run(args, chosen))
+    check_file('--out', out)
+    hold_freed_memory(args.program)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    records = list(measure_all(args, chosen))
     described = describe(args.device)
-    args.out.write_text(json.dumps({'machine': described, 'records': records}, indent=1) + '\n')
+    out.write_text(json.dumps({'machine': described, 'records': records}, indent=1) + '\n')
     figure = draw_ratios(described, records)
     for suffix in ('.png', '.svg'):
-        figure.savefig(args.out.with_suffix(suffix), dpi=150)
+        figure.savefig(out.with_suffix(suffix), dpi=150)
     console = Console()
     if not console.is_terminal:
         console.width = TABLE_WIDTH
     console.print(make_table(records))
-    console.print(f'Written: {args.out} and its pictures', soft_wrap=True)
+    console.print(f'Written: {out} and its pictures', soft_wrap=True)

@@ -1,8 +1,5 @@
 """Measures a training step of a model with its own norms and with SN, side by side.
 
-    python tools/benchmark_model.py mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py --size 800
-    python tools/benchmark_model.py CONFIG --size 256 --norm SN --norm-extent all
-
 A step is forward, backward and the optimizer's, on two made-up images. Both models have every layer
 in training mode and nothing frozen. They take turns, so that the ratio holds even where the machine
 does not stay the same. Prints a table; writes the figures with the machine, versions and date.
@@ -11,7 +8,7 @@ does not stay the same. Prints a table; writes the figures with the machine, ver
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -33,9 +30,9 @@ from .config import read_config
 from .errors import report_input_errors
 from .files import check_file
 from .machine import describe, file_name
-from .norm_option import add_switch_arguments, switch_norms
+from .norm_option import switch_norms
 
-RESULTS = Path(__file__).parents[2] / 'docs' / 'benchmarks'
+RESULTS = Path('work_dirs/benchmarks')
 
 
 def train_all(model: Any) -> None:
@@ -58,37 +55,17 @@ def make_step(model: Any, cfg: Config, size: int) -> Callable[[], Any]:
     return step
 
 
-def parse_args() -> Namespace:
-    parser = ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('config', help='a path, or PACKAGE::PATH such as mmdet::mask_rcnn/NAME.py')
-    parser.add_argument('--size', type=int, default=256, help='side of the images (%(default)s)')
-    add_switch_arguments(parser)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
-                        help='cpu, or cuda with an optional number (%(default)s)')  # fmt: skip
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads(),
-                        help="threads of PyTorch's kernels (%(default)s)")  # fmt: skip
-    parser.add_argument('--repeats', type=int, default=15, help='steps of each (%(default)s)')
-    parser.add_argument('--out', type=Path, metavar='FILE.json',
-                        help='the figures (docs/benchmarks/CONFIG-DEVICE.json)')  # fmt: skip
-    args = parser.parse_args()
-    for name in ('size', 'threads', 'repeats'):
-        if getattr(args, name) < 1:
-            raise InputError(f'--{name} must be at least 1, got {getattr(args, name)}')
+@report_input_errors
+def run(args: Namespace) -> None:
     if args.out:
         check_file('--out', args.out)
-    args.norm = args.norm or {'type': 'SN'}
+    args.norm = args.norm or ['SN']
     args.device = find_device(args.device)
-    return args
-
-
-@report_input_errors
-def main() -> None:
-    args = parse_args()
     cfg = read_config(args.config)
     if 'model' not in cfg:
         raise InputError(f'config {args.config} has no model')
-    hold_freed_memory()
-    torch.set_num_threads(args.threads)
+    hold_freed_memory(args.program)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     train_all(cfg._cfg_dict.model)
     switched = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)

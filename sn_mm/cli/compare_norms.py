@@ -11,8 +11,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Iterable, Iterator
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -41,85 +41,41 @@ from ..compare.plan import (
     switch,
 )
 from ..compare.report import METRICS, group, value_of, verdict, write_report
-from ..compare.run import TOOLS, Runner, finished, has_average, lock, read_found
+from ..compare.run import Runner, finished, has_average, lock, read_found
 from ..errors import InputError
 from ..switch.toolbox import toolbox
-from .config import CfgOptions, load_config
+from .config import load_config
 from .data import check_data
 from .errors import report_input_errors
 from .files import check_folder
 from .machine import describe
-from .norm_option import add_extent_argument
 
 NORMS = ['BN', 'GN', 'SyncBN', 'SN', 'SN sync=False', 'SN normalizers=[in,ln]']
 # The whole way in minutes: the demo's DeepLabV3+ on few of the demo's scenes.
 QUICK: dict[str, Any] = {
-    'config': str(TOOLS.parent / 'configs/demo/deeplabv3plus_r18-d8-sn_2xb2-150_scenes.py'),
+    'config': 'sn_mm::demo/deeplabv3plus_r18-d8-sn_2xb2-150_scenes.py',
     'norms': ['BN', 'SN'],
     'images': [1, 2],
     'seeds': 2,
-    'cfg_options': {'train_cfg.max_iters': 20, 'param_scheduler.0.end': 5,
-                    'param_scheduler.1.begin': 5, 'param_scheduler.1.end': 20,
-                    'param_scheduler.1.T_max': 15},
+    'cfg_options': ['train_cfg.max_iters=20', 'param_scheduler.0.end=5',
+                    'param_scheduler.1.begin=5', 'param_scheduler.1.end=20',
+                    'param_scheduler.1.T_max=15'],
 }  # fmt: skip
 QUICK_SCENES = ['--layout', 'cityscapes', '--size', '128', '--digits', '2', '4', '--digit-size',
                 '0.28', '0.5', '--train', '80', '--val', '10']  # fmt: skip
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f'a whole number of at least 1 is allowed, got {text!r}')
-    return int(text)
+def complete(args: Namespace) -> None:
+    """Fills in what the command line leaves open.
 
-
-def parse_args() -> Namespace:
-    parser = ArgumentParser(description='Train with one norm after the other: which one pays?')
-    parser.add_argument('config', nargs='?', help='a path, or PACKAGE::PATH, of mmdet or mmseg')
-    parser.add_argument(
-        '--norms',
-        nargs='+',
-        metavar='NORM',
-        help=f'norms as --norm takes them, each in quotes ({", ".join(map(repr, NORMS))})',
-    )
-    parser.add_argument('--processes', type=positive, default=2, help='of each cell (%(default)s)')
-    parser.add_argument('--images', type=positive, nargs='+', help='per process (1 2 4)')
-    parser.add_argument('--seeds', type=positive, help='trainings of each kind (3)')
-    parser.add_argument('--out', type=Path, help='folder of the results (work_dirs/norms/CONFIG)')
-    parser.add_argument('--jobs', type=positive, default=1, help='cells at a time (%(default)s)')
-    parser.add_argument(
-        '--base-batch-size',
-        type=positive,
-        help="images that the config's learning rate is for (its auto_scale_lr, else NxbM in its "
-        'name, else PROCESSES times its batch_size)',
-    )
-    parser.add_argument('--metric', help='to compare (mmdet: coco/bbox_mAP, mmseg: mIoU)')
-    parser.add_argument(
-        '--batch-average',
-        type=positive,
-        default=0,
-        metavar='N',
-        help='test with the batch average of N mini-batches, too',
-    )
-    add_extent_argument(parser, default='existing', help='as --norm has it')
-    parser.add_argument(
-        '--retry-failed', action='store_true', help='run cells again that ended in an error'
-    )
-    parser.add_argument(
-        '--quick', action='store_true', help="the whole way in minutes, with the demo's data"
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        metavar='KEY=VALUE',
-        help='override settings of the config in every cell',
-    )
-    args = parser.parse_args()
+    Raises:
+        InputError: It names no config, or asks for more GPUs than there are.
+    """
     if args.quick == bool(args.config):
         raise InputError('CONFIG or --quick is needed, and not both')
     if args.quick:
         args.config = QUICK['config']
-        args.cfg_options = {**QUICK['cfg_options'], **(args.cfg_options or {})}
+        args.cfg_options = [*QUICK['cfg_options'], *args.cfg_options]
     args.norms = args.norms or (QUICK['norms'] if args.quick else NORMS)
     args.images = args.images or (QUICK['images'] if args.quick else [1, 2, 4])
     args.seeds = args.seeds or (QUICK['seeds'] if args.quick else 3)
@@ -131,14 +87,12 @@ def parse_args() -> Namespace:
             f'--jobs {args.jobs} with --processes {args.processes} needs '
             f'{args.jobs * args.processes} GPUs, {gpus} visible'
         )
-    return args
 
 
-def make_quick_data(out: Path) -> None:
+def make_quick_data(out: Path, program: Sequence[str]) -> None:
     """Makes the scenes of --quick, which its config finds by SCENES."""
     os.environ['SCENES'] = str(out / 'data')
-    script = [sys.executable, str(TOOLS / 'make_scenes.py'), str(out / 'data'), *QUICK_SCENES]
-    if subprocess.run(script).returncode:
+    if subprocess.run([*program, 'make-scenes', str(out / 'data'), *QUICK_SCENES]).returncode:
         raise InputError('the scenes of --quick cannot be made')
 
 
@@ -147,7 +101,7 @@ def load(args: Namespace) -> tuple[Config, IO[str]]:
     check_folder('--out', args.out)
     if args.quick:  # whose data are in the folder
         held = lock(args.out)
-        make_quick_data(args.out)
+        make_quick_data(args.out, args.program)
         return load_checked(args), held
     return load_checked(args), lock(args.out)
 
@@ -225,12 +179,6 @@ def describe_comparison(cells: list[Cell], base: int, origin: str, cfg: Config) 
     ]
 
 
-def program() -> list[str]:
-    """The words by which this command was called: a script of ``tools/``, or ``sn-mm``."""
-    script = Path(sys.argv[0])
-    return ['python', f'tools/{script.name}'] if script.suffix == '.py' else sys.argv[0].split()
-
-
 def describe_machine() -> str:
     described = describe(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
     name = described['cpu'] if described['device'] == 'cpu' else described['device']
@@ -248,7 +196,7 @@ def describe_report(
     quick = f'{Path(args.config).name}, --quick: the figures mean nothing'
     return {
         'config': quick if args.quick else args.config,
-        'command': shlex.join([*program(), *sys.argv[1:]]),
+        'command': shlex.join([*sys.argv[0].split(), *sys.argv[1:]]),
         'machine': describe_machine(),
         'processes': args.processes,
         'base_batch': base,
@@ -273,14 +221,14 @@ def progress_bar() -> Progress:
 
 
 @report_input_errors
-def main() -> None:
+def run(args: Namespace) -> None:
     """Runs the cells that have no result yet, and writes the report after each.
 
     Raises:
         InputError: Arguments or a config that no comparison can be made of.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the running cells as well
-    args = parse_args()
+    complete(args)
     for norm in args.norms:
         norm_cfg_of(norm)
     cfg, held = load(args)
@@ -300,7 +248,7 @@ def main() -> None:
     header = describe_report(args, len(cells), base, origin, notes)
     bar = progress_bar()
     names = [cell.name for cell in cells]
-    runner = Runner(args.out, held, args.jobs, args.batch_average)
+    runner = Runner(args.out, held, args.program, args.jobs, args.batch_average)
     with bar:
         task = bar.add_task('cells', total=len(cells), completed=len(cells) - len(remaining))
         for record in runner.run(remaining, configs):

@@ -3,50 +3,21 @@
 from __future__ import annotations
 
 import os
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hooks import Hook
 
 from ..errors import InputError, check_number
+from ..switch.option import parse_settings
 from ..switch.target import check_norms
 from ..switch.toolbox import import_sn_mm, toolbox
 from .files import check_folder
-
-
-class CfgOptions(DictAction):
-    """mmengine's ``DictAction``, with one line instead of a traceback for a broken option."""
-
-    def __call__(
-        self, parser: ArgumentParser, namespace: Namespace, values: Any, option: Any = None
-    ) -> None:
-        try:
-            super().__call__(parser, namespace, values, option)
-        except (ValueError, AssertionError, RecursionError) as error:
-            raise InputError(
-                f'{option} expects KEY=VALUE pairs with balanced brackets, got '
-                f'{" ".join(values)!r} ({error})'
-            ) from error
-
-
-def add_config_arguments(parser: ArgumentParser) -> None:
-    """Adds the options that training and testing have in common, named as OpenMMLab names them."""
-    parser.add_argument('config', help='a path, or PACKAGE::PATH such as mmdet::mask_rcnn/NAME.py')
-    parser.add_argument('--work-dir', help='where logs and results go (work_dirs/<config name>)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        metavar='KEY=VALUE',
-        help='override settings of the config, for example train_cfg.max_epochs=1 or key="[a,b]"',
-    )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def locate_config(name: str) -> Path:
@@ -116,7 +87,7 @@ def load_config(args: Namespace, split: str) -> Config:
     own scripts too.
 
     Args:
-        args: The parsed options of :func:`add_config_arguments`.
+        args: The parsed options of ``sn_mm_cli.parsers.add_config_arguments``.
         split: ``'train'`` or ``'test'``, which the config must be complete for.
 
     Returns:
@@ -127,9 +98,10 @@ def load_config(args: Namespace, split: str) -> Config:
             toolbox that it is written for is not installed, if the config lacks a part, or if a
             norm_cfg names no norm or gives SN arguments that it refuses.
     """
+    settings = parse_settings('--cfg-options', args.cfg_options)
     cfg = read_config(args.config)
     try:
-        cfg.merge_from_dict(args.cfg_options or {})
+        cfg.merge_from_dict(settings)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f'--cfg-options does not fit config {args.config}: {error}') from error
     _check_kinds(cfg, args.config)

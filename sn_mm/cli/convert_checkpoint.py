@@ -6,26 +6,18 @@ end are the config to use the result with: its norm_cfg makes the outputs equal 
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from hashlib import sha256
 from pathlib import Path
 
 import torch
 
-from ..checkpoints.authors import TOOLBOXES, convert, summarize
+from ..checkpoints.authors import convert, summarize
 from ..errors import InputError
 from ..version import __version__
 from .checkpoint import read_checkpoint, weights_of
 from .errors import report_input_errors
 from .files import atomic_path, check_file
-
-
-def parse_args() -> Namespace:
-    parser = ArgumentParser(description="Convert the authors' ResNets with SN.")
-    parser.add_argument('src', metavar='SRC', help='checkpoint of theirs')
-    parser.add_argument('dst', metavar='DST', help='checkpoint to write')
-    parser.add_argument('--to', required=True, choices=TOOLBOXES, help='the toolbox that loads it')
-    return parser.parse_args()
 
 
 def as_config(value: object) -> str:
@@ -36,8 +28,7 @@ def as_config(value: object) -> str:
 
 
 @report_input_errors
-def main() -> None:
-    args = parse_args()
+def run(args: Namespace) -> None:
     check_file('DST', args.dst)
     keys = ('state_dict', 'model')  # 'model' in the detection repository
     checkpoint = read_checkpoint(args.src, keys)

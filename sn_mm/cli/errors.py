@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterable
 from functools import wraps
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 from ..errors import InputError
 
@@ -42,8 +42,8 @@ def _raised_by_registry(error: Exception) -> bool:
     return building[-1] or (any(building) and 'got an unexpected keyword argument' in str(error))
 
 
-def report_input_errors(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorates a script's ``main``: bad input becomes one line on stderr and exit status 2.
+def report_input_errors(main: Callable[..., None]) -> Callable[..., None]:
+    """Decorates the function of a command: bad input becomes one line and exit status 2.
 
     So does a config's type that mmengine's registries do not know, or do not build with its
     arguments.
@@ -59,9 +59,9 @@ def report_input_errors(main: Callable[[], None]) -> Callable[[], None]:
     """
 
     @wraps(main)
-    def run() -> None:
+    def run(*args: Any) -> None:
         try:
-            main()
+            main(*args)
         except (InputError, KeyError, TypeError) as error:
             if not isinstance(error, InputError) and not _raised_by_registry(error):
                 raise

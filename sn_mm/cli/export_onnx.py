@@ -8,7 +8,7 @@ that the config's data_preprocessor names.
 from __future__ import annotations
 
 import warnings
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,33 +21,13 @@ from torch.nn import functional as F
 from ..errors import InputError
 from ..switch.toolbox import toolbox
 from .checkpoint import read_checkpoint, weights_of
-from .config import CfgOptions, load_config
+from .config import load_config
 from .errors import report_input_errors
 from .files import atomic_path, check_file
 
-OPSETS = range(17, 21)
 TOLERANCE = 1e-3
 """Relative to the largest output. Rounding stays below it; an image size recorded as a constant
 does not."""
-
-
-def parse_args() -> Namespace:
-    parser = ArgumentParser(description='Write a trained model as ONNX.')
-    parser.add_argument('config', help='a path, or PACKAGE::PATH such as mmseg::deeplabv3/NAME.py')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('out', type=Path, help='ONNX file to write')
-    parser.add_argument(
-        '--shape',
-        type=int,
-        nargs=2,
-        default=(256, 320),
-        metavar=('H', 'W'),
-        help='image size to record and check with; the file takes any (256 320)',
-    )
-    parser.add_argument('--opset', type=int, default=17, choices=OPSETS, help='(%(default)s)')
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE')
-    parser.set_defaults(launcher='none', work_dir=None)
-    return parser.parse_args()
 
 
 class Exported(nn.Module):
@@ -165,12 +145,9 @@ def load(args: Namespace) -> nn.Module:
 
 
 @report_input_errors
-def main() -> None:
-    args = parse_args()
+def run(args: Namespace) -> None:
     if find_spec('onnx') is None:
         raise InputError('writing ONNX needs the package onnx (pip install sn_mm[export])')
-    if min(args.shape) < 1:
-        raise InputError(f'--shape must be positive, got {args.shape}')
     check_file('OUT', args.out)
     network = Exported(load(args)).eval()
     height, width = args.shape

@@ -69,7 +69,7 @@ def _prepare(cfg: Config) -> None:
     if missing:
         raise InputError(
             f'--launcher {cfg.launcher} finds no {", ".join(missing)} in the environment: start '
-            'with tools/dist_*.sh (pytorch), tools/slurm_*.sh (slurm) or mpirun (mpi)'
+            'with --processes N (pytorch), tools/slurm_*.sh (slurm) or mpirun (mpi)'
         )
     names = needed[:3]
     rank, size, local_rank = (_whole_number(name) for name in names)
@@ -96,8 +96,8 @@ def _prepare(cfg: Config) -> None:
         if 'EADDRINUSE' not in str(error):
             raise
         raise InputError(
-            f'the port {os.environ["MASTER_PORT"]} is in use by another run: set PORT '
-            '(tools/dist_*.sh) or MASTER_PORT to another'
+            f'the port {os.environ["MASTER_PORT"]} is in use by another run: set PORT or '
+            'MASTER_PORT to another'
         ) from error
     cfg.model_wrapper_cfg = cfg.get('model_wrapper_cfg') or {
         'type': 'MMDistributedDataParallel',

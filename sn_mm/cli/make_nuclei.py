@@ -1,9 +1,6 @@
 """Makes a small instance-segmentation set of real data: nuclei under a fluorescence microscope.
 
-    pip install --no-deps stardist
-    python tools/make_nuclei.py data/study/nuclei
-
-writes `data/study/nuclei/coco` in COCO's layout from the one picture of 512 x 512 pixels that the
+It writes `coco` in COCO's layout from the one picture of 512 x 512 pixels that the
 package stardist ships, with 183 nuclei labelled by hand (Caicedo et al., Nature Methods 16, 2019).
 Training images are windows at random places of its left part, turned and mirrored; the validation
 images are the tiles of its right part, so that no pixel is in both.
@@ -11,17 +8,18 @@ images are the tiles of its right part, so that no pixel is in both.
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
+from argparse import Namespace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from ..errors import InputError
 from ..scenes.compose import Scene
 from ..scenes.layouts import Coco
-from ..scenes.sources import SourceError, read_picture
+from ..scenes.sources import read_picture
+from .errors import report_input_errors
 
 SIZE = 96
 BORDER = 320
@@ -89,30 +87,17 @@ def write_set(home: Path, train: int, seed: int) -> int:
     return len(tiles)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(
-        description='Makes an instance-segmentation set of the nuclei that stardist ships.'
-    )
-    parser.add_argument('out_root', type=Path, help='folder that gets coco/')
-    parser.add_argument('--train', type=int, default=800, help='training images (%(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='of their places (%(default)s)')
-    args = parser.parse_args(argv)
+@report_input_errors
+def run(args: Namespace) -> None:
     target: Path = args.out_root / Coco.folder
+    if target.exists():
+        raise InputError(f'{target} exists: move it, or choose another folder')
+    home = args.out_root / f'.{Coco.folder}.partial'
     try:
-        if args.train < 1 or args.seed < 0:
-            raise SourceError(
-                f'--train must be at least 1 and --seed at least 0, got {args.train}, {args.seed}'
-            )
-        if target.exists():
-            raise SourceError(f'{target} exists: move it, or choose another folder')
-        home = args.out_root / f'.{Coco.folder}.partial'
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
         count = write_set(home, args.train, args.seed)
         home.rename(target)
-    except (OSError, SourceError) as error:
-        print(f'make_nuclei.py: error: {error}', file=sys.stderr)
-        return 1
+    except OSError as error:
+        raise InputError(f'cannot write into {args.out_root}: {error.strerror or error}') from error
     print(f'{target}: {args.train} train and {count} val images')
-    return 0

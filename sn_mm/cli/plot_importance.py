@@ -7,7 +7,7 @@ training with `SwitchWeightsHook` give `course`. Each figure is written as .png 
 from __future__ import annotations
 
 import os
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,33 +15,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ..analysis import figures, importance
-from ..equations import SCOPES
 from ..errors import InputError
 from .checkpoint import read_checkpoint
 from .errors import report_input_errors
 from .files import atomic_path, check_folder
-
-
-def parse_args() -> Namespace:
-    parser = ArgumentParser(description='Draw the importance weights that SN has learned.')
-    parser.add_argument('checkpoints', nargs='*', metavar='CHECKPOINT', help='checkpoint files')
-    parser.add_argument('--out', type=Path, default=Path('importance'), help='folder (%(default)s)')
-    parser.add_argument('--labels', nargs='+', help='names of the checkpoints (their file names)')
-    parser.add_argument(
-        '--logs',
-        nargs='+',
-        type=Path,
-        default=[],
-        metavar='LOG',
-        help='logs of one training in the order in which it ran: a work dir or scalars.json files',
-    )
-    parser.add_argument(
-        '--normalizers',
-        nargs='+',
-        choices=SCOPES,
-        help='scopes of layers with fewer than three weights, if a checkpoint leaves them open',
-    )
-    return parser.parse_args()
 
 
 def label_checkpoints(paths: Sequence[str], labels: Sequence[str] | None) -> list[str]:
@@ -107,8 +84,7 @@ def save(figure: Figure, stem: Path) -> None:
 
 
 @report_input_errors
-def main() -> None:
-    args = parse_args()
+def run(args: Namespace) -> None:
     check_folder('--out', args.out)
     drawn = {}
     if args.checkpoints:

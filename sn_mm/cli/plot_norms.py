@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..compare.figures import draw_metric
 from ..compare.report import METRICS, group, metric_name, save_figure
@@ -12,19 +11,6 @@ from ..compare.run import finished
 from ..errors import InputError
 from .errors import report_input_errors
 from .files import check_folder
-
-
-def parse_args() -> Namespace:
-    parser = ArgumentParser(description='Draw comparisons of norms side by side.')
-    parser.add_argument(
-        'folders', nargs='+', type=Path, metavar='DIR', help='--out of compare_norms'
-    )
-    parser.add_argument('--labels', nargs='+', help='titles of the panels (names of the folders)')
-    parser.add_argument('--metric', help='to draw (box AP or mean IoU)')
-    parser.add_argument(
-        '--out', type=Path, default=Path('norms'), help='the figure, without .png (%(default)s)'
-    )
-    return parser.parse_args()
 
 
 def metric_of(records: Sequence[dict]) -> str:
@@ -41,14 +27,13 @@ def metric_of(records: Sequence[dict]) -> str:
 
 
 @report_input_errors
-def main() -> None:
+def run(args: Namespace) -> None:
     """Writes the figure.
 
     Raises:
         InputError: A folder without results, other numbers of labels than of folders, or
             comparisons with different numbers of processes.
     """
-    args = parse_args()
     check_folder('--out', args.out.parent)
     if not args.out.name.strip('.'):
         raise InputError(f'--out must be the name of a figure, got {args.out}')

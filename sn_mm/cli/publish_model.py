@@ -5,7 +5,7 @@ The same weights and meta always give the same file.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from argparse import Namespace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -19,22 +19,8 @@ from .errors import report_input_errors
 from .files import atomic_path, check_folder
 
 
-def parse_args() -> Namespace:
-    parser = ArgumentParser(description='Write a slim checkpoint.')
-    parser.add_argument('src', metavar='IN', help='checkpoint of a training')
-    parser.add_argument('dst', metavar='OUT', help='name to write, to which -SHA is added')
-    parser.add_argument(
-        '--ema',
-        action=BooleanOptionalAction,
-        help="publish EMAHook's averaged weights, or with --no-ema those before averaging "
-        '(default: the averaged ones where the checkpoint has them)',
-    )
-    return parser.parse_args()
-
-
 @report_input_errors
-def main() -> None:
-    args = parse_args()
+def run(args: Namespace) -> None:
     check_folder('OUT', Path(args.dst).parent)
     checkpoint = read_checkpoint(args.src)
     try:

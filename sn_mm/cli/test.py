@@ -5,7 +5,7 @@ The figures are printed and written to metrics.json in the work dir.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -16,27 +16,12 @@ from mmengine.registry import METRICS
 from ..errors import InputError
 from ..switch.toolbox import toolbox
 from .checkpoint import check_checkpoint, downloading, load_strictly
-from .config import add_config_arguments, load_config
+from .config import load_config
 from .data import build_loops, check_data
 from .errors import report_input_errors
 from .files import atomic_path, check_file, check_folder
 from .launch import build_runner, launched
-from .norm_option import add_switch_arguments, switch_norms
-
-
-def parse_args() -> Namespace:
-    parser = ArgumentParser(description='Test (and evaluate) a model.')
-    add_config_arguments(parser)
-    add_switch_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
-    parser.add_argument(
-        '--out', help='where predictions go: a .pkl file, or for mmseg a folder of label maps'
-    )
-    parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='where pictures of predictions go')
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds to show each picture')
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
-    return parser.parse_args()
+from .norm_option import switch_norms
 
 
 def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
@@ -98,8 +83,7 @@ def test(cfg: Config, predictions: str | None) -> None:
 
 
 @report_input_errors
-def main() -> None:
-    args = parse_args()
+def run(args: Namespace) -> None:
     cfg = load_config(args, 'test')
     switch_norms(cfg, args)
     to_pickle = args.out is not None and args.out.endswith(('.pkl', '.pickle'))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -21,31 +21,11 @@ from .checkpoint import (
     find_resumable,
     load_strictly,
 )
-from .config import add_config_arguments, load_config
+from .config import load_config
 from .data import build_loops, check_data
 from .errors import local_rank, report_input_errors
 from .launch import build_runner, launched
-from .norm_option import add_switch_arguments, switch_norms
-
-
-def parse_args() -> Namespace:
-    parser = ArgumentParser(description='Train a model.')
-    add_config_arguments(parser)
-    add_switch_arguments(parser)
-    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help="scale the learning rate to the batch size, from the config's auto_scale_lr",
-    )
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='continue from a checkpoint; without a path, from the latest in the work dir',
-    )
-    return parser.parse_args()
+from .norm_option import switch_norms
 
 
 def optim_wrapper_name(cfg: Config) -> str:
@@ -141,8 +121,7 @@ def train(cfg: Config) -> None:
 
 
 @report_input_errors
-def main() -> None:
-    args = parse_args()
+def run(args: Namespace) -> None:
     cfg = load_config(args, 'train')
     switch_norms(cfg, args)
     if args.amp:

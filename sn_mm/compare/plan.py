@@ -14,12 +14,12 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 
-from ..cli.norm_option import parse_norm
 from ..errors import InputError
 from ..functional import SCOPES, canonical_normalizers
 from ..switch import NothingToSwitch, SwitchReport, switch_config, switch_norm_cfg
 from ..switch.decay import leave_importance_out
-from ..switch.target import is_sn
+from ..switch.option import parse_norm
+from ..switch.target import check_target, is_sn
 from .notes import notes_of
 
 # Settings of a param_scheduler that count iterations, where it goes by iterations.
@@ -85,17 +85,21 @@ def norm_cfg_of(norm: str) -> dict:
     synchronised: the same equations.
 
     Raises:
-        InputError: As :func:`sn_mm.cli.norm_option.parse_norm`.
+        InputError: As :func:`sn_mm.switch.option.parse_norm` and :func:`sn_mm.switch_norm_cfg`.
     """
-    norm_cfg = parse_norm(norm)
+    norm_cfg = _read(norm)
     if norm_cfg['type'] == 'SyncBN' and get_device() == 'cpu':
         norm_cfg.update(type='SN', normalizers=['bn'])
     return norm_cfg
 
 
+def _read(norm: str) -> dict:
+    return check_target(parse_norm(norm.split() or ['']))
+
+
 def is_mix(norm: str) -> bool:
     """Whether a norm is SN over two scopes or three: over one it is that scope's own norm."""
-    norm_cfg = parse_norm(norm)
+    norm_cfg = _read(norm)
     return is_sn(norm_cfg) and len(canonical_normalizers(norm_cfg.get('normalizers', SCOPES))) > 1
 
 

@@ -313,18 +313,17 @@ def write_report(
         drawn['cost'] = figures.draw_cost(found, norms, processes)
     iterations = {r['batch_average_iters'] for r in records if 'batch_average' in r}
     averaging = [
-        f'python tools/launch.py --standalone --nproc_per_node={processes} tools/batch_average.py '
-        f'cells/NAME/config.py CHECKPOINT AVERAGED --bn --num-iters {count} --launcher pytorch'
-        '  # and the test again'
+        'sn-mm batch-average cells/NAME/config.py CHECKPOINT AVERAGED --bn --num-iters '
+        f'{count} --processes {processes}  # and the test again'
         for count in iterations
     ]
     lines += ['## Commands', '', '```shell', header['command'], '```', '']
     lines += [
-        'It runs these scripts for each cell, whose folder has the complete config and the logs:',
+        'It runs these commands for each cell, whose folder has the complete config and the logs:',
         '',
         '```shell',
-        f'bash tools/dist_train.sh cells/NAME/config.py {processes} --work-dir cells/NAME/train',
-        f'bash tools/dist_test.sh cells/NAME/config.py CHECKPOINT {processes}',
+        f'sn-mm train cells/NAME/config.py --work-dir cells/NAME/train --processes {processes}',
+        f'sn-mm test cells/NAME/config.py CHECKPOINT --processes {processes}',
         *averaging,
         '```',
         '',

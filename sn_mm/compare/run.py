@@ -10,7 +10,6 @@ import re
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -31,10 +30,8 @@ from ..switch.toolbox import toolbox
 from .notes import component_settings
 from .plan import Cell, digest, settings_of
 
-# The scripts beside the package: in a checkout these are tools/ itself.
-TOOLS = (Path(__file__).parents[1] / '.mim/tools').resolve()
 _ERROR = re.compile(r'^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$', re.M)
-_REFUSED = re.compile(r'^\w+\.py: error: (.*)$', re.M)
+_REFUSED = re.compile(r'^sn-mm [\w-]+: error: (.*)$', re.M)
 
 
 class CellFailed(Exception):
@@ -48,13 +45,22 @@ class Runner:
         out: Folder of the comparison: ``cells/NAME`` for each cell, ``cells.jsonl`` with a line for
             each that is done.
         held: Its lock, from :func:`lock`.
-        jobs: Cells at a time.
-        batch_average: Mini-batches for a second test with the batch average; 0: none.
+        program: The words that start ``sn-mm``.
+        jobs: Cells at a time. Default: 1.
+        batch_average: Mini-batches for a second test with the batch average. Default: 0, none.
     """
 
-    def __init__(self, out: Path, held: IO[str], jobs: int, batch_average: int = 0) -> None:
+    def __init__(
+        self,
+        out: Path,
+        held: IO[str],
+        program: Sequence[str],
+        jobs: int = 1,
+        batch_average: int = 0,
+    ) -> None:
         self.out = out
         self.lock = held
+        self.program = program
         self.jobs = jobs
         self.batch_average = batch_average
         self.slots: SimpleQueue[int] = SimpleQueue()
@@ -116,8 +122,7 @@ class Runner:
         cfg.dump(config)
         if 'checkpoint' not in found:
             resume = ['--resume'] if (train / 'last_checkpoint').is_file() else []
-            script = ['bash', TOOLS / 'dist_train.sh', config, cell.processes]
-            peak = self._call(cell, slot, 'train', [*script, '--work-dir', train, *resume])
+            peak = self._call(cell, slot, 'train', ['train', config, '--work-dir', train, *resume])
             last = Path((train / 'last_checkpoint').read_text().strip())
             found.update(peak_memory_mib=peak, importance=read_importance(cfg, last))
             found.update(read_scalars(train), checkpoint=os.path.relpath(last, self.out))
@@ -140,21 +145,18 @@ class Runner:
     def _average(self, cell: Cell, slot: int, config: Path, checkpoint: Path) -> dict:
         """Tests with the batch average, measured on all processes as the training was."""
         averaged = config.parent / 'batch_average.pth'
-        launch = [sys.executable, TOOLS / 'launch.py', '--standalone', '--local_addr=127.0.0.1']
-        script = [TOOLS / 'batch_average.py', config, checkpoint, averaged]
-        options = ['--bn', '--num-iters', self.batch_average, '--launcher', 'pytorch']
-        command = [*launch, f'--nproc_per_node={cell.processes}', *script, *options]
-        self._call(cell, slot, 'batch_average', command)
+        command = ['batch-average', config, checkpoint, averaged]
+        options = ['--bn', '--num-iters', self.batch_average]
+        self._call(cell, slot, 'batch_average', [*command, *options])
         return self._test(cell, slot, config, averaged, 'test_average')
 
     def _test(self, cell: Cell, slot: int, config: Path, checkpoint: Path, name: str) -> dict:
         folder = config.parent / name
-        script = ['bash', TOOLS / 'dist_test.sh', config, checkpoint, cell.processes]
-        self._call(cell, slot, name, [*script, '--work-dir', folder])
+        self._call(cell, slot, name, ['test', config, checkpoint, '--work-dir', folder])
         return json.loads((folder / 'metrics.json').read_text())
 
     def _call(self, cell: Cell, slot: int, name: str, command: Sequence[object]) -> float:
-        """Runs a script with its log in the cell's folder.
+        """Runs a command on the cell's processes, with its log in the cell's folder.
 
         Returns:
             The largest memory of one of its processes, in MiB.
@@ -167,7 +169,7 @@ class Runner:
         log = self.out / 'cells' / cell.name / f'{name}.log'
         with log.open('w') as file:
             process = subprocess.Popen(
-                [str(word) for word in command],
+                [*self.program, *map(str, command), '--processes', str(cell.processes)],
                 env=environment(slot, cell.processes, self.jobs),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -213,7 +215,7 @@ def environment(slot: int, processes: int, jobs: int) -> dict[str, str]:
         jobs: Cells at a time.
     """
     threads = str(max(1, (os.cpu_count() or 1) // (processes * jobs)))
-    variables = {'OMP_NUM_THREADS': threads, **os.environ, 'PYTHON': sys.executable}
+    variables = {'OMP_NUM_THREADS': threads, **os.environ}
     variables.pop('PORT', None)
     if jobs > 1 and torch.cuda.is_available():
         gpus = range(slot * processes, (slot + 1) * processes)

@@ -45,7 +45,7 @@ def check_not_sharded(model: nn.Module) -> None:
     if is_sharded(model):
         raise InputError(
             'the batch average of a model that FSDP shards is measured from its checkpoint: '
-            'tools/batch_average.py, or sn_mm.update_bn on the model without FSDP'
+            'sn-mm batch-average, or sn_mm.update_bn on the model without FSDP'
         )
 
 

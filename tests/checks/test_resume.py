@@ -30,6 +30,7 @@ from test_tools.small_runs import LIMIT, ROOT, TOOLS, assert_same, kill_tree, su
 
 from sn_mm.cli.checkpoint import check_checkpoint, read_checkpoint
 from sn_mm.errors import InputError
+from sn_mm_cli import PROGRAM
 
 from .record import machine, markdown_table, write_record
 
@@ -130,7 +131,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images and labels that both models train on."""
     folder = tmp_path_factory.mktemp('scenes')
     options = '--layout coco cityscapes --size 128 --digits 2 4 --train 16 --val 4'
-    succeed(folder, TOOLS / 'make_scenes.py', folder / 'scenes', *options.split())
+    succeed(folder, *PROGRAM, 'make-scenes', folder / 'scenes', *options.split())
     return folder / 'scenes'
 
 

@@ -22,11 +22,11 @@ import sn_mm
 import sn_mm.analysis.importance
 import sn_mm.checkpoints.authors
 import sn_mm.checkpoints.slim
-import sn_mm.cli.main
 import sn_mm.engine.hooks
 import sn_mm.functional
 import sn_mm.model.batch_average
 import sn_mm.switch
+import sn_mm_cli.main
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 
@@ -99,7 +99,7 @@ def command(line: str) -> tuple[int, str]:
             if python:
                 runpy.run_path(words[0], run_name='__main__')
             else:
-                sn_mm.cli.main.main()
+                sn_mm_cli.main.main()
         except SystemExit as stop:
             if isinstance(stop.code, str):
                 print(stop.code, file=said)

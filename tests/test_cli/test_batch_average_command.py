@@ -1,11 +1,9 @@
-"""tools/batch_average.py on real processes, toolboxes and pixels."""
+"""``sn-mm batch-average`` on real processes, toolboxes and pixels."""
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from sn_mm.cli import batch_average
 from sn_mm.cli.checkpoint import read_checkpoint
+from sn_mm_cli import PROGRAM
+from sn_mm_cli.main import main
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ROOT / 'tools'
 DEMO = ROOT / 'configs' / 'demo'
 CONFIGS = {'mmdet': next(DEMO.glob('mask-rcnn*')), 'mmseg': next(DEMO.glob('deeplabv3plus*'))}
 LAYOUTS = {'mmdet': 'coco', 'mmseg': 'cityscapes'}
@@ -35,7 +33,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess:
         'PYTHONWARNINGS': 'ignore',
     }
     return subprocess.run(
-        [sys.executable, *map(str, command)], env=env, capture_output=True, text=True, timeout=280
+        [*PROGRAM, *map(str, command)], env=env, capture_output=True, text=True, timeout=280
     )
 
 
@@ -43,7 +41,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess:
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('scenes')
     size = ['--train', '4', '--val', '1', '--size', '96']
-    done = run(TOOLS / 'make_scenes.py', folder, '--layout', *LAYOUTS.values(), *size)
+    done = run('make-scenes', folder, '--layout', *LAYOUTS.values(), *size)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -69,14 +67,10 @@ def test_two_processes_replace_the_statistics_and_nothing_else(
     """With BatchNorm in the segmentor's auxiliary head, which takes part on request."""
     mixed = {'model.auxiliary_head.norm_cfg.type': 'BN'} if toolbox == 'mmseg' else {}
     before = save_untrained(tmp_path / 'in.pth', toolbox, **mixed)
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
     root = f'train_dataloader.dataset.data_root={scenes / LAYOUTS[toolbox]}/'
     done = run(
-        *('-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={port}'),
-        *(TOOLS / 'batch_average.py', CONFIGS[toolbox], tmp_path / 'in.pth', tmp_path / 'out.pth'),
-        *('--num-iters', '2', '--launcher', 'pytorch', '--work-dir', tmp_path / 'work'),
+        *('batch-average', CONFIGS[toolbox], tmp_path / 'in.pth', tmp_path / 'out.pth'),
+        *('--processes', '2', '--num-iters', '2', '--work-dir', tmp_path / 'work'),
         *(['--bn'] if mixed else []),
         *('--cfg-options', root, *(f'{key}={value}' for key, value in mixed.items())),
     )
@@ -100,7 +94,7 @@ def test_two_processes_replace_the_statistics_and_nothing_else(
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (['--num-iters', '0'], '--num-iters must be at least 1, got 0'),
+        (['--num-iters', '0'], "--num-iters: a whole number of at least 1 is allowed, got '0'"),
         (['--seed', '-1'], '--seed must be an int from 0'),
         (['folder'], 'OUT must be a file'),
         ([], 'checkpoint none.pth does not exist'),
@@ -116,9 +110,8 @@ def test_bad_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     Path('folder').mkdir()
     out, *options = args if args and not args[0].startswith('-') else ['out.pth', *args]
-    monkeypatch.setattr(sys, 'argv', ['batch_average.py', 'config.py', 'none.pth', out, *options])
     with pytest.raises(SystemExit) as exit_:
-        batch_average.main()
+        main(['batch-average', 'config.py', 'none.pth', out, *options])
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line

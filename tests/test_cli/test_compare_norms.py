@@ -1,4 +1,4 @@
-"""``tools/compare_norms.py``: equal cells, honest reports, and comparisons that go on."""
+"""``sn-mm compare-norms``: equal cells, honest reports, and comparisons that go on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import math
 import signal
 import subprocess
-import sys
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -15,10 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from test_tools.small_runs import DETECTION, ROOT, SEGMENTATION, TOOLS, run, start, write_split
+from test_tools.small_runs import DETECTION, SEGMENTATION, run, start, write_split
 
 import sn_mm
-from sn_mm.cli import plot_norms
 from sn_mm.cli.compare_norms import Configs, still_to_run
 from sn_mm.cli.files import append_record
 from sn_mm.compare import run as cells_run
@@ -38,6 +36,8 @@ from sn_mm.compare.report import Group, best_apart, group, verdict, write_report
 from sn_mm.compare.run import finished, reason_of
 from sn_mm.errors import InputError
 from sn_mm.switch import Left, SwitchReport
+from sn_mm_cli import PROGRAM
+from sn_mm_cli.main import main
 
 
 @pytest.fixture(scope='module')
@@ -173,7 +173,7 @@ def test_a_report_says_all_that_was_measured(tmp_path):
          'error': 'ValueError: one value per channel'},
     ]  # fmt: skip
     header = {
-        'config': 'a.py', 'command': 'python tools/compare_norms.py a.py', 'machine': 'Here.',
+        'config': 'a.py', 'command': 'sn-mm compare-norms a.py', 'machine': 'Here.',
         'processes': 2, 'base_batch': 4, 'base_from': 'somebody', 'notes': ['`BN`: a note'],
         'memory': 'Resident memory.', 'cells': 6,
     }  # fmt: skip
@@ -188,7 +188,7 @@ def test_a_report_says_all_that_was_measured(tmp_path):
         '| `SN` | 2 x 2 | 0.500, 0.300, 0.200 | 0.500, 0.300, 0.200 |',
         '| `BN` | - | 0.200, 100 |',
         '| 2 x 2 | 0.02 (SGD) | 12 iterations | 48 |',
-        'python tools/compare_norms.py a.py',
+        'sn-mm compare-norms a.py',
         '- `BN`: a note',
     ):
         assert line in text
@@ -204,9 +204,8 @@ def test_a_report_says_all_that_was_measured(tmp_path):
 
 def test_comparisons_are_drawn_side_by_side(tmp_path, monkeypatch, capsys):
     def call(*args: str) -> str:
-        monkeypatch.setattr(sys, 'argv', ['plot_norms.py', *args])
         with contextlib.suppress(SystemExit):
-            plot_norms.main()
+            main(['plot-norms', *args])
         return ''.join(capsys.readouterr())
 
     monkeypatch.chdir(tmp_path)
@@ -232,7 +231,7 @@ def test_a_training_with_other_settings_is_not_gone_on_with(segmentation, tmp_pa
     folder.mkdir(parents=True)
     cells_run.write_found(folder, {'digest': 'of another'})
     with cells_run.lock(tmp_path) as held:
-        (found,) = cells_run.Runner(tmp_path, held, 1).run([cell], lambda _: cfg)
+        (found,) = cells_run.Runner(tmp_path, held, PROGRAM).run([cell], lambda _: cfg)
     assert 'has a training with other settings' in found['error']
 
 
@@ -428,7 +427,7 @@ def test_a_failed_batch_average_leaves_the_other_results(segmentation, tmp_path,
     done = {'digest': digest(cfg), 'checkpoint': 'deleted.pth', 'metrics': metrics, 'loss': 1.0}
     cells_run.write_found(folder, done)
     with cells_run.lock(tmp_path) as held:
-        runner = cells_run.Runner(tmp_path, held, 1, batch_average=5)
+        runner = cells_run.Runner(tmp_path, held, PROGRAM, batch_average=5)
         (found,) = runner.run([cell], lambda _: cfg)
     assert 'error' not in found and found['metrics'] == metrics
     assert 'deleted.pth' in found['batch_average_error']
@@ -464,7 +463,7 @@ def test_a_record_that_was_cut_off_does_not_count(tmp_path):
     ('log', 'code', 'reason'),
     [
         ('Traceback\n  File\nValueError: no\nChildFailedError: x', 1, 'ValueError: no'),
-        ('train.py: error: no such file', 2, 'no such file'),
+        ('sn-mm train: error: no such file', 2, 'no such file'),
         ('[rank1]: torch.OutOfMemoryError: much', 1, 'torch.OutOfMemoryError: much'),
         ('  exitcode  : -9 (pid: 1)', 1, 'ended by SIGKILL'),
         ('', 3, 'ended with exit status 3'),
@@ -503,9 +502,7 @@ def test_one_comparison_works_in_a_folder(tmp_path):
 )
 @pytest.mark.slow
 def test_bad_input_is_one_line(folder, arguments, said):
-    code, out, error = run(
-        folder, sys.executable, TOOLS / 'compare_norms.py', *arguments, PYTHONPATH=str(ROOT)
-    )
+    code, out, error = run(folder, *PROGRAM, 'compare-norms', *arguments)
     lines = [line for line in error.splitlines() if 'mmengine' not in line]
     assert code == 2 and said in lines[-1] and 'Traceback' not in error
     assert not (folder / 'work_dirs').exists()
@@ -515,10 +512,10 @@ def test_bad_input_is_one_line(folder, arguments, said):
 @pytest.mark.timeout(1800)
 def test_a_comparison_that_is_killed_goes_on(folder):
     command = [
-        sys.executable, TOOLS / 'compare_norms.py', 'det.py', '--norms', 'SN', 'GN num_groups=3',
+        *PROGRAM, 'compare-norms', 'det.py', '--norms', 'SN', 'GN num_groups=3',
         'BN', '--processes', '1', '--images', '2', '--seeds', '1', '--out', 'out',
     ]  # fmt: skip
-    process = start(folder, *command, PYTHONPATH=str(ROOT))
+    process = start(folder, *command)
     cells = folder / 'out/cells.jsonl'
     deadline = time.monotonic() + 300
     while not (cells.is_file() and cells.read_text().count('\n') >= 2):
@@ -528,7 +525,7 @@ def test_a_comparison_that_is_killed_goes_on(folder):
     process.communicate(timeout=60)
     before = cells.read_text().splitlines()
 
-    code, out, error = run(folder, *command, PYTHONPATH=str(ROOT))
+    code, out, error = run(folder, *command)
     assert code == 0, error[-3000:]
     assert '1 x 2: not decided by these seeds: box AP' in out
     after = cells.read_text().splitlines()
@@ -544,7 +541,7 @@ def test_a_comparison_that_is_killed_goes_on(folder):
     assert '| `GN num_groups=3` | - [1] |' in text and '[1] does not run' in text
 
     trained = (folder / 'out/cells/SN-1x2-seed0/train/last_checkpoint').stat().st_mtime_ns
-    code, out, error = run(folder, *command, '--batch-average', '2', PYTHONPATH=str(ROOT))
+    code, out, error = run(folder, *command, '--batch-average', '2')
     assert code == 0, error[-3000:]
     records = finished(folder / 'out')
     assert [r['norm'] for r in records.values() if 'batch_average' in r] == ['SN']
@@ -553,9 +550,9 @@ def test_a_comparison_that_is_killed_goes_on(folder):
     assert '`BN`: model.backbone.norm_eval=True reaches BatchNorm alone' in out
     assert 'With the batch average' in (folder / 'out/README.md').read_text()
 
-    code, out, error = run(folder, *command, '--metric', 'AP', PYTHONPATH=str(ROOT))
+    code, out, error = run(folder, *command, '--metric', 'AP')
     assert code == 2 and '--metric must be one of coco/bbox_mAP' in error
 
     other = '--cfg-options', 'optim_wrapper.optimizer.lr=0.1'
-    code, out, error = run(folder, *command, *other, PYTHONPATH=str(ROOT))
+    code, out, error = run(folder, *command, *other)
     assert code == 2 and '--out has a training of SN, 1 x 2, seed 0 with other settings' in error

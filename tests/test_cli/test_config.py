@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from argparse import ArgumentParser
 
 import pytest
 from mmengine.config import Config
@@ -12,10 +11,11 @@ from mmengine.utils import package_utils
 from torch import nn
 
 from sn_mm.cli import config
-from sn_mm.cli.config import add_config_arguments, load_config, locate_config, toolbox
+from sn_mm.cli.config import load_config, locate_config, toolbox
 from sn_mm.cli.train import check_optimizer
 from sn_mm.errors import InputError
 from sn_mm.switch.target import check_norms
+from sn_mm_cli.parsers import make_parser
 
 COMPLETE = """
 model = dict(type='Net', blocks=[dict(depth=1), dict(depth=2)])
@@ -32,9 +32,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def load(*argv: str) -> Config:
-    parser = ArgumentParser()
-    add_config_arguments(parser)
-    return load_config(parser.parse_args(argv), 'train')
+    return load_config(make_parser('train').parse_args(argv), 'train')
 
 
 def test_a_path_and_a_config_of_an_installed_toolbox_are_found(folder):

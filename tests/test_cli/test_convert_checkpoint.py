@@ -1,8 +1,7 @@
-"""tools/convert_checkpoint.py: what it writes loads and computes; wrong input is one clear line."""
+"""``sn-mm convert-checkpoint``: what it writes loads and computes; wrong input is one line."""
 
 from __future__ import annotations
 
-import sys
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 
 from sn_mm import SwitchNorm2d
 from sn_mm.checkpoints.authors import TOOLBOXES
-from sn_mm.cli import convert_checkpoint
+from sn_mm_cli.main import main
 
 
 @pytest.fixture
@@ -27,18 +26,15 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torc
     return weights
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
-    monkeypatch.setattr(sys, 'argv', ['convert_checkpoint.py', *args])
-    convert_checkpoint.main()
+def run(*args: str) -> None:
+    main(['convert-checkpoint', *args])
 
 
-def refuse(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *args: str, to: str = 'mmdet'
-) -> str:
+def refuse(capsys: pytest.CaptureFixture, *args: str, to: str = 'mmdet') -> str:
     """The one line with which the command ends; no file is new or changed."""
     before = {p: p.read_bytes() for p in Path().rglob('*') if p.is_file()}
     with pytest.raises(SystemExit) as exit_:
-        run(monkeypatch, *args, '--to', to)
+        run(*args, '--to', to)
     assert exit_.value.code == 2
     assert before == {p: p.read_bytes() for p in Path().rglob('*') if p.is_file()}
     (line,) = capsys.readouterr().err.splitlines()
@@ -61,7 +57,7 @@ def test_the_printed_config_builds_a_network_that_gives_their_outputs(
     theirs = train(TheirResNet(18, width=8), x)
     weights = as_published(theirs, 'detection' if wrapped == 'model' else 'segmentation')
     torch.save({wrapped: weights} if wrapped else weights, 'src.pth')
-    run(monkeypatch, 'src.pth', 'new/dst.pth', '--to', 'mmdet')
+    run('src.pth', 'new/dst.pth', '--to', 'mmdet')
     first, *config = capsys.readouterr().out.splitlines()
     assert first.startswith('new/dst.pth: ResNet-18 with 20 SN layers')
     Path('config.py').write_text('\n'.join(config))
@@ -73,7 +69,7 @@ def test_the_printed_config_builds_a_network_that_gives_their_outputs(
 
 
 def test_it_records_where_the_weights_come_from(published, monkeypatch, capsys):
-    run(monkeypatch, 'src.pth', 'dst.pth', '--to', 'mmseg')
+    run('src.pth', 'dst.pth', '--to', 'mmseg')
     written = torch.load('dst.pth', weights_only=True)
     meta = written['meta']
     assert meta['source'] == 'src.pth'
@@ -85,7 +81,7 @@ def test_it_records_where_the_weights_come_from(published, monkeypatch, capsys):
 
 
 def test_converting_onto_itself_replaces_the_file_whole(published, monkeypatch):
-    run(monkeypatch, 'src.pth', 'src.pth', '--to', 'mmdet')
+    run('src.pth', 'src.pth', '--to', 'mmdet')
     weights = torch.load('src.pth', weights_only=True)['state_dict']
     assert torch.equal(weights['conv1.weight'], published['module.conv1.weight'])
 
@@ -99,16 +95,16 @@ def test_a_write_that_fails_leaves_what_was_there(published, monkeypatch):
 
     monkeypatch.setattr(torch, 'save', fail)
     with pytest.raises(OSError, match='No space left'):
-        run(monkeypatch, 'src.pth', 'dst.pth', '--to', 'mmdet')
+        run('src.pth', 'dst.pth', '--to', 'mmdet')
     assert Path('dst.pth').read_text() == 'older'
     assert sorted(p.name for p in Path().iterdir()) == ['dst.pth', 'src.pth']
 
 
 def test_a_file_without_sn_says_so(published, monkeypatch, capsys):
     torch.save({'state_dict': nn.BatchNorm2d(4).state_dict()}, 'bn.pth')
-    line = refuse(monkeypatch, capsys, 'bn.pth', 'dst.pth')
+    line = refuse(capsys, 'bn.pth', 'dst.pth')
     assert line == (
-        'convert_checkpoint.py: error: checkpoint bn.pth cannot be converted: it holds no SN '
+        'sn-mm convert-checkpoint: error: checkpoint bn.pth cannot be converted: it holds no SN '
         'layer: no key ends in .mean_weight'
     )
 
@@ -116,23 +112,23 @@ def test_a_file_without_sn_says_so(published, monkeypatch, capsys):
 def test_a_missing_key_is_named(published, monkeypatch, capsys):
     del published['module.layer1.0.conv2.weight']
     torch.save({'state_dict': published}, 'src.pth')
-    line = refuse(monkeypatch, capsys, 'src.pth', 'dst.pth')
+    line = refuse(capsys, 'src.pth', 'dst.pth')
     assert 'src.pth cannot be converted' in line and 'missing: layer1.0.conv2.weight' in line
 
 
 def test_another_model_with_sn_is_refused(published, monkeypatch, capsys):
     torch.save(nn.Sequential(SwitchNorm2d(4)).state_dict(), 'other.pth')
-    line = refuse(monkeypatch, capsys, 'other.pth', 'dst.pth')
+    line = refuse(capsys, 'other.pth', 'dst.pth')
     assert 'other.pth cannot be converted: (0, 0, 0, 0) basic blocks in its stages' in line
 
 
 def test_a_file_that_is_missing_truncated_or_none_is_refused(published, monkeypatch, capsys):
-    line = refuse(monkeypatch, capsys, 'gone.pth', 'dst.pth')
+    line = refuse(capsys, 'gone.pth', 'dst.pth')
     assert 'gone.pth does not exist' in line and 'src.pth' in line
     Path('half.pth').write_bytes(Path('src.pth').read_bytes()[:2000])
-    assert 'half.pth cannot be loaded' in refuse(monkeypatch, capsys, 'half.pth', 'dst.pth')
+    assert 'half.pth cannot be loaded' in refuse(capsys, 'half.pth', 'dst.pth')
     torch.save([1, 2], 'list.pth')
-    assert 'list.pth is not a checkpoint' in refuse(monkeypatch, capsys, 'list.pth', 'dst.pth')
+    assert 'list.pth is not a checkpoint' in refuse(capsys, 'list.pth', 'dst.pth')
 
 
 class Payload:
@@ -142,13 +138,13 @@ class Payload:
 
 def test_a_file_that_would_run_code_is_refused(published, monkeypatch, capsys):
     torch.save({'state_dict': published, 'extra': Payload()}, 'evil.pth')
-    line = refuse(monkeypatch, capsys, 'evil.pth', 'dst.pth')
+    line = refuse(capsys, 'evil.pth', 'dst.pth')
     assert 'evil.pth cannot be loaded: it names' in line and 'could run any code' in line
 
 
 def test_an_unknown_toolbox_is_refused(published, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
-        run(monkeypatch, 'src.pth', 'dst.pth', '--to', 'detectron')
+        run('src.pth', 'dst.pth', '--to', 'detectron')
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert all(name in error for name in TOOLBOXES)

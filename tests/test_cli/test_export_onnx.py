@@ -1,8 +1,7 @@
-"""tools/export_onnx.py: real networks of the toolboxes, run by onnxruntime at sizes of its own."""
+"""``sn-mm export-onnx``: real networks of the toolboxes, run by onnxruntime at sizes of its own."""
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from sn_mm import SwitchNorm2d
 from sn_mm.cli import export_onnx
+from sn_mm_cli.main import main
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -77,9 +77,8 @@ def trained(config: str | Path, toolbox: str, path: Path) -> nn.Module:
     return model.eval()
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *args: str | Path) -> None:
-    monkeypatch.setattr(sys, 'argv', ['export_onnx.py', *map(str, args)])
-    export_onnx.main()
+def run(*args: str | Path) -> None:
+    main(['export-onnx', *map(str, args)])
 
 
 @torch.no_grad()
@@ -124,7 +123,7 @@ def test_one_file_gives_the_models_outputs_at_two_sizes(
         config.write_text(R50[toolbox])
     model = trained(config, toolbox, tmp_path / 'in.pth')
     file = tmp_path / 'deployed' / 'out.onnx'
-    run(monkeypatch, config, tmp_path / 'in.pth', file, '--shape', '64', '96')
+    run(config, tmp_path / 'in.pth', file, '--shape', '64', '96')
     assert 'opset 17, differs from the model by' in capsys.readouterr().out
     assert [p.name for p in file.parent.iterdir()] == ['out.onnx']
     assert_same_in_onnxruntime(model, file, toolbox)
@@ -182,7 +181,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     torch.save({'state_dict': SwitchNorm2d(4).state_dict()}, 'other.pth')
     name, args = ('other.pth', []) if change == ['other'] else ('weights.pth', change)
     with pytest.raises(SystemExit) as exit_:
-        run(monkeypatch, ROOT / 'configs' / 'demo' / DEMO['mmseg'], name, 'out.onnx', *args)
+        run(ROOT / 'configs' / 'demo' / DEMO['mmseg'], name, 'out.onnx', *args)
     assert exit_.value.code == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if 'error:' in line)
     assert message in line

@@ -1,89 +1,111 @@
-"""``sn-mm`` and the scripts of tools/ are the same commands."""
+"""``sn-mm``: its commands, their help, and its processes."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sn_mm.cli import main as sn_mm_command
-from sn_mm.cli.main import COMMANDS, main
-
-pytest.importorskip('matplotlib')
+from sn_mm.checkpoints.authors import TOOLBOXES
+from sn_mm.equations import SCOPES
+from sn_mm.version import __version__
+from sn_mm_cli.main import main
+from sn_mm_cli.parsers import COMMANDS, make_parser
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = {name: f'{name.replace("-", "_")}.py' for name in COMMANDS}
 
-# Asks every script and every command for help, in one process: what they import is imported once.
-DRIVER = """
-import contextlib, io, json, runpy, sys
-from sn_mm.cli.main import main
-
-def ask(run, *argv):
-    sys.argv = [*argv, '--help']
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        try:
-            run()
-        except SystemExit as stop:
-            assert not stop.code
-    return out.getvalue()
-
-tools, scripts = sys.argv[1], json.loads(sys.argv[2])
-print(json.dumps({
-    name: [
-        ask(lambda: runpy.run_path(f'{tools}/{script}', run_name='__main__'), f'{tools}/{script}'),
-        ask(main, '/usr/bin/sn-mm', name),
-    ]
-    for name, script in scripts.items()
-}))
-"""
+# What the parsers refuse to see imported: each takes longer than help may.
+HEAVY = {'torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'numpy', 'cv2', 'matplotlib', 'rich'}
 
 
-@pytest.mark.slow
-def test_each_script_and_its_command_show_the_same_help_under_their_own_names():
-    command = [sys.executable, '-c', DRIVER, ROOT / 'tools', json.dumps(SCRIPTS)]
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore', 'COLUMNS': '1000'}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for name, (script, command) in json.loads(done.stdout.splitlines()[-1]).items():
-        assert script.startswith(f'usage: {SCRIPTS[name]} ') and COMMANDS[name] in script
-        assert command == script.replace(f'usage: {SCRIPTS[name]} ', f'usage: sn-mm {name} ')
+def said(capsys: pytest.CaptureFixture, *words: str) -> str:
+    main(words)
+    return capsys.readouterr().out
 
 
-def test_help_lists_the_commands(monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['/usr/bin/sn-mm', '--help'])
-    main()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith('usage: sn-mm COMMAND')
-    assert [line.split()[0] for line in lines[3:]] == list(COMMANDS)
+@pytest.mark.parametrize('words', [(), ('help',), ('--help',)])
+def test_the_commands_are_listed_a_line_each(capsys, words):
+    first, empty, *lines = said(capsys, *words).splitlines()
+    assert first.startswith('usage: sn-mm COMMAND') and not empty
+    assert [line.split()[0] for line in lines] == list(COMMANDS)
 
 
-@pytest.mark.parametrize(('argv', 'given'), [([], "''"), (['trian', 'a.py'], "'trian'")])
-def test_an_unknown_command_is_one_line(argv, given, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['/usr/bin/sn-mm', *argv])
+def test_the_version_is_printed(capsys):
+    assert said(capsys, '--version').strip() == __version__
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_help_of_a_command_is_asked_for_in_two_ways(capsys, name):
+    helps = []
+    for words in ([name, '--help'], ['help', name]):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert not stop.value.code
+        helps.append(capsys.readouterr().out)
+    assert helps[0] == helps[1] and helps[0].startswith(f'usage: sn-mm {name} ')
+    assert COMMANDS[name][0].split()[0] in helps[0]
+
+
+def test_help_imports_nothing_that_takes_long():
+    code = (
+        'import sys; from sn_mm_cli.parsers import COMMANDS, make_parser\n'
+        'import sn_mm_cli.main\n'
+        'for name in COMMANDS: make_parser(name).format_help()\n'
+        f'print(*({HEAVY} & set(sys.modules)))'
+    )
+    command = [sys.executable, '-c', code]
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert not done.stdout.strip()
+
+
+def choices(command: str, option: str) -> Any:
+    (action,) = (a for a in make_parser(command)._actions if option in a.option_strings)
+    return action.choices
+
+
+def test_the_parsers_know_the_choices_and_defaults_of_the_package():
+    pytest.importorskip('mmengine')
+    from sn_mm.switch import EXTENTS
+
+    assert choices('plot-importance', '--normalizers') == SCOPES
+    assert choices('convert-checkpoint', '--to') == TOOLBOXES
+    for command in ('train', 'compare-norms'):
+        for option in ('--norm-extent', '--norm-scope'):
+            assert choices(command, option) == EXTENTS
+
+
+def test_the_parsers_know_the_choices_and_defaults_of_scenes():
+    pytest.importorskip('cv2')
+    from sn_mm.scenes.compose import VARIETIES, SceneOptions
+    from sn_mm.scenes.layouts import CATEGORY_SETS, LAYOUTS
+
+    assert choices('make-scenes', '--variety') == tuple(VARIETIES)
+    assert choices('make-scenes', '--categories') == CATEGORY_SETS
+    assert choices('make-scenes', '--layout') == tuple(LAYOUTS)
+    args, options = make_parser('make-scenes').parse_args(['out']), SceneOptions()
+    assert tuple(args.size) == options.size and args.variety == options.variety
+    assert (args.digits, args.digit_size) == (options.digits, options.digit_size)
+
+
+def test_an_unknown_command_is_one_line(capsys):
     with pytest.raises(SystemExit) as stop:
-        main()
+        main(['trian', 'a.py'])
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2
-    assert line == f'sn-mm: error: COMMAND must be one of {", ".join(COMMANDS)}, got {given}'
+    assert line == f"sn-mm: error: COMMAND must be one of {', '.join(COMMANDS)}, got 'trian'"
 
 
-def test_without_mmengine_one_line_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(sn_mm_command, 'find_spec', lambda name: None)
-    monkeypatch.setattr(sys, 'argv', ['/usr/bin/sn-mm', 'train', 'a.py'])
-    with pytest.raises(SystemExit):
-        main()
-    assert capsys.readouterr().err.startswith('sn-mm: error: the commands need MMEngine')
-
-
-def test_bad_input_to_a_command_is_said_in_its_name(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, 'argv', ['/usr/bin/sn-mm', 'publish-model', 'none.pth', 'out'])
-    with pytest.raises(SystemExit):
-        main()
+def test_a_missing_package_is_one_line(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, 'sn_mm.cli.train', raising=False)
+    monkeypatch.setitem(sys.modules, 'mmengine', None)
+    monkeypatch.setitem(sys.modules, 'mmengine.config', None)
+    with pytest.raises(SystemExit) as stop:
+        main(['train', 'a.py'])
+    assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith('sn-mm publish-model: error: checkpoint none.pth does not exist')
+    assert line == 'sn-mm train: error: mmengine is not installed: pip install mmengine'

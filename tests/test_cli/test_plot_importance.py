@@ -1,9 +1,8 @@
-"""tools/plot_importance.py: pictures for what has SN, one clear line for what has not."""
+"""``sn-mm plot-importance``: pictures for what has SN, one clear line for what has not."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import nn
 from sn_mm import SwitchNorm2d
 from sn_mm.analysis import importance
 from sn_mm.cli import plot_importance
+from sn_mm_cli.main import main
 
 
 def network() -> nn.Module:
@@ -39,17 +39,14 @@ def log(path: Path, *steps: int) -> str:
     return str(path)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
-    monkeypatch.setattr(sys, 'argv', ['plot_importance.py', *args])
-    plot_importance.main()
+def run(*args: str) -> None:
+    main(['plot-importance', *args])
 
 
-def refuse(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, out: Path, *args: str
-) -> str:
+def refuse(capsys: pytest.CaptureFixture, out: Path, *args: str) -> str:
     """The one line with which the command ends; nothing is written."""
     with pytest.raises(SystemExit) as exit_:
-        run(monkeypatch, *args, '--out', str(out))
+        run(*args, '--out', str(out))
     assert exit_.value.code == 2
     assert not out.exists()
     (line,) = capsys.readouterr().err.splitlines()
@@ -63,7 +60,7 @@ def test_checkpoints_and_logs_become_png_and_svg(
     files = [checkpoint(tmp_path / name / 'epoch_1.pth') for name in ('8x2', '8x1')]
     work_dir = tmp_path / 'run'
     log(work_dir / '1' / 'vis_data' / 'scalars.json', 0, 100)
-    run(monkeypatch, *files, '--logs', str(work_dir), '--out', str(out))
+    run(*files, '--logs', str(work_dir), '--out', str(out))
     names = ['components', 'course', 'layers']
     assert sorted(p.name for p in out.iterdir()) == sorted(
         f'{name}.{suffix}' for name in names for suffix in ('png', 'svg')
@@ -72,7 +69,7 @@ def test_checkpoints_and_logs_become_png_and_svg(
         assert np.ptp(imread(out / f'{name}.png')) > 0.5
         assert '<svg' in (out / f'{name}.svg').read_text()
     first = {p.name: p.read_bytes() for p in out.iterdir()}
-    run(monkeypatch, *files, '--logs', str(work_dir), '--out', str(out))
+    run(*files, '--logs', str(work_dir), '--out', str(out))
     assert first == {p.name: p.read_bytes() for p in out.iterdir()}
 
 
@@ -91,9 +88,7 @@ def test_a_resumed_log_overrides_what_it_repeats(tmp_path: Path) -> None:
     assert list(course) == [0, 100, 150, 250]
 
 
-def test_bad_input_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / 'figures'
     good = checkpoint(tmp_path / 'good.pth')
     without = checkpoint(tmp_path / 'bn.pth', nn.BatchNorm2d(2))
@@ -113,10 +108,10 @@ def test_bad_input_is_one_line(
         (['--logs', str(broken)], f'log {broken} cannot be read'),
         (['--logs', str(tmp_path / 'none.json')], 'none.json does not exist'),
     ]:
-        assert message in refuse(monkeypatch, capsys, out, *args)
+        assert message in refuse(capsys, out, *args)
 
 
 def test_scopes_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = checkpoint(tmp_path / 'two.pth', nn.Sequential(SwitchNorm2d(2, normalizers=('in', 'bn'))))
-    run(monkeypatch, two, '--normalizers', 'in', 'bn', '--out', str(tmp_path / 'figures'))
+    run(two, '--normalizers', 'in', 'bn', '--out', str(tmp_path / 'figures'))
     assert len(list((tmp_path / 'figures').iterdir())) == 4

@@ -1,8 +1,7 @@
-"""tools/publish_model.py: only weights and meta, a name that says which, one line for bad input."""
+"""``sn-mm publish-model``: only weights and meta, a name that says which; bad input is one line."""
 
 from __future__ import annotations
 
-import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from sn_mm import SwitchNorm2d
-from sn_mm.cli import publish_model
+from sn_mm_cli.main import main
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +34,8 @@ def state() -> dict[str, torch.Tensor]:
     return SwitchNorm2d(4).state_dict()
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
-    monkeypatch.setattr(sys, 'argv', ['publish_model.py', *args])
-    publish_model.main()
+def run(*args: str) -> None:
+    main(['publish-model', *args])
 
 
 def published(folder: str = '.') -> dict[str, bytes]:
@@ -45,7 +43,7 @@ def published(folder: str = '.') -> dict[str, bytes]:
 
 
 def test_only_weights_and_meta_are_left_and_the_name_holds_the_hash(training, monkeypatch, capsys):
-    run(monkeypatch, 'src.pth', 'model.pth')
+    run('src.pth', 'model.pth')
     ((name, content),) = published().items()
     assert name == f'model-{sha256(content).hexdigest()[:8]}.pth'
     written = torch.load(name, weights_only=True)
@@ -57,13 +55,13 @@ def test_only_weights_and_meta_are_left_and_the_name_holds_the_hash(training, mo
 
 def test_the_same_weights_give_the_same_file_under_any_name(monkeypatch):
     for out in ('a/model.pth', 'b/other'):
-        run(monkeypatch, 'src.pth', out)
+        run('src.pth', out)
     (first, a), (second, b) = (*published('a').items(), *published('b').items())
     assert a == b and first.removeprefix('model') == second.removeprefix('other')
 
 
 def test_no_ema_publishes_the_weights_before_averaging(training, monkeypatch, capsys):
-    run(monkeypatch, 'src.pth', 'model', '--no-ema')
+    run('src.pth', 'model', '--no-ema')
     (name,) = published()
     for key, tensor in torch.load(name, weights_only=True)['state_dict'].items():
         assert torch.equal(tensor, training['ema_state_dict'][f'module.{key}'])
@@ -72,7 +70,7 @@ def test_no_ema_publishes_the_weights_before_averaging(training, monkeypatch, ca
 
 def test_a_bare_state_dict_and_a_model_without_sn_are_published_too(monkeypatch, capsys):
     torch.save(nn.BatchNorm2d(4).state_dict(), 'src.pth')
-    run(monkeypatch, 'src.pth', 'bare')
+    run('src.pth', 'bare')
     (name,) = published()
     written = torch.load(name, weights_only=True)
     assert written['meta'] == {} and len(written['state_dict']) == 5
@@ -87,7 +85,7 @@ def test_a_write_that_fails_leaves_nothing(monkeypatch):
 
     monkeypatch.setattr(Path, 'write_bytes', fail)
     with pytest.raises(OSError, match='No space left'):
-        run(monkeypatch, 'src.pth', 'model')
+        run('src.pth', 'model')
     assert published() == {}
 
 
@@ -109,7 +107,7 @@ def test_bad_input_is_one_line_and_writes_nothing(content, options, message, mon
     else:
         torch.save(content, 'src.pth')
     with pytest.raises(SystemExit) as exit_:
-        run(monkeypatch, 'src.pth', 'model', *options)
+        run('src.pth', 'model', *options)
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line

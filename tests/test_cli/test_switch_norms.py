@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
-
 import pytest
 import torch.distributed as dist
 from mmengine.config import Config
@@ -11,9 +9,10 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from sn_mm import SwitchNorm
-from sn_mm.cli.norm_option import add_switch_arguments, switch_norms
+from sn_mm.cli.norm_option import switch_norms
 from sn_mm.compare import plan
 from sn_mm.errors import InputError
+from sn_mm_cli.parsers import make_parser
 
 mmcv_cnn = pytest.importorskip('mmcv.cnn')
 
@@ -45,9 +44,7 @@ def config(**model: object) -> Config:
 
 
 def switch(cfg: Config, *argv: str) -> Config:
-    parser = ArgumentParser()
-    add_switch_arguments(parser)
-    switch_norms(cfg, parser.parse_args(argv))
+    switch_norms(cfg, make_parser('train').parse_args(['config.py', *argv]))
     return cfg
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections import Counter
 from pathlib import Path
 
@@ -14,9 +13,10 @@ from torch import nn
 
 from sn_mm import SwitchNorm, SwitchNorm2d
 from sn_mm.cli.config import read_config
-from sn_mm.cli.norm_option import add_switch_arguments, switch_norms
+from sn_mm.cli.norm_option import switch_norms
 from sn_mm.norm_act import SwitchNormAct
 from sn_mm.switch import find_unconverted
+from sn_mm_cli.parsers import make_parser
 
 pytest.importorskip('timm', exc_type=ImportError)
 
@@ -26,9 +26,7 @@ BACKBONE = dict(model_name='mobilenetv3_small_100', features_only=True, pretrain
 
 def switched(cfg: Config, folder: Path) -> nn.Module:
     """The model with ``--norm SN``, from the config as the work dir has it."""
-    parser = ArgumentParser()
-    add_switch_arguments(parser)
-    switch_norms(cfg, parser.parse_args(['--norm', 'SN']))
+    switch_norms(cfg, make_parser('train').parse_args(['config.py', '--norm', 'SN']))
     cfg.dump(folder / 'dumped.py')
     cfg = Config.fromfile(folder / 'dumped.py')
     with DefaultScope.overwrite_default_scope(cfg.default_scope):

@@ -1,4 +1,4 @@
-"""tools/mend_packages.py, on copies of the real packages."""
+"""tools/misc/mend_packages.py, on copies of the real packages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import mend_packages
+from misc import mend_packages
 
 ROOT = Path(__file__).parents[2]
 USE_TORCHVISION = """
@@ -52,12 +52,12 @@ def test_torchvision_for_cuda_imports_beside_a_cpu_torch_and_a_second_run_change
     extension.write_text(extension.read_text().replace(mend_packages.DECLARATIONS, ''))
     if run(tmp_path, '-c', 'import torchvision').returncode == 0:
         pytest.skip('a torchvision for the CPU')
-    done = run(tmp_path, ROOT / 'tools/mend_packages.py')
+    done = run(tmp_path, ROOT / 'tools/misc/mend_packages.py')
     assert done.returncode == 0 and str(folder) in done.stdout, done.stderr
     used = run(tmp_path, '-c', USE_TORCHVISION)
     assert used.returncode == 0, used.stderr
     mended = extension.read_text()
-    assert str(folder) not in run(tmp_path, ROOT / 'tools/mend_packages.py').stdout
+    assert str(folder) not in run(tmp_path, ROOT / 'tools/misc/mend_packages.py').stdout
     assert extension.read_text() == mended
 
 
@@ -73,7 +73,7 @@ def test_mmaction_gets_the_module_that_it_lacks(tmp_path):
 def test_mmcv_lite_imports_its_operators_which_say_that_they_are_missing(tmp_path):
     copy_of('mmcv', tmp_path)
     call = "import mmcv.ops; mmcv.ops.RoIPool(1)(*map(__import__('torch').ones, ((1, 1), (1, 5))))"
-    command = (tmp_path, ROOT / 'tools/mend_packages.py')
+    command = (tmp_path, ROOT / 'tools/misc/mend_packages.py')
     assert run(*command).stdout == ''  # mmcv itself: without its operators the set-up is to fail
     assert "No module named 'mmcv._ext'" in run(tmp_path, '-c', call).stderr
     metadata = tmp_path / 'mmcv_lite-2.1.0.dist-info/METADATA'

@@ -65,8 +65,9 @@ class Checkout:
         self.folder = folder
         self.tools = folder / 'checkout' / 'tools'
         self.tools.mkdir(parents=True)
-        for name in ('setup_env.sh', 'mend_packages.py'):
-            shutil.copy(ROOT / 'tools' / name, self.tools)
+        (self.tools / 'misc').mkdir()
+        for name in ('setup_env.sh', 'misc/mend_packages.py'):
+            shutil.copy(ROOT / 'tools' / name, self.tools / name)
         for name in ('constraints.txt', 'pyproject.toml', 'setup.py'):
             shutil.copy(ROOT / name, self.tools.parent)
         self.cxx = folder / 'c++'
@@ -169,7 +170,7 @@ def test_second_run_does_nothing_and_takes_no_time(checkout, env):
         'pyproject.toml',
         'setup.py',
         'tools/setup_env.sh',
-        'tools/mend_packages.py',
+        'tools/misc/mend_packages.py',
     ],
 )
 def test_a_change_sets_up_again_and_keeps_the_wheel(checkout, env, name):

@@ -106,7 +106,9 @@ def test_a_checkpoint_that_does_not_fit_ends_two_processes_with_one_line(folder,
     code, _, error = run(folder, *limited, '--cfg-options', 'train_cfg.max_iters=28')
     assert code != 0
     (line,) = [line for line in error.splitlines() if 'could not be written' in line]
-    assert f'train.py: error: {work_dir}/iter_28.pth could not be written: File too large' in line
+    assert (
+        f'sn-mm train: error: {work_dir}/iter_28.pth could not be written: File too large' in line
+    )
     assert 'Traceback' not in error, error[-4000:]
     assert (work_dir / 'last_checkpoint').read_text() == str(last)
     assert not list(work_dir.glob('iter_28*'))
@@ -128,7 +130,7 @@ def test_two_runs_on_one_machine_do_not_meet(folder):
             for i, variables in enumerate([{}, {}, {'PORT': port}])
         ]
         said = [process.communicate(timeout=LIMIT) for process in runs]
-    assert [process.returncode for process in runs] == [0, 0, 1], said
+    assert [process.returncode for process in runs] == [0, 0, 2], said
     assert 'the port is in use by another run, set PORT' in said[2][1]
     assert all((folder / f'beside{i}/iter_2.pth').exists() for i in range(2))
 
@@ -341,7 +343,7 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(folder, segmentation):
         code, error = ends[name]
         assert code == 2, name
         *noise, line = error.splitlines()
-        assert line.startswith(f'{script}.py: error: ') and said in line, (name, line)
+        assert line.startswith(f'sn-mm {script}: error: ') and said in line, (name, line)
         assert not any('error:' in other or 'Traceback' in other for other in noise), name
     # Only what was refused by the model or by its data has a work dir, with its log.
     new = {path.relative_to(folder).parts[:2] for path in set(folder.rglob('*')) - before}
@@ -355,14 +357,14 @@ def test_two_processes_refuse_bad_input_with_one_line(folder):
     assert code == 2 and 'Traceback' not in error
     lines = [line for line in error.splitlines() if 'error:' in line]
     assert len(lines) == 1
-    assert lines[0].startswith('train.py: error: config sg.py does not exist; nearest: seg.py')
+    assert lines[0].startswith('sn-mm train: error: config sg.py does not exist; nearest: seg.py')
 
 
 @pytest.mark.slow
 def test_a_port_that_is_none_is_one_line(folder):
     code, _, error = run(folder, TOOLS / 'dist_train.sh', 'seg.py', 2, PORT='70000')
-    assert code == 1 and 'Traceback' not in error
-    assert error.splitlines()[-1].startswith('launch.py: error: The port number')
+    assert code == 2 and 'Traceback' not in error
+    assert error.splitlines()[-1].startswith('sn-mm train: error: The port number')
 
 
 @pytest.mark.parametrize('name', ['dist_train', 'dist_test', 'slurm_train', 'slurm_test'])

@@ -10,7 +10,7 @@ from ..unwrap import unwrap
 
 
 class LayerNamesHook(Hook):
-    """Calls :func:`sn_mm.name_layers` before training, as tools/train.py of sn_mm does by itself.
+    """Calls :func:`sn_mm.name_layers` before training, as ``sn-mm train`` does by itself.
 
     For training with the toolboxes' own scripts.
     """

@@ -19,7 +19,7 @@ class SwitchWeightsHook(Hook):
     """Logs the importance weights of all SN layers while they train.
 
     They go through the runner's visualizer, so that all its backends get them (JSON, TensorBoard,
-    WandB): ``sn_layer/mean/backbone.layer1.0.bn1/in`` and so on. ``tools/plot_importance.py
+    WandB): ``sn_layer/mean/backbone.layer1.0.bn1/in`` and so on. ``sn-mm plot-importance
     --logs`` draws their course.
 
     Args:

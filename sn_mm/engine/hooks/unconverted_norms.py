@@ -38,7 +38,7 @@ class UnconvertedNormHook(Hook):
         if converted:
             sentences.append(
                 f'{len(converted)} norms are hard-coded in the model, and no config makes them SN: '
-                f'{", ".join(converted)}. tools/train.py and tools/test.py of sn_mm convert them '
+                f'{", ".join(converted)}. sn-mm train and sn-mm test convert them '
                 'with --norm SN.'
             )
         if kept:

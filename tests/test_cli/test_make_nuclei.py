@@ -1,4 +1,4 @@
-"""tools/make_nuclei.py: windows of a labelled picture, in COCO's layout."""
+"""``sn-mm make-nuclei``: windows of a labelled picture, in COCO's layout."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sn_mm.cli import make_nuclei
+from sn_mm_cli.main import main
 
 coco_mask = pytest.importorskip('pycocotools.mask')
 
@@ -37,7 +38,7 @@ def read(root: Path, split: str) -> dict:
 
 
 def test_boxes_and_masks_lie_where_the_picture_is_bright(stardist, tmp_path, capsys):
-    assert make_nuclei.main([str(tmp_path), '--train', '12']) == 0
+    main(['make-nuclei', str(tmp_path), '--train', '12'])
     assert '12 train and 10 val images' in capsys.readouterr().out
     for split in ('train', 'val'):
         content = read(tmp_path, split)
@@ -59,7 +60,7 @@ def test_training_and_validation_share_no_pixel(stardist, tmp_path):
     halves = np.full((512, 512), 50, np.uint16)
     halves[:, make_nuclei.BORDER :] = 200
     cv2.imwrite(str(tmp_path / 'packages/stardist/data/images/img2d.tif'), halves)
-    assert make_nuclei.main([str(tmp_path), '--train', '60']) == 0
+    main(['make-nuclei', str(tmp_path), '--train', '60'])
     for split, grey in (('train', 50), ('val', 200)):
         files = list((tmp_path / f'coco/{split}2017').iterdir())
         assert len(files) == {'train': 60, 'val': 10}[split]
@@ -76,18 +77,21 @@ def test_a_turned_window_turns_its_labels(stardist, turn):
 
 @pytest.mark.skipif(importlib.util.find_spec('stardist') is not None, reason='stardist is there')
 def test_a_missing_package_is_one_line(tmp_path, capsys):
-    assert make_nuclei.main([str(tmp_path)]) == 1
+    with pytest.raises(SystemExit):
+        main(['make-nuclei', str(tmp_path)])
     assert 'the package stardist is needed for its data' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ('arguments', 'said'),
-    [(['--train', '0'], '--train must be at least 1'), ([], 'coco exists: move it')],
+    [(['--train', '0'], '--train: a whole number of at least 1'), ([], 'coco exists: move it')],
 )
 def test_bad_input_is_one_line(stardist, tmp_path, capsys, arguments, said):
     if not arguments:
         (tmp_path / 'coco').mkdir()
-    assert make_nuclei.main([str(tmp_path), *arguments]) == 1
+    with pytest.raises(SystemExit) as stop:
+        main(['make-nuclei', str(tmp_path), *arguments])
+    assert stop.value.code == 2
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1
     assert 'stardist' not in sys.modules

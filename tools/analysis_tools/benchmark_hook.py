@@ -1,6 +1,6 @@
 """Measures the cost of logging importance weights in a training: its share of a step's time.
 
-    python tools/benchmark_hook.py CONFIG --cfg-options KEY=VALUE ...
+    python tools/analysis_tools/benchmark_hook.py CONFIG --cfg-options KEY=VALUE ...
 
 trains with `SwitchWeightsHook` at a short interval, times each of its logs (the wait for the device
 included) and each whole iteration in the same run, and prints the share that remains at the hook's
@@ -10,7 +10,6 @@ default interval.
 from __future__ import annotations
 
 import time
-from argparse import ArgumentParser
 from inspect import signature
 from statistics import median
 from typing import Any
@@ -20,10 +19,11 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from sn_mm.analysis.importance import from_model
-from sn_mm.cli.config import add_config_arguments, load_config
+from sn_mm.cli.config import load_config
 from sn_mm.cli.errors import report_input_errors
 from sn_mm.cli.launch import build_runner, launched
 from sn_mm.engine.hooks import SwitchWeightsHook
+from sn_mm_cli.parsers import Parser, add_config_arguments, at_least
 
 DEFAULT_INTERVAL = signature(SwitchWeightsHook).parameters['interval'].default
 
@@ -73,10 +73,14 @@ def measure(cfg: Config, interval: int) -> None:
 
 @report_input_errors
 def main() -> None:
-    parser = ArgumentParser(description=__doc__.split('\n')[0])
+    parser = Parser(description=__doc__.split('\n')[0])
     add_config_arguments(parser)
-    parser.add_argument('--iters', type=int, default=40, help='iterations to train (%(default)s)')
-    parser.add_argument('--interval', type=int, default=4, help='iterations per log (%(default)s)')
+    parser.add_argument(
+        '--iters', type=at_least(1), default=40, help='iterations to train (%(default)s)'
+    )
+    parser.add_argument(
+        '--interval', type=at_least(1), default=4, help='iterations per log (%(default)s)'
+    )
     args = parser.parse_args()
     cfg = load_config(args, 'train')
     cfg.train_cfg = {'by_epoch': False, 'max_iters': args.iters}

@@ -34,10 +34,10 @@ def parse_args() -> Namespace:
 
 
 def read_metrics(work_dir: Path) -> dict[str, float]:
-    """Reads the figures of tools/test.py in ``work_dir/test``; mIoU as a share."""
+    """Reads the figures of `sn-mm test` in ``work_dir/test``; mIoU as a share."""
     file = work_dir / 'test' / 'metrics.json'
     if not file.is_file():
-        raise InputError(f'{file} does not exist: tools/test.py --work-dir {file.parent} writes it')
+        raise InputError(f'{file} does not exist: sn-mm test --work-dir {file.parent} writes it')
     metrics = json.loads(file.read_text())
     return {k: v / 100 if k == 'mIoU' else v for k, v in metrics.items() if k in METRICS}
 

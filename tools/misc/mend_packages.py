@@ -22,7 +22,7 @@ from pathlib import Path
 
 DECLARATIONS = """
 
-# Added by sn_mm's tools/mend_packages.py.
+# Added by sn_mm's tools/misc/mend_packages.py.
 if not _has_ops():
     _library = torch.library.Library('torchvision', 'DEF')
     for _name in ('nms', 'qnms'):
@@ -35,7 +35,7 @@ class DRN:
     def __init__(self, *args, **kwargs):
         raise NotImplementedError('mmaction2 1.2.0 was published without DRN')
 '''
-EXTENSION = '''"""Stands in for mmcv's operators. Added by sn_mm's tools/mend_packages.py."""
+EXTENSION = '''"""Stands in for mmcv's operators. Added by sn_mm's tools/misc/mend_packages.py."""
 
 
 def __getattr__(name):

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,9 +14,11 @@ import numpy as np
 import pytest
 
 from sn_mm.cli import make_scenes
+from sn_mm.errors import InputError
 from sn_mm.scenes import compose, layouts, sources
+from sn_mm_cli import PROGRAM
+from sn_mm_cli.main import main
 
-TOOLS = Path(__file__).parents[2] / 'tools'
 pytest.importorskip('mlxtend')
 pytest.importorskip('skimage')
 
@@ -27,8 +28,14 @@ BASE = ['--train', str(TRAIN), '--val', str(VAL), '--size', *map(str, SIZE)]
 
 
 def make(root: Path, *args: str) -> Path:
-    assert make_scenes.main([str(root), *BASE, *args]) == 0
+    main(['make-scenes', str(root), *BASE, *args])
     return root
+
+
+def refuse(args: list[str], status: int = 2) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(['make-scenes', *args])
+    assert stop.value.code == status
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -103,16 +110,17 @@ def test_missing_package_is_one_line(package, tmp_path, monkeypatch, capsys):
         lambda name: None if name == package else find_spec(name),
     )
     sources._read_digit_table.cache_clear()
-    assert make_scenes.main([str(tmp_path), *BASE]) == 1
-    assert capsys.readouterr().err.splitlines() == [
-        f'make_scenes.py: error: the package {package} is needed for its data, and is not installed'
-    ]
+    refuse([str(tmp_path), *BASE])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f'sn-mm make-scenes: error: the package {package} is needed for its data'
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_photograph_is_named(monkeypatch):
     monkeypatch.setattr(sources, 'CLUTTER', (sources.Ground('unheard_of.png'),))
-    with pytest.raises(sources.SourceError, match='skimage does not ship data/unheard_of.png'):
+    with pytest.raises(InputError, match='skimage does not ship data/unheard_of.png'):
         sources.Sources('train')
 
 
@@ -355,25 +363,25 @@ def test_only_force_replaces_another_set(tmp_path, capsys):
     make(tmp_path, '--layout', 'ade20k')
     before = files(tmp_path)
     other = [str(tmp_path), *BASE, '--layout', 'ade20k', '--seed', '7']
-    assert make_scenes.main(other) == 1
+    refuse(other)
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and 'seed 0 instead of 7' in error and '--force' in error
     assert files(tmp_path) == before
-    assert make_scenes.main([*other, '--force']) == 0
+    main(['make-scenes', *other, '--force'])
     assert files(tmp_path).keys() == before.keys() and files(tmp_path) != before
 
 
 def test_a_foreign_folder_is_never_replaced(tmp_path, capsys):
     (tmp_path / 'coco').mkdir()
     (tmp_path / 'coco' / 'precious').touch()
-    assert make_scenes.main([str(tmp_path), *BASE, '--force']) == 1
+    refuse([str(tmp_path), *BASE, '--force'])
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and 'was not made by this command' in error
     assert list(files(tmp_path)) == ['coco/precious']
 
 
 def test_a_killed_run_leaves_no_set_and_the_next_run_cleans_up(tmp_path):
-    command = [sys.executable, str(TOOLS / 'make_scenes.py'), str(tmp_path), *BASE]
+    command = [*PROGRAM, 'make-scenes', str(tmp_path), *BASE]
     process = subprocess.Popen([*command, '--train', '9000'], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(tmp_path.rglob('*.jpg')) and time.monotonic() < deadline:
@@ -387,14 +395,14 @@ def test_a_killed_run_leaves_no_set_and_the_next_run_cleans_up(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('failure', 'status'), [(KeyboardInterrupt(), 130), (OSError(28, 'No space left on device'), 1)]
+    ('failure', 'status'), [(KeyboardInterrupt(), 130), (OSError(28, 'No space left on device'), 2)]
 )
 def test_a_failing_run_leaves_nothing(failure, status, tmp_path, monkeypatch, capsys):
     def fail(*_: object) -> None:
         raise failure
 
     monkeypatch.setattr(layouts.Coco, 'finish', fail)
-    assert make_scenes.main([str(tmp_path), *BASE]) == status
+    refuse([str(tmp_path), *BASE], status)
     assert capsys.readouterr().err.count('\n') == 1
     assert not list(tmp_path.iterdir())
 
@@ -408,7 +416,7 @@ def test_a_failing_replacement_keeps_the_set(tmp_path, monkeypatch):
 
     monkeypatch.setattr(layouts.Coco, 'finish', fail)
     other = [str(tmp_path), *BASE, '--layout', 'coco', '--seed', '9', '--force']
-    assert make_scenes.main(other) == 1
+    refuse(other)
     assert files(tmp_path) == before
 
 
@@ -417,13 +425,13 @@ def test_a_failing_replacement_keeps_the_set(tmp_path, monkeypatch):
     [
         (['--layout', 'voc'], "'voc' (choose from"),
         (['--categories', 'voc'], "'voc' (choose from"),
-        (['--train', '0'], "'0' given, a whole number of at least 1 is allowed"),
-        (['--val', '-3'], "'-3' given, a whole number of at least 1 is allowed"),
-        (['--val', 'many'], "'many' given, a whole number of at least 1 is allowed"),
-        (['--seed', '-1'], "'-1' given, a whole number of at least 0 is allowed"),
+        (['--train', '0'], "a whole number of at least 1 is allowed, got '0'"),
+        (['--val', '-3'], "a whole number of at least 1 is allowed, got '-3'"),
+        (['--val', 'many'], "a whole number of at least 1 is allowed, got 'many'"),
+        (['--seed', '-1'], "a whole number of at least 0 is allowed, got '-1'"),
         (['--size', '63'], 'size 63: 64 to 2048 pixels are allowed'),
         (['--size', '160', '4096'], 'size 4096: 64 to 2048 pixels are allowed'),
-        (['--size', '1', '2', '3'], '--size: 3 numbers given, one or two are allowed'),
+        (['--size', '1', '2', '3'], '--size: one or two numbers are allowed, got 3'),
         (['--digits', '5', '2'], 'digits 5 2: 1 <= low <= high <= 20 is allowed'),
         (['--digit-size', '0.1', '0.9'], 'digit size 0.1 0.9: 0 < low <= high <= 0.7 is allowed'),
         (['--digit-size', '0.01', '0.2'], 'a digit is at least 12 pixels long'),
@@ -432,7 +440,7 @@ def test_a_failing_replacement_keeps_the_set(tmp_path, monkeypatch):
 )
 def test_a_bad_argument_is_one_line(args, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        make_scenes.main([str(tmp_path / 'new'), *args])
+        main(['make-scenes', str(tmp_path / 'new'), *args])
     assert exit_info.value.code == 2
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and message in error
@@ -442,7 +450,7 @@ def test_a_bad_argument_is_one_line(args, message, tmp_path, capsys):
 def test_an_unusable_root_is_one_line(tmp_path, capsys):
     (tmp_path / 'file').touch()
     for root in (tmp_path / 'file', tmp_path / 'file' / 'below', Path('/proc/nowhere')):
-        assert make_scenes.main([str(root), *BASE]) == 1
+        refuse([str(root), *BASE])
         error = capsys.readouterr().err
         assert error.count('\n') == 1 and f'cannot write into {root}: ' in error
 
@@ -477,5 +485,5 @@ def test_set_from_before_there_was_a_variety_is_of_medium_variety(tmp_path, caps
     make(root, '--layout', 'coco')
     assert 'already there' in capsys.readouterr().out
     arguments = [str(root), *BASE, '--layout', 'coco', '--variety', 'low']
-    assert make_scenes.main(arguments) == 1
+    refuse(arguments)
     assert 'variety medium instead of low' in capsys.readouterr().err

@@ -1,12 +1,9 @@
-"""tools/benchmark_layer.py: its measurements, on small inputs, and the files that it writes."""
+"""``sn-mm benchmark-layer``: its measurements, on small inputs, and the files that it writes."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +16,8 @@ from sn_mm import SwitchNorm2d
 from sn_mm.benchmark import shapes
 from sn_mm.benchmark.measure import SWEEPS, Passes, measure, peak_bytes, time_side_by_side
 from sn_mm.benchmark.plain import PlainSwitchNorm2d
-from sn_mm.cli import benchmark_layer
-
-ROOT = Path(__file__).parents[2]
+from sn_mm_cli import PROGRAM
+from sn_mm_cli.main import main
 
 
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
@@ -98,9 +94,8 @@ def test_command_writes_figures_and_pictures(tmp_path):
     out = tmp_path / 'results' / 'quick.json'
     options = ['--device', 'cpu', '--filter', '2x2048x9x15', '--format', 'channels_last',
                '--repeats', '2', '--threads', '1', '--compile', '--out', out]  # fmt: skip
-    command = [sys.executable, ROOT / 'tools' / 'benchmark_layer.py', *options]
-    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    command = [*PROGRAM, 'benchmark-layer', *options]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     written = json.loads(out.read_text())
     assert written['machine']['torch'] == torch.__version__
@@ -122,14 +117,13 @@ def test_command_writes_figures_and_pictures(tmp_path):
     [
         (['--device', 'cpu', '--filter', '9x9x9'], "--filter '9x9x9' fits none of: R50-FPN 2x64"),
         (['--device', 'cpu', '--filter', '('], "--filter must be a regular expression, got '('"),
-        (['--repeats', 0], '--repeats must be at least 1, got 0'),
+        (['--repeats', '0'], 'argument --repeats: a whole number of at least 1 is allowed'),
         (['--device', 'meta'], '--device must be cpu or cuda, got meta'),
     ],
 )
-def test_wrong_input_is_one_line(monkeypatch, capsys, args, message):
-    monkeypatch.setattr(sys, 'argv', ['benchmark_layer.py', *map(str, args)])
+def test_wrong_input_is_one_line(capsys, args, message):
     with pytest.raises(SystemExit) as exited:
-        benchmark_layer.main()
+        main(['benchmark-layer', *args])
     error = capsys.readouterr().err
     assert exited.value.code == 2 and len(error.splitlines()) == 1
-    assert error.startswith(f'benchmark_layer.py: error: {message}')
+    assert error.startswith(f'sn-mm benchmark-layer: error: {message}')

@@ -1,24 +1,23 @@
-"""tools/benchmark_model.py: a training step with a model's own norms and with SN."""
+"""``sn-mm benchmark-model``: a training step with a model's own norms and with SN."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from sn_mm.cli import benchmark_model
+from sn_mm_cli import PROGRAM
+from sn_mm_cli.main import main
 
-ROOT = Path(__file__).parents[2]
 DEEPLAB = 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py'
 
 
 def run(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / 'tools' / 'benchmark_model.py', *map(str, args)]
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+    command = [*PROGRAM, 'benchmark-model', *map(str, args)]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
 
@@ -42,7 +41,7 @@ def test_both_models_are_measured_in_one_run(tmp_path):
 @pytest.mark.parametrize(
     ('args', 'line'),
     [
-        ((DEEPLAB, '--size', 0), '--size must be at least 1, got 0'),
+        ((DEEPLAB, '--size', '0'), '--size: a whole number of at least 1 is allowed'),
         ((DEEPLAB, '--norm', 'LN'), "'LN'"),
         (('mmseg::deeplabv3plus/nothing.py',), 'does not exist'),
         (('mmseg::_base_/default_runtime.py',), 'has no model'),
@@ -50,10 +49,10 @@ def test_both_models_are_measured_in_one_run(tmp_path):
 )
 def test_bad_input_ends_in_one_line(args, line, monkeypatch, capsys):
     pytest.importorskip('mmseg')
-    monkeypatch.setattr(sys, 'argv', ['benchmark_model.py', *map(str, args)])
-    monkeypatch.setattr(benchmark_model, 'hold_freed_memory', lambda: None)  # it starts Python anew
+    # It would start Python anew.
+    monkeypatch.setattr(benchmark_model, 'hold_freed_memory', lambda _: None)
     with pytest.raises(SystemExit) as stop:
-        benchmark_model.main()
+        main(['benchmark-model', *args])
     last = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 2
-    assert last.startswith('benchmark_model.py: error: ') and line in last
+    assert last.startswith('sn-mm benchmark-model: error: ') and line in last
