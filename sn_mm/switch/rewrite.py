@@ -20,6 +20,7 @@ from .components import (
     resolve,
     shares_levels,
 )
+from .copied_weights import copies_weights
 from .decay import leave_importance_out
 from .extent import check_extent, reason_to_leave
 from .heads import add_norms
@@ -60,7 +61,8 @@ def switch_norm_cfg(
     A head whose one set of weights serves several levels of a feature pyramid gets
     ``normalizers=['in', 'ln']``, unless ``norm_cfg`` names its normalizers. Parts that a rank may
     pass by in training (the teacher of a semi-supervised detector, the grid head of Grid R-CNN) get
-    ``sync=False``: their model is built as ``sn_mm.SwitchedModel``.
+    ``sync=False``; MMAction2's ResNets copy weights of BatchNorm into SN as ``load_state_dict``
+    does: such models are built as ``sn_mm.SwitchedModel``.
 
     For a comparison, ``norm_cfg`` may name BN, SyncBN, GN or IN instead. Then SN layers are
     switched too, and the hooks that need SN go.
@@ -115,7 +117,7 @@ def switch_norm_cfg(
         cfg.custom_hooks = [hook for hook in hooks if _name_of(hook) not in _SN_HOOKS]
         return report
     report.notes = take_notes(model, report, hooks) + leave_importance_out(cfg) + rewriter.passed_by
-    if rewriter.passed_by:
+    if rewriter.passed_by or rewriter.copies_weights:
         cfg.model.switched = cfg.model.get('switched') or {'type': model_type(cfg)}
         cfg.model.type = 'sn_mm.SwitchedModel'
     import_sn_mm(cfg)
@@ -133,6 +135,7 @@ class _Rewriter:
         self.registry_scope = registry_scope
         self.report = SwitchReport()
         self.passed_by: list[str] = []  # a note for each part that a rank may pass by
+        self.copies_weights = False  # whether a backbone does so parameter by parameter
 
     def rewrite(self, value: Any, path: str, owner: Any = None, reason: str = '') -> Any:
         """Copies ``value``, which ``owner`` (a class) takes as an argument or in one.
@@ -157,6 +160,7 @@ class _Rewriter:
             self.passed_by.append(
                 f'{path}.{name}: its layers get sync=False when the model is built: {why}'
             )
+        self.copies_weights |= bool(config.get('pretrained')) and copies_weights(cls)
         copy = {key: self.rewrite(v, f'{path}.{key}', cls, reason) for key, v in config.items()}
         if cls is not None and path.rpartition('.')[2] not in _BLOCKS:
             self._write_defaults(copy, cls, path)

@@ -14,6 +14,7 @@ from ..model.convert import replace_norms
 from ..model.levels import leave_out_batch
 from ..model.norms import Norm, find_norms
 from .components import part_passed_by, shares_levels
+from .copied_weights import copy_weights_into_sn
 from .extent import check_extent, reason_to_leave
 from .target import check_target, layer_arguments
 
@@ -103,7 +104,10 @@ def extent_of(switch: dict) -> str:
 
 
 def build_switched_model(switched: dict, **model: Any) -> nn.Module:
-    """Builds a model, converts the norms in it that no config reaches, and makes parts local.
+    """Builds a model, and does to it what no config can.
+
+    Converts the norms that no config reaches. Makes MMAction2's ResNets copy weights of BatchNorm
+    into SN as ``load_state_dict`` does. Makes parts local.
 
     Local are the layers of those parts that a rank may pass by in training: they get
     ``sync=False``. Registered as ``sn_mm.SwitchedModel``, so that a config which needs this trains,
@@ -122,6 +126,7 @@ def build_switched_model(switched: dict, **model: Any) -> nn.Module:
     for switch in (*switched.get('earlier', ()), switched):
         if 'norm_cfg' in switch:
             convert_unconverted(built, switch['norm_cfg'], extent_of(switch))
+    copy_weights_into_sn(built)
     for owner in built.modules():
         if part := part_passed_by(type(owner)):
             for layer in owner.get_submodule(part[0]).modules():
