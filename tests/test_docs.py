@@ -82,7 +82,6 @@ SMALL = [
     (r'(benchmark-layer).*', r'\1 --repeats 1 --filter tiny --out layers.json'),
     (r'(benchmark-model \S+).*', r'\1 --size 64 --repeats 1'),
     (r'(benchmark_hook\.py \S+)', r'\1 --iters 2'),
-    (r'(simulate_sync\.py --measure 2)', r'\1 --repeats 1'),
 ]  # fmt: skip
 """Replacements that make a command run here, and soon."""
 

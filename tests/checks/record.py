@@ -22,12 +22,20 @@ def write_record(page: str, name: str, text: str) -> None:
         name: Of the record, as the page may have several.
         text: Markdown.
     """
-    path = DOCS / page
-    mark = f'<!-- record: {name} -->'
-    pattern = rf'(?<={re.escape(mark)}\n).*?(?=<!-- end -->)'
-    written, times = re.subn(pattern, lambda _: f'\n{text}\n\n', path.read_text(), flags=re.S)
-    assert times == 1, f'{path} must have {mark} once, has it {times} times'
-    path.write_text(written)
+    before, _, after = _split(page, name)
+    (DOCS / page).write_text(f'{before}\n\n{text}\n\n{after}')
+
+
+def read_record(page: str, name: str) -> str:
+    """What :func:`write_record` has written."""
+    return _split(page, name)[1]
+
+
+def _split(page: str, name: str) -> tuple[str, str, str]:
+    mark = rf'.*<!-- record: {re.escape(name)} -->'
+    found = re.fullmatch(rf'({mark})(.*?)(<!-- end -->.*)', (DOCS / page).read_text(), re.S)
+    assert found, f'docs/{page} has no record {name!r}'
+    return found[1], found[2].strip(), found[3]
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,0 +1,1 @@
+"""What synchronising costs, by a model and measured."""
