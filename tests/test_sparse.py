@@ -14,9 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import on_ranks
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import sn_mm
-from sn_mm import SparseSwitchNorm1d, SparseSwitchNorm2d, SwitchNorm2d, set_radius
+from sn_mm import (
+    SparseSwitchNorm1d,
+    SparseSwitchNorm2d,
+    SwitchNorm2d,
+    revert_switch_norm,
+    set_radius,
+)
 from sn_mm.analysis.importance import from_model, from_state_dict
 from sn_mm.equations import sparsemax, sparsest_logits, sparsestmax
 from sn_mm.errors import InputError
@@ -323,3 +330,67 @@ def test_importance_is_read_from_models_and_state_dicts():
     for got in (from_model(model), from_state_dict(model.state_dict())):
         for statistic, shares in want['0'].items():
             assert got['0'][statistic] == pytest.approx(shares)
+
+
+class Images(nn.Module):
+    def __init__(self, scope: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = SparseSwitchNorm2d(4, init_importance=scope)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.last = SparseSwitchNorm1d(4, init_importance='ln')
+
+    def forward(self, x):
+        return self.last(self.pool(self.norm(self.conv(x)).relu()).flatten(1))
+
+
+@pytest.mark.parametrize(('scope', 'kind'), [
+    ('bn', nn.BatchNorm2d), ('in', nn.InstanceNorm2d), ('ln', nn.GroupNorm),
+])  # fmt: skip
+def test_reverted_layers_are_torchs_norms(scope, kind):
+    model = Images(scope)
+    with torch.no_grad():
+        for p in (model.norm.weight, model.norm.bias):
+            p.uniform_(0.5, 2)
+    for _ in range(3):
+        model(torch.randn(4, 3, 8, 8) * 2 + 1)
+    set_radius(model, 1)
+    model.eval()
+    x = torch.randn(4, 3, 8, 8)
+    want, weight, lines = model(x), model.norm.weight, []
+    revert_switch_norm(model, report=lines.append)
+    assert type(model.norm) is kind and type(model.last) is nn.GroupNorm
+    assert model.norm.weight is weight and lines[-1].endswith('2 of 2')
+    torch.testing.assert_close(model(x), want)
+    if scope == 'bn':
+        fused = fuse_conv_bn_eval(model.conv, model.norm)
+        torch.testing.assert_close(fused(x), model.norm(model.conv(x)))
+
+
+def different_scopes():
+    return layer_with([1.0, 0, 0], [0, 0, 1.0])
+
+
+@pytest.mark.parametrize(('layer', 'reason'), [
+    (different_scopes, "its means are of 'in' and its variances of 'bn'"),
+    (lambda: layer_with([0.5, 0.4, 0.3], [0, 0, 1.0]), 'its importance is not one-hot'),
+    (lambda: layer_with([0, 1.0, 0], [0, 1.0, 0], correction=1), 'correction=1'),
+    (lambda: SparseSwitchNorm1d(4, init_importance='in'), 'any number of axes'),
+])  # fmt: skip
+def test_layers_that_are_no_norm_of_torch_stay_and_say_why(layer, reason):
+    model, lines = nn.Sequential(layer()), []
+    revert_switch_norm(model, report=lines.append)
+    assert isinstance(model[0], sn_mm.SwitchNorm) and reason in lines[0]
+
+
+def test_layers_of_switch_norm_need_a_threshold():
+    with pytest.raises(InputError, match='layers of SN need a threshold'):
+        revert_switch_norm(SwitchNorm2d(4))
+
+
+def test_models_are_converted_to_sparse_layers():
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm2d(4), nn.GroupNorm(2, 4))
+    sn_mm.convert_switch_norm(model, sparse=True, normalizers=('ln', 'bn'))
+    kinds = SparseSwitchNorm1d, SparseSwitchNorm2d, sn_mm.SparseSwitchNorm
+    assert [type(layer) for layer in model] == list(kinds)
+    assert model[0].normalizers == ('ln', 'bn')

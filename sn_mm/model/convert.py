@@ -16,6 +16,7 @@ from ..errors import InputError, check_bool, check_type
 from ..frozen import FrozenSwitchNorm2d
 from ..layer import SwitchNorm
 from ..norm_act import SwitchNormAct
+from ..sparse import SPARSE
 from .example import check_inputs, run_example
 from .levels import leave_out_batch, warn_of_levels
 from .names import name_layers
@@ -43,6 +44,7 @@ def convert_switch_norm(
     select: Callable[[str], bool] = lambda name: True,
     frozen: bool = False,
     inputs: Tensor | tuple[Any, ...] | None = None,
+    sparse: bool = False,
     **layer_args: Any,
 ) -> nn.Module:
     """Replaces BatchNorm*, SyncBatchNorm, GroupNorm and InstanceNorm* by SN, in place.
@@ -81,6 +83,8 @@ def convert_switch_norm(
         inputs: Of ``model``, one tensor or a tuple of arguments, for one pass in evaluation mode.
             Norms that meet several sizes in it get ``normalizers=('in', 'ln')``, unless
             ``layer_args`` has ``normalizers``. Default: none.
+        sparse: Convert to Sparse SN (:class:`sn_mm.SparseSwitchNorm`), whose radius
+            :func:`sn_mm.set_radius` raises; SN layers stay. Default: False.
         **layer_args: Arguments of the new layers, over what they take from the old ones.
             ``init_importance='bn'`` keeps the function of a BatchNorm network. Without
             ``init_importance`` a BatchNorm with measured statistics becomes SN with
@@ -99,6 +103,7 @@ def convert_switch_norm(
     for name, function in (('report', report), ('select', select)):
         check_type(name, function, Callable, 'a function')  # type: ignore[arg-type]
     check_bool('frozen', frozen)
+    check_bool('sparse', sparse)
     check_inputs(inputs)
     norms = [norm for norm in find_norms(model) if select(norm.name)]
     chosen = [norm for norm in norms if not norm.reason or (frozen and acts_frozen(norm.module))]
@@ -118,7 +123,7 @@ def convert_switch_norm(
             'no norm to convert: the model has '
             + (some or 'no BatchNorm, SyncBatchNorm, GroupNorm or InstanceNorm that is selected')
         )
-    model, layers = replace_norms(model, arguments)
+    model, layers = replace_norms(model, arguments, sparse)
     for norm, layer in layers.items():
         lines[norm] = f'{norm} -> {type(layer).__name__}'
         if norm in levels:
@@ -144,13 +149,14 @@ def _levels(
 
 
 def replace_norms(
-    model: nn.Module, arguments: Mapping[Norm, Mapping[str, Any]]
+    model: nn.Module, arguments: Mapping[Norm, Mapping[str, Any]], sparse: bool = False
 ) -> tuple[nn.Module, dict[Norm, SwitchNorm]]:
     """Replaces norms as :func:`convert_switch_norm` does, without a word if there are none.
 
     Args:
         model: The model.
         arguments: The norms of it to replace, with arguments of the new layers.
+        sparse: By Sparse SN, but for frozen ones.
 
     Returns:
         ``model``, or the new layer where ``model`` itself is a norm; the new layers.
@@ -159,7 +165,7 @@ def replace_norms(
         InputError, TypeError: As :func:`convert_switch_norm`. The model is as it was.
     """
     fallback = next(model.parameters(), torch.empty(0))
-    layers = {norm: _convert(norm, fallback, args) for norm, args in arguments.items()}
+    layers = {norm: _convert(norm, fallback, sparse, args) for norm, args in arguments.items()}
     replacements = {norm.module: layer for norm, layer in layers.items()}
     return name_layers(replace_modules(model, replacements)), layers
 
@@ -172,7 +178,9 @@ def _has_measured(norm: _BatchNorm) -> bool:
     return bool(mean.any()) or bool((var != 1).any())
 
 
-def _convert(norm: Norm, fallback: torch.Tensor, layer_args: Mapping[str, Any]) -> SwitchNorm:
+def _convert(
+    norm: Norm, fallback: torch.Tensor, sparse: bool, layer_args: Mapping[str, Any]
+) -> SwitchNorm:
     old: Any = norm.module
     if isinstance(old, nn.modules.lazy.LazyModuleMixin):
         raise InputError(f'{norm} has no num_features before its first input')
@@ -197,7 +205,8 @@ def _convert(norm: Norm, fallback: torch.Tensor, layer_args: Mapping[str, Any]) 
     if norm.layer is SwitchNormAct:
         args.update({name: getattr(old, name, None) for name in FOLLOWERS})
     channels = old.num_channels if isinstance(old, nn.GroupNorm) else old.num_features
-    new = norm.layer(channels, **{**args, **layer_args})
+    kind = SPARSE[norm.layer] if sparse else norm.layer
+    new = kind(channels, **{**args, **layer_args})
     new.train(old.training)
     if new.affine and old.affine:
         new.weight = old.weight

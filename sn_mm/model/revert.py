@@ -1,4 +1,4 @@
-"""Layers that learned to be BatchNorm become one, for inference: it fuses into its convolution."""
+"""Layers that learned to be one norm become it: BatchNorm then fuses into its convolution."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 from ..errors import InputError, check_type
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from ..sparse import SPARSE, SparseSwitchNorm
 from .example import check_inputs, run_example
 from .replace import replace_modules
 
@@ -28,53 +29,68 @@ _BATCH_NORMS: dict[int, type[nn.Module]] = {
 }
 """BatchNorm by number of input axes."""
 
-_MEMBERS = set(SwitchNorm(1).state_dict())
+_INSTANCE_NORMS: dict[int, type[nn.Module]] = {
+    3: nn.InstanceNorm1d,
+    4: nn.InstanceNorm2d,
+    5: nn.InstanceNorm3d,
+}
+
+_KINDS = (SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d)
+_SPARSE_KINDS = tuple(SPARSE[kind] for kind in _KINDS)
+_MEMBERS = set(SparseSwitchNorm(1).state_dict())
 
 
 @torch.no_grad()
 def revert_switch_norm(
     model: nn.Module,
-    threshold: float,
+    threshold: float | None = None,
     inputs: Tensor | tuple[Any, ...] | None = None,
     *,
     report: Callable[[str], None] = logger.info,
 ) -> nn.Module:
-    """Replaces SN by BatchNorm where 'in' and 'ln' together hardly count, in place.
+    """Replaces SN layers by the torch norm that they have become, in place.
 
-    A layer is replaced if their shares in the mean's softmax sum to less than ``threshold``, and in
-    the variance's too. The BatchNorm has the layer's weight, bias (the same parameters), running
-    statistics, eps, momentum, mode and hooks. It pools no statistics over ranks: revert what is
-    trained. mmcv's and torch's functions that fuse BatchNorm into convolutions then apply.
+    Sparse SN with all importance on one scope, the same for means and variances, becomes that
+    scope's norm, exactly: BatchNorm, InstanceNorm or GroupNorm with one group. SN becomes BatchNorm
+    where the importance of 'in' and 'ln' sums to less than ``threshold`` for the means, and for the
+    variances too. The norm has the layer's weight, bias (the same parameters), running statistics,
+    eps, momentum, mode and hooks. It pools no statistics over ranks: revert what is trained. mmcv's
+    and torch's functions that fuse BatchNorm into convolutions then apply.
 
-    Left as they are, and reported with the reason: layers that use 'in' or 'ln', layers without
-    running statistics or without weight and bias (which mmcv's ``fuse_conv_bn`` cannot fuse),
-    subclasses and layers with further parameters, buffers or modules, and a general
-    :class:`SwitchNorm` whose number of axes ``inputs`` do not show.
+    Left as they are, and reported with the reason: layers that use several scopes; layers whose
+    BatchNorm would have no running statistics, or no weight and bias (which mmcv's ``fuse_conv_bn``
+    cannot fuse); instance and layer scopes of ``correction=1``, which no norm of torch has;
+    subclasses and layers with further parameters, buffers or modules; and layers for any number of
+    axes where ``inputs`` do not show it.
 
     Args:
         model: Any model, a single layer included.
         threshold: Above 0 and below 1. A layer's statistics change by about this share of the
             distance between its scopes; how much the output changes depends on the network.
+            Default: None, layers of SN stay.
         inputs: Of ``model``, one tensor or a tuple of arguments, to measure how much the outputs
             change, in evaluation mode. Default: none, the change is not measured.
         report: Called with one line for each layer, one that counts them, and with ``inputs`` one
             that gives the largest change of an output. Default: logs at level INFO.
 
     Returns:
-        ``model``, or the BatchNorm where ``model`` itself is a layer.
+        ``model``, or the norm where ``model`` itself is a layer.
 
     Raises:
-        InputError: Arguments of another kind, ``threshold`` outside (0, 1), a model without SN, or
-            ``inputs`` that lead to no floating-point tensor. The model is as it was.
+        InputError: Arguments of another kind, ``threshold`` outside (0, 1), a model without SN,
+            without Sparse SN where there is no ``threshold``, or ``inputs`` that lead to no
+            floating-point tensor. The model is as it was.
     """
     check_type('model', model, nn.Module, 'a torch.nn.Module')
     check_inputs(inputs)
     check_type('report', report, Callable, 'a function')  # type: ignore[arg-type]
-    if not isinstance(threshold, Real) or not 0 < threshold < 1:
+    if threshold is not None and (not isinstance(threshold, Real) or not 0 < threshold < 1):
         raise InputError(f'threshold must be above 0 and below 1, got {threshold!r}')
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SwitchNorm)}
     if not layers:
         raise InputError('the model has no SN layer to revert')
+    if threshold is None and not any(type(layer) in SPARSE.values() for layer in layers.values()):
+        raise InputError('layers of SN need a threshold, such as 0.01: only Sparse SN is one norm')
     axes: dict[nn.Module, int] = {}
     before: list[Tensor] = []
     if inputs is not None:
@@ -86,17 +102,21 @@ def revert_switch_norm(
     lines = []
     for name, layer in layers.items():
         line = f'{name or "model"}: {type(layer).__name__}'
-        reason = _obstacle(layer, axes.get(layer)) or _use(layer, threshold)
+        scope, reason = _scope(layer, threshold)
+        dims = layer._dims[-1] if layer._dims else axes.get(layer)
+        if scope == 'in' and layer._dims == (2, 3):  # InstanceNorm1d reads (N, C) as (C, L)
+            dims = axes.get(layer)
+        reason = _obstacle(layer) or reason or _obstacle_of(scope, layer, dims)
         if reason:
             lines.append(f'{line} left, {reason}')
             continue
-        new = replaced[layer] = _batch_norm(layer, axes.get(layer))
+        new = replaced[layer] = _norm(scope, layer, dims)
         lines.append(f'{line} -> {type(new).__name__}')
     model = replace_modules(model, replaced)
 
     for line in lines:
         report(line)
-    report(f'SN layers turned into BatchNorm: {len(replaced)} of {len(layers)}')
+    report(f"SN layers turned into torch's norms: {len(replaced)} of {len(layers)}")
     if inputs is not None:
         pairs = zip(_tensors(run_example(model, inputs, ())[0]), before)
         change = torch.stack([(new - old).abs().max() for new, old in pairs]).max()
@@ -116,40 +136,59 @@ def _tensors(output: Any) -> list[Tensor]:
     return tensors
 
 
-def _obstacle(layer: SwitchNorm, axes: int | None) -> str:
-    """Why no BatchNorm can take the layer's place, '' if one can."""
-    if type(layer) not in (SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d):
+def _obstacle(layer: SwitchNorm) -> str:
+    """Why no norm can take the layer's place, '' if one may."""
+    if type(layer) not in (*_KINDS, *_SPARSE_KINDS):
         return 'a subclass'
     extras = {*layer._parameters, *layer._buffers, *layer._modules} - _MEMBERS
-    if extras:
-        return f'BatchNorm would drop its {", ".join(sorted(extras))}'
+    return f'another norm would drop its {", ".join(sorted(extras))}' if extras else ''
+
+
+def _scope(layer: SwitchNorm, threshold: float | None) -> tuple[str, str]:
+    """The only scope of a layer, or why there is none."""
+    importance = layer.importance()
+    if type(layer) in _SPARSE_KINDS:
+        means, variances = (max(shares, key=shares.__getitem__) for shares in importance.values())
+        if any(max(shares.values()) < 1 for shares in importance.values()):
+            return '', 'its importance is not one-hot'
+        if means != variances:
+            return '', f'its means are of {means!r} and its variances of {variances!r}'
+        return means, ''
     if 'bn' not in layer.normalizers:
-        return "it has no 'bn'"
-    if layer.running_mean is None:
-        return 'it keeps no running statistics'
-    if not layer.affine:
-        return 'it has no weight and bias, without which nothing fuses'
-    if layer._dims is None and axes not in _BATCH_NORMS:
+        return '', "it has no 'bn'"
+    others = [1 - shares['bn'] for shares in importance.values()]
+    if threshold is None or max(others) >= threshold:
+        mean, var = (f'{other:.3g}' for other in others)
+        return '', f"'in' and 'ln' make {mean} of its mean, {var} of its variance"
+    return 'bn', ''
+
+
+def _obstacle_of(scope: str, layer: SwitchNorm, axes: int | None) -> str:
+    """Why torch's norm of this scope cannot take the layer's place, '' if it can."""
+    if scope == 'bn':
+        if layer.running_mean is None:
+            return 'it keeps no running statistics'
+        if not layer.affine:
+            return 'it has no weight and bias, without which nothing fuses'
+    elif layer.correction:
+        return 'its instance variance is the unbiased one of correction=1'
+    norms: dict[str, dict[int, type[nn.Module]]] = {'bn': _BATCH_NORMS, 'in': _INSTANCE_NORMS}
+    if scope in norms and axes not in norms[scope]:
         return 'it takes any number of axes, and no inputs show which'
     return ''
 
 
-def _use(layer: SwitchNorm, threshold: float) -> str:
-    """The shares of 'in' and 'ln' in words where one reaches ``threshold``, else ''."""
-    shares = []
-    for logits in (layer.mean_weight, layer.var_weight):
-        batch = logits.double().softmax(0)[layer.normalizers.index('bn')]
-        shares.append(1 - batch.item())
-    if max(shares) < threshold:
-        return ''
-    return f"'in' and 'ln' make {shares[0]:.3g} of its mean, {shares[1]:.3g} of its variance"
-
-
-def _batch_norm(layer: SwitchNorm, axes: int | None) -> nn.Module:
-    kind = _BATCH_NORMS[layer._dims[-1] if layer._dims else axes or 0]
-    new = kind(layer.num_features, eps=layer.eps, momentum=layer.momentum, device='meta')
+def _norm(scope: str, layer: SwitchNorm, axes: int | None) -> nn.Module:
+    given: dict[str, Any] = {'eps': layer.eps, 'affine': layer.affine, 'device': 'meta'}
+    tensors = ['weight', 'bias']
+    if scope == 'ln':
+        new: nn.Module = nn.GroupNorm(1, layer.num_features, **given)
+    elif scope == 'in':
+        new = _INSTANCE_NORMS[axes or 0](layer.num_features, **given)
+    else:
+        new = _BATCH_NORMS[axes or 0](layer.num_features, momentum=layer.momentum, **given)
+        tensors += ['running_mean', 'running_var', 'num_batches_tracked', 'track_running_stats']
     new.train(layer.training)
-    tensors = 'weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'
-    for name in (*tensors, 'track_running_stats'):
+    for name in tensors:
         setattr(new, name, getattr(layer, name))
     return new

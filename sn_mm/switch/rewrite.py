@@ -9,6 +9,7 @@ from torch import nn
 
 from .._deprecated import warn_renamed
 from ..errors import InputError, check_type
+from ..sparse import SPARSE
 from .components import (
     ALREADY,
     ancestors,
@@ -26,7 +27,7 @@ from .extent import check_extent, reason_to_leave
 from .heads import add_norms
 from .notes import take_notes
 from .report import Left, Switched, SwitchReport
-from .target import check_target, is_sn, replace
+from .target import check_target, is_sn, is_sparse, replace
 from .toolbox import import_sn_mm, model_type, toolbox
 
 # The arguments of sn_mm.SwitchedModel, which an earlier switch wrote: not a component.
@@ -34,7 +35,8 @@ _EARLIER = 'model.switched'
 # Building blocks whose owner passes them its norm: their own default has no effect.
 _BLOCKS = ('upsample_cfg',)
 _HOOK = 'UnconvertedNormHook'
-_WRITTEN_HOOKS = {_HOOK, 'LeftoverNormHook'}  # its name in version 1.0
+_SPARSE_HOOK = 'SparseSwitchHook'
+_WRITTEN_HOOKS = {_HOOK, 'LeftoverNormHook', _SPARSE_HOOK}  # the second: its name in version 1.0
 _SN_HOOKS = {*_WRITTEN_HOOKS, 'SwitchWeightsHook', 'PreciseSNHook'}
 
 
@@ -64,13 +66,15 @@ def switch_norm_cfg(
     ``sync=False``; MMAction2's ResNets copy weights of BatchNorm into SN as ``load_state_dict``
     does: such models are built as ``sn_mm.SwitchedModel``.
 
+    Sparse SN (``type='SSN'``) also gets its hook, SparseSwitchHook, and takes the place of SN.
+
     For a comparison, ``norm_cfg`` may name BN, SyncBN, GN or IN instead. Then SN layers are
     switched too, and the hooks that need SN go.
 
     Args:
         cfg: Config of any MMEngine toolbox that is installed, changed in place.
-        norm_cfg: ``type``: SN, SN1d, SN2d or SN3d, or BN, SyncBN, GN or IN; further keys: the
-            layer's arguments. 1d and 3d norms become SN1d and SN3d. Default: ``dict(type='SN')``.
+        norm_cfg: ``type``: SN or SSN, or BN, SyncBN, GN or IN; further keys: the layer's
+            arguments. 1d and 3d norms become SN1d and SN3d. Default: ``dict(type='SN')``.
         extent: 'existing': every norm; 'backbone': those of backbones;
             'all': every norm, and the neck, the box head (the four convolutions of the paper) and
             the mask head get SN where they have no norm. Default: 'existing'.
@@ -123,6 +127,8 @@ def switch_norm_cfg(
     import_sn_mm(cfg)
     others = [hook for hook in hooks if _name_of(hook) not in _WRITTEN_HOOKS]
     cfg.custom_hooks = [*others, {'type': f'sn_mm.{_HOOK}', 'extent': extent}]
+    if is_sparse(target):
+        cfg.custom_hooks.append({'type': f'sn_mm.{_SPARSE_HOOK}'})
     return report
 
 
@@ -151,7 +157,7 @@ class _Rewriter:
         # Not ConfigDict's own items(), which import what a lazy config names.
         config = dict(dict.items(value))
         cls: Any = resolve(config['type'], self.registry_scope) if 'type' in config else None
-        if norm_layer(cls) is not None or (is_switch_norm(cls) and not is_sn(self.target)):
+        if norm_layer(cls) is not None or (is_switch_norm(cls) and self._replaces(cls)):
             return self._switch(config, cls, path, owner, reason)
         if why := reason_of_kind(cls):
             self.report.left.append(Left(path, _name(config['type'], cls), why))
@@ -167,6 +173,11 @@ class _Rewriter:
             if self.extent == 'all':
                 add_norms(copy, cls, path, self.target, self.report)
         return copy
+
+    def _replaces(self, switch_norm: type) -> bool:
+        """Whether the target takes the place of a layer of SN or of Sparse SN."""
+        sparse = switch_norm in SPARSE.values()
+        return not is_sn(self.target) or sparse != is_sparse(self.target)
 
     def _write_defaults(self, config: dict, cls: Any, path: str) -> None:
         """Writes the norms into a component's config that its class has by default."""

@@ -13,7 +13,7 @@ from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from ..model.levels import leave_out_batch
 from .components import norm_layer, registered_norms, resolve
 
-TYPES = ('SN', 'SN1d', 'SN2d', 'SN3d')
+TYPES = tuple(f'{norm}{axes}' for norm in ('SN', 'SSN') for axes in ('', '1d', '2d', '3d'))
 # The other norms that a switch can write: their class, and the arguments that a norm_cfg gives it.
 _BATCH = ('eps', 'momentum', 'affine', 'track_running_stats')
 _OTHERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -44,13 +44,19 @@ def is_sn(norm_cfg: dict) -> bool:
     return norm_cfg['type'] not in _OTHERS
 
 
+def is_sparse(norm_cfg: dict) -> bool:
+    """Whether it names Sparse SN."""
+    return 'SSN' in norm_cfg['type']
+
+
 def check_target(norm_cfg: dict) -> dict:
     """Checks the norm_cfg to switch to.
 
     Args:
-        norm_cfg: ``type``: SN, SN1d, SN2d or SN3d, with or without the scope ``sn_mm.``, or the
-            layer's class; or BN, SyncBN, GN (32 groups, if it does not say) or IN (with weight and
-            bias, if it does not say). Other keys: the layer's arguments and ``requires_grad``.
+        norm_cfg: ``type``: SN or SSN, with 1d, 2d, 3d or nothing behind it, with or without the
+            scope ``sn_mm.``, or the layer's class; or BN, SyncBN, GN (32 groups, if it does not
+            say) or IN (with weight and bias, if it does not say). Other keys: the layer's arguments
+            and ``requires_grad``.
 
     Returns:
         A copy with the type as a string.
@@ -86,7 +92,8 @@ def check_sn(norm_cfg: dict) -> dict:
     """Checks a norm_cfg of SN, as :func:`check_target`."""
     kind = norm_cfg.get('type')
     if inspect.isclass(kind) and issubclass(kind, SwitchNorm):
-        kind = f'sn_mm.{kind.__name__.replace("SwitchNorm", "SN")}'
+        name = kind.__name__.replace('SparseSwitchNorm', 'SSN').replace('SwitchNorm', 'SN')
+        kind = f'sn_mm.{name}'
     if not isinstance(kind, str) or kind.replace('sn_mm.', '') not in TYPES:
         allowed = ', '.join([*TYPES, *_OTHERS])
         raise InputError(f'the norm to switch to must be one of {allowed}, got {kind!r}')
@@ -183,14 +190,12 @@ def replace(old: dict, norm: type[nn.Module] | None, target: dict, shared: bool)
     """
     kind = target['type']
     layer = norm if norm and issubclass(norm, SwitchNorm) else norm_layer(norm)
+    axes = layer.__name__[-2:] if layer and issubclass(layer, (SwitchNorm1d, SwitchNorm3d)) else ''
     if not is_sn(target):
         kept = {k: v for k, v in old.items() if k in ('requires_grad', *_OTHERS[kind][1])}
-        if kind in ('BN', 'IN') and layer in (SwitchNorm1d, SwitchNorm3d):
-            kind += layer.__name__[-2:]
-        return {**kept, **target, 'type': kind}
-    if layer is SwitchNorm1d or layer is SwitchNorm3d:
-        registry_scope = kind.rpartition('SN')[0]
-        kind = registry_scope + layer.__name__.replace('SwitchNorm', 'SN')
+        return {**kept, **target, 'type': kind + (axes if kind in ('BN', 'IN') else '')}
+    if axes:
+        kind = f'{kind.rpartition("SN")[0]}SN{axes}'
     kept = {key: value for key, value in old.items() if key in ARGUMENTS}
     new = {'type': kind, **kept, **{k: v for k, v in target.items() if k != 'type'}}
     return leave_out_batch(new) if shared else new

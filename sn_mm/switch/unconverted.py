@@ -16,7 +16,7 @@ from ..model.norms import Norm, find_norms
 from .components import part_passed_by, shares_levels
 from .copied_weights import copy_weights_into_sn
 from .extent import check_extent, reason_to_leave
-from .target import check_target, layer_arguments
+from .target import check_target, is_sparse, layer_arguments
 
 
 def find_unconverted(
@@ -89,7 +89,7 @@ def replace_unconverted(
         for norm in norms
         if not norm.reason and not reason_to_leave(norm.name, extent)
     }
-    _, layers = replace_norms(model, arguments)
+    _, layers = replace_norms(model, arguments, is_sparse(norm_cfg))
     if 'requires_grad' in norm_cfg:
         for layer in layers.values():
             layer.requires_grad_(norm_cfg['requires_grad'])

@@ -125,7 +125,7 @@ def test_mean_and_variance_must_both_be_below_the_threshold(off_mean, off_var, r
         assert lines[0] == '0: SwitchNorm2d -> BatchNorm2d'
     else:
         assert isinstance(model[0], SwitchNorm2d) and lines[0] == f'0: SwitchNorm2d left, {reason}'
-    assert lines[1] == f'SN layers turned into BatchNorm: {int(reason is None)} of 1'
+    assert lines[1] == f"SN layers turned into torch's norms: {int(reason is None)} of 1"
 
 
 class OwnNorm(SwitchNorm2d):
@@ -145,7 +145,7 @@ def with_buffer(layer: SwitchNorm) -> SwitchNorm:
         (SwitchNorm2d(4, affine=False), 'no weight and bias'),
         (SwitchNorm(4), 'it takes any number of axes, and no inputs show which'),
         (OwnNorm(4), 'a subclass'),
-        (with_buffer(SwitchNorm2d(4)), 'BatchNorm would drop its scale'),
+        (with_buffer(SwitchNorm2d(4)), 'another norm would drop its scale'),
     ],
     ids=lambda x: x if isinstance(x, str) else '',
 )
@@ -193,7 +193,7 @@ def test_the_largest_output_change_is_the_true_one():
     assert model[1].training and not model[4].training
     change = (model.eval()(x) - before).abs().max().item()
     assert change > 1e-3
-    assert lines[-2] == 'SN layers turned into BatchNorm: 2 of 3'
+    assert lines[-2] == "SN layers turned into torch's norms: 2 of 3"
     assert lines[-1] == (
         f'Largest output change: {change:.3g}, of outputs up to {before.abs().max().item():.3g}'
     )
@@ -254,7 +254,7 @@ def test_mmcv_fuses_a_simplified_resnet():
     x, lines = torch.randn(2, 3, 64, 64).double(), []
     want = model(x)
     simplified = revert_switch_norm(model, 0.01, x, report=lines.append)
-    assert lines[-2] == 'SN layers turned into BatchNorm: 19 of 20'
+    assert lines[-2] == "SN layers turned into torch's norms: 19 of 20"
     fused = fuse_conv_bn(simplified)
     left = [n for n, m in fused.named_modules() if isinstance(m, (SwitchNorm, nn.BatchNorm2d))]
     assert left == ['layer2.0.bn1']

@@ -232,7 +232,7 @@ def test_a_switched_config_has_nothing_to_switch():
 @pytest.mark.parametrize(
     ('norm_cfg', 'said'),
     [
-        (dict(type='LN'), "one of SN, SN1d, SN2d, SN3d, BN, SyncBN, GN, IN, got 'LN'"),
+        (dict(type='LN'), "one of SN, SN1d, SN2d, SN3d, SSN, SSN1d, SSN2d, SSN3d, BN, SyncBN, GN, IN, got 'LN'"),
         (dict(eps=1), 'got None'),
         (dict(type=nn.BatchNorm2d), 'IN, got'),
         (dict(type='SN', num_groups=2, foo=1), 'SN takes requires_grad, eps.*got num_groups, foo'),
@@ -268,6 +268,19 @@ def test_a_second_switch_takes_the_place_of_the_first_ones_hook():
     cfg = switch(dict(type='Part', backbone=dict(norm_cfg=norm), norm_cfg=norm), extent='backbone')
     sn_mm.switch_norm_cfg(cfg, extent='all')
     assert cfg.custom_hooks == [dict(type='sn_mm.UnconvertedNormHook', extent='all')]
+
+
+def test_sparse_layers_come_with_their_hook_and_take_the_place_of_sn():
+    cfg = switch(dict(type='Part', norm_cfg=dict(type='BN1d')), dict(type='SSN'))
+    assert cfg.model.norm_cfg == dict(type='SSN1d')
+    assert cfg.custom_hooks[-1] == dict(type='sn_mm.SparseSwitchHook')
+    sn_mm.switch_norm_cfg(cfg, dict(type='SN'))
+    assert cfg.model.norm_cfg == dict(type='SN1d')
+    assert [hook.type for hook in cfg.custom_hooks] == ['sn_mm.UnconvertedNormHook']
+    sn_mm.switch_norm_cfg(cfg, dict(type=sn_mm.SparseSwitchNorm2d))
+    assert cfg.model.norm_cfg == dict(type='sn_mm.SSN1d')
+    sn_mm.switch_norm_cfg(cfg, dict(type='BN'))
+    assert cfg.model.norm_cfg == dict(type='BN1d') and not cfg.custom_hooks
 
 
 def test_what_would_keep_sn_from_learning_is_noted():

@@ -83,6 +83,12 @@ def test_leftovers_are_converted_as_the_config_is_switched():
     ]  # fmt: skip
 
 
+def test_sparse_layers_are_converted_to_by_name():
+    model = convert_unconverted(HardCoded(), dict(type='SSN'))
+    kinds = {type(layer).__name__ for layer in model.modules() if isinstance(layer, sn_mm.SwitchNorm)}
+    assert kinds and all(kind.startswith('Sparse') for kind in kinds)
+
+
 def test_a_norm_that_stays_as_it_is_is_not_frozen():
     class Own(nn.BatchNorm2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
