@@ -189,9 +189,29 @@ def _misfits(message: str) -> str:
         'of another shape': re.findall(r'size mismatch for (\S+):', message),
     }
     lists = {kind: ', '.join(texts).split(', ') for kind, texts in keys.items() if texts}
+    if list(lists) == ['missing'] and lacks_importance(lists['missing']):
+        return lacks_importance(lists['missing'])
     return '; '.join(
         f'{len(names)} {kind} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
         for kind, names in lists.items()
+    )
+
+
+def lacks_importance(missing: Iterable[str]) -> str:
+    """Says of a BatchNorm's weights for a model with SN what they are, and what takes them.
+
+    Args:
+        missing: The keys that the model has and the checkpoint has not.
+
+    Returns:
+        The reason for a message; empty if the importance is not all that is missing.
+    """
+    layers = {key.rpartition('.')[0] for key in missing}
+    if any(not key.endswith(('mean_weight', 'var_weight')) for key in missing):
+        return ''
+    return (
+        f"it holds BatchNorm's weights, without the importance of {len(layers)} SN layers; to "
+        'train from it, sn-mm train CONFIG --cfg-options load_from=CHECKPOINT'
     )
 
 
@@ -231,7 +251,12 @@ def load_strictly(runner: Runner) -> None:
             if 'do not match exactly' not in str(error):
                 raise
             misfits = [_misfits(str(error))]
-        except (OSError, UnpicklingError) as error:  # a URL, which nothing has looked at before
+        except UnpicklingError as error:  # a URL, which nothing has looked at before
+            raise InputError(
+                f'checkpoint {filename} cannot be loaded: it holds more than weights, which torch '
+                'refuses of a URL; download it and give the file'
+            ) from error
+        except OSError as error:
             reason = str(error).partition('. ')[0]
             raise InputError(f'checkpoint {filename} cannot be loaded: {reason}') from error
         broadcast_object_list(misfits)  # mmengine raises on rank 0 only

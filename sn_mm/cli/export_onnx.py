@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..switch.toolbox import toolbox
-from .checkpoint import read_checkpoint, weights_of
+from .checkpoint import lacks_importance, read_checkpoint, weights_of
 from .config import load_config
 from .errors import report_input_errors
 from .files import atomic_path, check_file
@@ -136,10 +136,14 @@ def load(args: Namespace) -> nn.Module:
     except RuntimeError as error:  # other shapes
         raise InputError(f'checkpoint {args.checkpoint} does not fit the model: {error}') from error
     if missing or unexpected:
+        reason = not unexpected and lacks_importance(missing)
         raise InputError(
-            f'checkpoint {args.checkpoint} does not fit the model: {len(missing)} weights missing '
-            f'({", ".join(missing[:3])}), {len(unexpected)} unexpected '
-            f'({", ".join(unexpected[:3])})'
+            f'checkpoint {args.checkpoint} does not fit the model: '
+            + (
+                reason
+                or f'{len(missing)} weights missing ({", ".join(missing[:3])}), '
+                f'{len(unexpected)} unexpected ({", ".join(unexpected[:3])})'
+            )
         )
     return model.eval()
 

@@ -7,12 +7,15 @@ from argparse import Namespace
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import OPTIMIZERS
+from mmengine.runner import Runner
 
+from ..analysis.importance import describe, from_model
 from ..engine.unwrap import unwrap
 from ..errors import InputError
 from ..model.names import name_layers
+from ..sharding import full_weights
 from ..switch.toolbox import toolbox
 from .checkpoint import (
     check_checkpoint,
@@ -111,8 +114,19 @@ def keep_seed(cfg: Config, checkpoint: dict) -> None:
         cfg.randomness = {**randomness, 'seed': checkpoint.get('meta', {}).get('seed')}
 
 
+class _StartHook(Hook):
+    """Logs the importance that training starts from, once all weights are loaded."""
+
+    def before_train(self, runner: Runner) -> None:
+        with full_weights(runner.model):  # by all ranks, each of which may hold a part of them
+            layers = from_model(unwrap(runner.model))
+        if layers:
+            runner.logger.info(f'Importance of SN at the start: {describe(layers)}')
+
+
 def train(cfg: Config) -> None:
     runner = build_runner(cfg)
+    runner.register_hook(_StartHook())
     name_layers(unwrap(runner.model))
     if cfg.get('resume'):
         load_strictly(runner)

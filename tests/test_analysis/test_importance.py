@@ -45,6 +45,17 @@ def test_state_dict_gives_the_same_as_the_model(wrap: type) -> None:
     assert importance.from_state_dict(holder.state_dict()) == importance.from_model(model)
 
 
+def test_mixes_are_counted_in_a_line() -> None:
+    start = {'bn': 0.9}
+    norms = [SwitchNorm2d(4), *(SwitchNorm2d(4, init_importance=start) for _ in range(2))]
+    line = '2 layers: in 0.05, ln 0.05, bn 0.90; 1 layers: in 0.33, ln 0.33, bn 0.33'
+    assert importance.describe(importance.from_model(nn.Sequential(*norms))) == line
+    learned = importance.describe(importance.from_model(network()))
+    assert learned.startswith('1 layers: mean in 0.') and learned.endswith(
+        '; 1 layers: other mixes'
+    )
+
+
 def test_a_layer_that_is_the_model_has_no_name() -> None:
     norm = SwitchNorm2d(4)
     assert importance.from_state_dict(norm.state_dict()) == {'': norm.importance()}

@@ -15,6 +15,7 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmengine.utils import digit_version
 from torch import nn
 
+from sn_mm import convert_switch_norm
 from sn_mm.cli import checkpoint
 from sn_mm.cli.checkpoint import (
     check_checkpoint,
@@ -255,6 +256,15 @@ def test_a_weight_without_its_place_is_refused(load, change, said):
     change(state)
     with pytest.raises(InputError, match=f'does not fit the model: .*{said}'):
         load(state)
+
+
+def test_a_checkpoint_of_batch_norm_is_called_that(tmp_path):
+    torch.save({'state_dict': Net().state_dict()}, tmp_path / 'a.pth')
+    runner = Loader(convert_switch_norm(Net()))
+    load_strictly(runner)
+    said = "it holds BatchNorm's weights, without the importance of 1 SN layers; to train from it,"
+    with pytest.raises(InputError, match=f'a.pth does not fit the model: {said} .*load_from='):
+        runner.load_checkpoint(str(tmp_path / 'a.pth'))
 
 
 def test_components_that_the_model_does_not_have_are_left_out_and_reported(load, monkeypatch):

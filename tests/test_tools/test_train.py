@@ -73,6 +73,7 @@ def segmentation(folder) -> str:
 def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(folder, segmentation):
     assert 'with gloo' in segmentation and 'mIoU' in segmentation
     assert segmentation.count('gloo threads at exit: 0') == 2
+    assert re.search('Importance of SN at the start: [0-9]+ layers: in 0.33, ln 0.33', segmentation)
     work_dir = folder / 'killed'
     launcher = TOOLS / 'dist_train.sh'
     with start(folder, launcher, 'seg.py', 2, '--work-dir', work_dir) as process:
@@ -305,7 +306,7 @@ REFUSED = {
     ),
     'checkpoint': ('test', ['seg.py', 'no.pth'], 'checkpoints in .: bn.pth, cut.pth'),
     'cut off': ('test', ['seg.py', 'cut.pth'], 'cut.pth cannot be loaded'),
-    'BatchNorm weights': ('test', ['seg.py', 'bn.pth'], 'missing (backbone.'),
+    'BatchNorm weights': ('test', ['seg.py', 'bn.pth'], "it holds BatchNorm's weights, without"),
     'out': ('test', ['det.py', 'bn.pth', '--out', 'folder'], 'must end in .pkl'),
     'tta': ('test', ['seg.py', 'bn.pth', '--tta', '--cfg-options', 'tta_model=None'], 'needs tta_'),
 }
