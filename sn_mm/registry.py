@@ -17,9 +17,9 @@ from mmengine.registry import MODELS as ROOT_MODELS
 
 from .engine import hooks
 from .engine.bfloat16 import BFloat16OptimWrapper
+from .engine.checkpoint_loaders import register_checkpoint_loaders
 from .engine.complexity import register_flop_handles
 from .engine.config_packages import register_config_packages
-from .engine.local_checkpoints import register_local_loader
 from .layer import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .sparse import SparseSwitchNorm1d, SparseSwitchNorm2d, SparseSwitchNorm3d
 from .switch.unconverted import build_switched_model
@@ -61,5 +61,5 @@ _register(OPTIM_WRAPPERS, {'BFloat16OptimWrapper': BFloat16OptimWrapper})
 for root in (PARAM_SCHEDULERS, LOOPS):
     _register(root, {})  # MMEngine looks here for those of a base 'sn_mm::...', then in the root
 register_config_packages()
-register_local_loader()
+register_checkpoint_loaders()
 register_flop_handles()

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,6 +16,7 @@ from mmengine.dist import broadcast_object_list
 from mmengine.logging import print_log
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from ..engine.checkpoint_loaders import imports_torchvision, torchvision_url
 from ..engine.safe_load import safe_load
 from ..engine.unwrap import unwrap
 from ..errors import InputError
@@ -139,11 +139,18 @@ def check_pretrained(model: dict | list) -> None:
 
     Raises:
         InputError: If an ``init_cfg.checkpoint`` or ``pretrained`` names a local file that does not
-            exist or cannot be loaded, or torchvision's weights where torchvision is not installed.
+            exist or cannot be loaded, or weights that MMEngine does not know without torchvision.
     """
     for key, value in _initial_weights(model):
-        if value.startswith('torchvision://') and find_spec('torchvision') is None:
-            raise InputError(f'{key}={value!r} in the model needs torchvision, not installed')
+        if (
+            value.startswith('torchvision://')
+            and torchvision_url(value) is None
+            and not imports_torchvision()
+        ):
+            raise InputError(
+                f'{key}={value!r} in the model needs torchvision, which is not installed or not '
+                'for this torch'
+            )
         if '://' not in value and not Path(value).expanduser().is_file():
             raise InputError(f'{key}={value!r} in the model does not exist')
         if '://' not in value:
@@ -251,12 +258,7 @@ def load_strictly(runner: Runner) -> None:
             if 'do not match exactly' not in str(error):
                 raise
             misfits = [_misfits(str(error))]
-        except UnpicklingError as error:  # a URL, which nothing has looked at before
-            raise InputError(
-                f'checkpoint {filename} cannot be loaded: it holds more than weights, which torch '
-                'refuses of a URL; download it and give the file'
-            ) from error
-        except OSError as error:
+        except (OSError, UnpicklingError) as error:  # a URL, which nothing has looked at before
             reason = str(error).partition('. ')[0]
             raise InputError(f'checkpoint {filename} cannot be loaded: {reason}') from error
         broadcast_object_list(misfits)  # mmengine raises on rank 0 only

@@ -28,8 +28,8 @@ What older versions lack:
 - The kernels for CUDA need Triton 3.0, which torch 2.4 brings. Before, and wherever a first kernel
   fails, layers take PyTorch's own operations and one warning says why. Triton's interpreter, in
   which the kernels are tested without a GPU, runs them from 3.2 on; its compiler from 3.0 on.
-- Commands read local checkpoints by one unpickler, with every torch. What a toolbox's own script
-  loads, and weights behind a URL, are MMEngine's to load: before torch 2.6 without any check.
+- Commands read local checkpoints by one unpickler, with every torch. A toolbox's own script loads
+  them as MMEngine does: before torch 2.6 without any check.
 - torch 2.1 refuses batches of gradients (`is_grads_batched=True`) by an error of its own.
 
 | row | Python | torch | NumPy | Triton | passed | failed | skipped | date |

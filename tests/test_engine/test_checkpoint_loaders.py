@@ -1,8 +1,9 @@
-"""MMEngine's loads of local files, with torch's and MMEngine's own calls."""
+"""MMEngine's loads of checkpoints, by its own calls."""
 
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,21 +11,23 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, checkpoint
 
-from sn_mm.engine.local_checkpoints import load_from_local
+from sn_mm.cli.checkpoint import check_pretrained
+from sn_mm.engine.checkpoint_loaders import load_from_local, load_from_torchvision, torchvision_url
+from sn_mm.errors import InputError
 
 
 class Mine:
     """A class of somebody's own."""
 
 
-def test_paths_alone_have_the_loader():
+def test_paths_and_torchvision_s_names_have_loaders_of_ours():
     loaders = {
         'a.pth': load_from_local,
         '/a/b.pth': load_from_local,
         'https://host/a.pth': checkpoint.load_from_http,
         's3://a/b.pth': checkpoint.load_from_ceph,
         'mine:s3://a/b.pth': checkpoint.load_from_ceph,
-        'torchvision://resnet50': checkpoint.load_from_torchvision,
+        'torchvision://resnet50': load_from_torchvision,
         'open-mmlab://resnet50': checkpoint.load_from_openmmlab,
     }
     found = {path: CheckpointLoader._get_checkpoint_loader(path) for path in loaders}
@@ -60,6 +63,43 @@ def test_a_refusal_names_what_is_at_fault_and_not_the_log_history(tmp_path):
         pytest.skip('torch < 2.6 loads anything')
     with pytest.raises(pickle.UnpicklingError, match=r'not allowed: GLOBAL \S+Mine'):
         CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'))
+
+
+@pytest.fixture(params=['missing', 'of another torch', 'there'])
+def torchvision(request, tmp_path, monkeypatch) -> str:
+    if request.param == 'there':
+        pytest.importorskip('torchvision')
+        return request.param
+    monkeypatch.setitem(sys.modules, 'torchvision', None)
+    if request.param == 'of another torch':
+        monkeypatch.delitem(sys.modules, 'torchvision')
+        monkeypatch.syspath_prepend(tmp_path / 'site')
+        (tmp_path / 'site').mkdir()
+        raises = "raise RuntimeError('operator torchvision::nms does not exist')"
+        (tmp_path / 'site/torchvision.py').write_text(raises)
+    return request.param
+
+
+def test_weights_of_torchvision_load_with_and_without_it(tmp_path, monkeypatch, torchvision):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    url = torchvision_url('torchvision://resnet50')
+    file = tmp_path / 'hub/checkpoints' / url.rpartition('/')[2]  # as if it was downloaded before
+    file.parent.mkdir(parents=True)
+    torch.save({'a': torch.ones(2)}, file)
+    model = {'init_cfg': {'type': 'Pretrained', 'checkpoint': 'torchvision://resnet50'}}
+    check_pretrained(model)
+    assert CheckpointLoader.load_checkpoint('torchvision://resnet50')['a'].sum() == 2
+
+
+def test_names_that_torchvision_alone_knows_need_it(torchvision):
+    model = {'init_cfg': {'type': 'Pretrained', 'checkpoint': 'torchvision://resnet50.default'}}
+    if torchvision == 'there':
+        check_pretrained(model)
+        return
+    with pytest.raises(InputError, match='needs torchvision, which is not installed or not for'):
+        check_pretrained(model)
+    with pytest.raises((ImportError, RuntimeError)):
+        CheckpointLoader.load_checkpoint('torchvision://resnet50.default')
 
 
 def checkpoint_read_by_torch(folder: Path) -> object:
