@@ -36,7 +36,7 @@ ELSEWHERE = {
     r'.*convert[-_]checkpoint': 'tests/test_cli/test_convert_checkpoint.py, on files of theirs',
     r'mim ': 'openmim wants an environment of its own: docs/runs.md',
     r'(sn-mm|sn-mm help NAME|sn-mm [a-z-]+|python tools/train\.py)$': 'the name of a command',
-    r'bash tools/check_gpu\.sh': 'tests/test_tools/test_check_gpu.py',
+    r'bash tools/check_gpu\.sh': 'tests/checks/test_gpu.py',
     r'(DATA=\S+ )?(sn-mm |\$)(compare|plot-norms)': 'test_compare_norms.py',
     r'sn-mm make-nuclei': 'tests/test_cli/test_make_nuclei.py',
     r'python tests/test_bad_input/page\.py': 'tests/test_bad_input, which compares the page',

@@ -19,5 +19,5 @@ if [[ -n $missing ]]; then
     echo "check_gpu: not installed in $python: $missing" >&2
     exit 2
 fi
-export PYTHONPATH=$root:$root/tools${PYTHONPATH:+:$PYTHONPATH}
-exec "$python" "$root/tools/check_gpu.py" "$@"
+export PYTHONPATH=$root:$root/tests${PYTHONPATH:+:$PYTHONPATH}
+exec "$python" -m checks.gpu.run "$@"

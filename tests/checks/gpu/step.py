@@ -1,4 +1,4 @@
-"""One step in this process: ``python -m gpu_steps.step NAME OUT.jsonl [--quick]``.
+"""One step in this process: ``python -m checks.gpu.step NAME OUT.jsonl [--quick]``.
 
 Writes one line of JSON for each record as soon as it is there, and a last line that says how the
 step ended: ``{"end": "done"}``, ``{"end": "failed", "reason": ...}`` or ``{"end": "not measured",
@@ -35,7 +35,7 @@ def main() -> None:
     with open(out, 'w', encoding='utf-8', buffering=1) as file:
         end = {'end': 'done'}
         try:
-            for record in import_module(f'gpu_steps.{name}').run(device, '--quick' in options):
+            for record in import_module(f'checks.gpu.{name}').run(device, '--quick' in options):
                 file.write(json.dumps(record) + '\n')
         except NotMeasured as error:
             end = {'end': 'not measured', 'reason': str(error)}
@@ -50,4 +50,4 @@ def main() -> None:
 
 if __name__ == '__main__':
     # The steps import this module by its name: their exceptions must be the ones caught here.
-    import_module('gpu_steps.step').main()
+    import_module('checks.gpu.step').main()

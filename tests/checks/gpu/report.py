@@ -1,9 +1,8 @@
-"""The report of tools/check_gpu.py: tables in Markdown, JSON, and the figure."""
+"""The report of tools/check_gpu.sh: tables in Markdown, JSON, and the figure."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,8 +63,7 @@ def _records(steps: dict[str, Result], name: str) -> list[dict[str, Any]]:
 def _tests(results: Sequence[Result]) -> Rows:
     rows: Rows = []
     for record in (r for result in results if 'tests' in result.name for r in result.records):
-        reasons = Counter(record['not_run'].values())
-        not_run = '; '.join(f'{count} x {why}' for why, count in reasons.items())
+        not_run = '; '.join(f'{count} x {why}' for why, count in record['not_run'].items())
         counts = (str(record[key]) for key in ('passed', 'failed', 'skipped'))
         rows.append((record['backend'], *counts, not_run or '-'))
     return rows

@@ -21,56 +21,58 @@ from typing import NamedTuple
 
 import torch
 
-from gpu_steps.bounds import mark_bounds
-from gpu_steps.processes import Result, run_step, step_command
-from gpu_steps.report import draw, make_json, make_report
-from sn_mm.cli.errors import report_input_errors
-from sn_mm.errors import InputError
+from .bounds import mark_bounds
+from .processes import Result, run_step, run_tests, step_command
+from .report import draw, make_json, make_report
 
 SECONDS = 530
 """The most that all steps take together: the whole command stays under 9 minutes."""
 
 
 class Step(NamedTuple):
-    """Module of ``gpu_steps``, seconds it may take, and environment variables that it needs."""
+    """A module of this package, or pytest where ``backend`` is given; seconds that it may take."""
 
     name: str
-    module: str
     limit: float
-    environment: dict[str, str] = {}
+    backend: str | None = None
 
 
+MACHINE = Step('machine', 60)
 # Tests side by side: nothing in them is timed.
-TESTS = [
-    Step('tests', 'tests', 220, {'SN_MM_BACKEND': ''}),
-    Step('tests with SN_MM_BACKEND=aten', 'tests', 220, {'SN_MM_BACKEND': 'aten'}),
-]
+TESTS = [Step('tests', 220, ''), Step('tests with SN_MM_BACKEND=aten', 220, 'aten')]
 # The one that may need most time, as it compiles, comes last.
 MEASUREMENTS = [
-    Step('nccl', 'nccl', 60),
-    Step('launches', 'launches', 60),
-    Step('host_time', 'host_time', 40),
-    Step('layers', 'layers', 180),
-    Step('training', 'training', 90),
-    Step('compiled', 'compiled', 240),
+    Step('nccl', 60),
+    Step('launches', 60),
+    Step('host_time', 40),
+    Step('layers', 180),
+    Step('training', 90),
+    Step('compiled', 240),
 ]
-MACHINE = Step('machine', 'machine', 60)
+OPTIONS = ('-m', 'gpu and not slow')
+PATHS = ('tests/test_layer.py', 'tests/test_functional.py', 'tests/test_ops')
+# Tests of the kernels call them, whatever backend is forced: once is enough.
+WITHOUT_KERNELS = '--ignore=tests/test_ops/test_triton.py'
 
 
 def run_steps(out: Path, quick: bool, steps: Sequence[Step], deadline: float) -> list[Result]:
     """Runs ``steps`` side by side; each stops at its limit or at the deadline."""
 
     def run(step: Step) -> Result:
-        left = min(step.limit, deadline - time.monotonic())
-        if left < 1:
-            return Result(step.name, 'failed', f'no time left of {SECONDS} s', 0, [])
-        stem = step.name.replace(' ', '-').replace('=', '-')
-        records, log = (out / 'steps' / f'{stem}.{suffix}' for suffix in ('jsonl', 'log'))
-        records.unlink(missing_ok=True)
-        command = step_command(step.module, records, quick)
-        result = run_step(step.name, command, records, log, round(left), step.environment)
+        name, limit, backend = step
+        limit = round(min(limit, deadline - time.monotonic()))
+        if limit < 1:
+            return Result(name, 'failed', f'no time left of {SECONDS} s', 0, [])
+        stem = out / 'steps' / name.replace(' ', '-').replace('=', '-')
+        log = stem.with_suffix('.log')
+        if backend is None:
+            records = stem.with_suffix('.jsonl')
+            result = run_step(name, step_command(name, records, quick), records, log, limit)
+        else:
+            options = [*OPTIONS, *([WITHOUT_KERNELS] if backend else []), *PATHS]
+            result = run_tests(name, options, backend, log, limit)
         reason = f': {result.reason}' if result.reason else ''
-        print(f'{step.name}: {result.status}, {result.seconds:.0f} s{reason}', flush=True)
+        print(f'{name}: {result.status}, {result.seconds:.0f} s{reason}', flush=True)
         return result
 
     with ThreadPoolExecutor(len(steps)) as pool:
@@ -90,12 +92,11 @@ def parse_args() -> Namespace:
     try:
         (args.out / 'steps').mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f'--out {args.out} cannot be made: {error.strerror}') from None
+        parser.exit(2, f'check_gpu: error: --out {args.out} cannot be made: {error.strerror}\n')
     args.out = args.out.resolve()
     return args
 
 
-@report_input_errors
 def main() -> None:
     args = parse_args()
     on_gpu = torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""The steps of tools/check_gpu.py: their processes, the choice of tests, their measurements."""
+"""The steps of tools/check_gpu.sh: their processes, the choice of tests, their measurements."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch import nn
 
-from gpu_steps import nccl, no_hypothesis, training
-from gpu_steps.processes import Result, run_step, step_command
-from gpu_steps.step import Failed, NotMeasured
-from gpu_steps.tests import Selection, missing_packages
 from sn_mm import distributed
 from sn_mm.benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
 from sn_mm.benchmark.resnet import ResNet
+
+from .gpu import nccl, step, training
+from .gpu.processes import Result, run_step, run_tests, step_command
+from .gpu.run import OPTIONS, PATHS
+from .gpu.step import Failed, NotMeasured
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device('cpu')
@@ -46,7 +47,7 @@ def test_a_crash_keeps_the_records_and_says_the_last_line(tmp_path):
 
 def test_an_exit_without_an_end_is_a_failure(tmp_path):
     done = run_script(tmp_path, 'sys.exit(0)')
-    assert (done.status, done.reason) == ('failed', 'exit status 0')
+    assert (done.status, done.reason) == ('failed', 'ended without a last record')
 
 
 def test_a_hanging_step_is_stopped_with_its_children(tmp_path):
@@ -76,14 +77,12 @@ time.sleep(600)
     ],
 )
 def test_how_a_step_ends(error, end, code, tmp_path, monkeypatch):
-    from gpu_steps import step
-
     def run(device, quick):
         yield {'quick': quick}
         if error is not None:
             raise error
 
-    monkeypatch.setitem(sys.modules, 'gpu_steps.made_up', SimpleNamespace(run=run))
+    monkeypatch.setitem(sys.modules, 'checks.gpu.made_up', SimpleNamespace(run=run))
     records = tmp_path / 'records.jsonl'
     monkeypatch.setattr(sys, 'argv', step_command('made_up', records, quick=True)[2:])
     with pytest.raises(SystemExit) as exited:
@@ -92,67 +91,50 @@ def test_how_a_step_ends(error, end, code, tmp_path, monkeypatch):
     assert [json.loads(line) for line in records.read_text().splitlines()] == [{'quick': True}, end]
 
 
-# --- the choice of tests --------------------------------------------------------------------------
+# --- the tests ------------------------------------------------------------------------------------
 
 
-def item(module=None, **parameters):
-    made = SimpleNamespace(module=module or SimpleNamespace())
-    if parameters:
-        made.callspec = SimpleNamespace(params=parameters)
-    return made
-
-
-def test_tests_of_the_device_are_kept():
-    kernels = SimpleNamespace(DEVICE=CPU)
-    with_kernels, without = Selection('cuda', kernels=True), Selection('cuda', kernels=False)
-    assert with_kernels._keeps(item(device='cuda')) and without._keeps(item(device='cuda'))
-    assert not with_kernels._keeps(item(device='cpu')) and not with_kernels._keeps(item(size=2))
-    assert with_kernels._keeps(item(kernels)) and not without._keeps(item(kernels))
-    assert not with_kernels._keeps(item(kernels, device='cpu'))
-
-
-def test_packages_that_a_module_misses(tmp_path):
-    module = tmp_path / 'test_it.py'
-    lines = 'import os.path', 'from no_such.part import x', 'import helper', 'import reference'
-    module.write_text('\n'.join([*lines, "t = importorskip('optional')", 'import optional']))
-    (tmp_path / 'helper.py').write_text('')
-    assert missing_packages(module) == ['no_such']
-
-
-def test_without_hypothesis_only_its_tests_are_skipped(tmp_path):
+def test_the_tests_are_counted_by_their_report(tmp_path):
     (tmp_path / 'test_it.py').write_text("""
-import sys
+import os
 import pytest
-from hypothesis import HealthCheck, assume, example, given, settings
-from hypothesis import strategies as st
 
-@settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow])
-@given(shape=st.tuples(st.integers(1, 2)).map(list) | st.none(), data=st.data())
-@pytest.mark.parametrize('size', [1, 2])
-def test_named(shape, data, size, tmp_path):
-    raise AssertionError
+def test_passes():
+    assert os.environ['SN_MM_BACKEND'] == 'aten'
 
-@example(3)
-@given(st.integers())
-def test_positional(number):
-    raise AssertionError
+@pytest.mark.skip('no reason')
+def test_skipped(): pass
 
-def test_other():
-    pass
+def test_fails():
+    assert False
 """)
-    script = """if True:
-        import sys
-        import pytest
-        from gpu_steps import no_hypothesis
-        no_hypothesis.find_spec = lambda name: None
-        no_hypothesis.stand_in_for_hypothesis()
-        sys.exit(pytest.main(['-ra', '-p', 'no:cacheprovider', '-p', 'no:hypothesispytest', '.']))
-    """
-    env = {**os.environ, 'PYTHONPATH': str(ROOT / 'tools')}
-    command = [sys.executable, '-c', script]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    done = run_tests('name', [str(tmp_path / 'test_it.py')], 'aten', tmp_path / 'log', 60)
+    reason = '1 of 3 tests fail, the first: test_it::test_fails'
+    assert (done.name, done.status, done.reason) == ('name', 'failed', reason)
+    (record,) = done.records
+    assert record['backend'] == 'aten' and record['not_run'] == {'no reason': 1}
+    assert [record[k] for k in ('passed', 'failed', 'skipped')] == [1, 1, 1]
+
+
+def test_tests_that_do_not_start_say_why(tmp_path):
+    done = run_tests('name', ['--no-such-option'], '', tmp_path / 'log', 60)
+    assert done.status == 'failed' and done.reason.startswith('exit status 4: ')
+
+
+@pytest.mark.slow
+def test_the_tests_need_torch_and_pytest_only(tmp_path):
+    others = ('hypothesis', 'expecttest', 'psutil', 'rich', 'mmengine', 'mmcv', 'mmdet', 'cv2')
+    (tmp_path / 'bare.py').write_text(f'import sys\nsys.modules |= dict.fromkeys({others})')
+    plugins = ('-p', 'bare', '-p', 'no:timeout', '-p', 'no:hypothesispytest')
+    command = [sys.executable, '-m', 'pytest', '--collect-only', '-q', *plugins, *OPTIONS, *PATHS]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [*command, '-p', 'no:cacheprovider'],
+        cwd=ROOT, env={**os.environ, 'PYTHONPATH': path}, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert '1 passed, 3 skipped' in done.stdout and no_hypothesis.REASON in done.stdout
+    for module in (*PATHS[:2], 'tests/test_ops/test_triton.py'):
+        assert f'{module}::' in done.stdout
 
 
 # --- the steps ------------------------------------------------------------------------------------

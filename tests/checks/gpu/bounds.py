@@ -1,4 +1,4 @@
-"""The bounds that SN is to keep on a GPU, and whether a run of tools/check_gpu.py held them."""
+"""The bounds that SN is to keep on a GPU, and whether a run of tools/check_gpu.sh held them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training steps of :mod:`gpu_steps.training` under torch.compile, with BatchNorm and SN.
+"""The training steps of :mod:`checks.gpu.training` under torch.compile, with BatchNorm and SN.
 
 SyncBatchNorm is not among them: in a group of one rank torch runs it as BatchNorm.
 """
