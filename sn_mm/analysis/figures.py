@@ -1,7 +1,6 @@
 """Figures of importance weights, as in the paper's analysis of what SN learns.
 
-Colours are Okabe and Ito's, which people with any kind of colour vision tell apart. Lengths are
-inches, so that letters and bars keep their size however many layers a figure shows.
+Lengths are inches, so that letters and bars keep their size however many layers a figure shows.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..equations import SCOPES
+from ..output.figures import SCOPES as COLORS
 from .importance import STATISTICS, Importance, average, by_component, components
 
 __all__ = ['draw_components', 'draw_course', 'draw_layers']
 
 Network = Mapping[str, Importance]
 
-_COLORS = {'in': '#E69F00', 'ln': '#56B4E9', 'bn': '#0072B2'}
 _LETTERING = {'in': 'black', 'ln': 'black', 'bn': 'white'}
 _SCOPE_NAMES = {'in': 'instance (in)', 'ln': 'layer (ln)', 'bn': 'minibatch (bn)'}
 _STATISTIC_NAMES = {'mean': 'Mean', 'var': 'Variance'}
@@ -134,7 +133,7 @@ def draw_course(course: Mapping[int, Network]) -> Figure:
             axes = page.strip(left, top, width, f'{name}: {_caption(statistic).lower()}')
             weights = [course[step][name][statistic] for step in steps]
             areas = [[w.get(scope, 0.0) for w in weights] for scope in SCOPES]
-            axes.stackplot(steps, areas, colors=list(_COLORS.values()))
+            axes.stackplot(steps, areas, colors=list(COLORS.values()))
             axes.set_xlim(steps[0], steps[-1])
             top += _CAPTION + _STRIP
         axes.set_xticks([steps[0], steps[-1]])
@@ -157,7 +156,7 @@ class _Page:
         self.figure.text(left, self._y(0.12), title, va='top', fontsize=_TITLE, weight='bold')
         self.figure.legend(
             handles=[
-                *(Patch(color=_COLORS[scope], label=_SCOPE_NAMES[scope]) for scope in SCOPES),
+                *(Patch(color=COLORS[scope], label=_SCOPE_NAMES[scope]) for scope in SCOPES),
                 Line2D([], [], color='0.6', label='equal weights', **_EQUAL),
             ],
             loc='upper left',
@@ -252,7 +251,7 @@ def _draw_bars(
     bottom = [0.0] * len(bars)
     for scope in SCOPES:
         heights = [weights.get(scope, 0.0) for weights in bars]
-        axes.bar(places, heights, 0.88, bottom, color=_COLORS[scope])
+        axes.bar(places, heights, 0.88, bottom, color=COLORS[scope])
         for x, y, height in zip(places, bottom, heights):
             if percentages and height >= 0.1:
                 axes.text(
@@ -264,7 +263,7 @@ def _draw_bars(
                     ha='center',
                     va='center',
                     zorder=4,
-                    bbox={'facecolor': _COLORS[scope], 'linewidth': 0, 'pad': 0.5},
+                    bbox={'facecolor': COLORS[scope], 'linewidth': 0, 'pad': 0.5},
                 )
         bottom = [y + height for y, height in zip(bottom, heights)]
 

@@ -9,18 +9,18 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-# Okabe and Ito's colours, which people with any kind of colour vision tell apart.
+from ..output.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
+
 _STYLES = {
-    'SN': ('#D55E00', 'o'),
-    'SN, synchronised': ('#D55E00', 'd'),
-    'SyncBatchNorm': ('#0072B2', 's'),
-    'GroupNorm': ('#009E73', '^'),
-    'InstanceNorm': ('#CC79A7', 'v'),
-    'plain SN': ('#000000', 'x'),
-    'SN, compiled': ('#D55E00', 'P'),
-    'BatchNorm, compiled': ('#56B4E9', 'P'),
+    'SN': (RED, 'o'),
+    'SN, synchronised': (RED, 'd'),
+    'SyncBatchNorm': (BLUE, 's'),
+    'GroupNorm': (GREEN, '^'),
+    'InstanceNorm': (PURPLE, 'v'),
+    'plain SN': (BLACK, 'x'),
+    'SN, compiled': (RED, 'P'),
+    'BatchNorm, compiled': (SKY, 'P'),
 }
-_LIMIT = '#E69F00'
 _PITCH, _MARGIN, _WIDTH, _LABELS = 0.26, 1.5, 4.2, 2.4  # inches
 
 
@@ -54,8 +54,8 @@ def draw_ratios(machine: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
                 ax.plot([low, high], [row, row], color=color, linewidth=1)
                 ax.plot(middle, row, marker, color=color, markersize=5)
             else:
-                ax.plot(record['limit'] / batch, row, '|', color=_LIMIT, markersize=9)
-        ax.axvline(1, color='#0072B2', linewidth=1)
+                ax.plot(record['limit'] / batch, row, '|', color=ORANGE, markersize=9)
+        ax.axvline(1, color=BLUE, linewidth=1)
         ax.set_xscale('log')
         ax.set_xlabel('forward + backward, in times of nn.BatchNorm2d')
         ax.xaxis.set_major_formatter('{x:g}')
@@ -70,7 +70,7 @@ def draw_ratios(machine: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
         if name in drawn
     ]
     limit = 'eight sweeps at the speed of a copy'
-    handles.append(Line2D([], [], color=_LIMIT, marker='|', linestyle='', label=limit))
+    handles.append(Line2D([], [], color=ORANGE, marker='|', linestyle='', label=limit))
     figure.legend(handles=handles, loc='outside lower center', ncols=3, fontsize=8, frameon=False)
     name = machine['cpu'] if machine['device'] == 'cpu' else machine['device']
     title = f'{name}, {machine["threads"]} threads, PyTorch {machine["torch"]}, {machine["date"]}'

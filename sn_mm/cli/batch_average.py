@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..engine.training_set import check_seed, measure_on_training_set
 from ..engine.unwrap import unwrap
+from ..output.files import atomic_path, check_file
 from .checkpoint import load_strictly, read_checkpoint
 from .config import load_config
 from .data import build_loops, check_data
 from .errors import report_input_errors
-from .files import atomic_path, check_file
 from .launch import build_runner, launched
 
 

@@ -29,8 +29,9 @@ from ..benchmark.measure import measure
 from ..benchmark.plain import PlainSwitchNorm2d
 from ..benchmark.shapes import Case, cases
 from ..errors import InputError
+from ..output.figures import save_figure
+from ..output.files import atomic_path, check_file
 from .errors import report_input_errors
-from .files import check_file
 from .machine import describe, file_name
 
 FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
@@ -132,13 +133,11 @@ def run(args: Namespace) -> None:
     check_file('--out', out)
     hold_freed_memory(args.program)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    out.parent.mkdir(parents=True, exist_ok=True)
     records = list(measure_all(args, chosen))
     described = describe(args.device)
-    out.write_text(json.dumps({'machine': described, 'records': records}, indent=1) + '\n')
-    figure = draw_ratios(described, records)
-    for suffix in ('.png', '.svg'):
-        figure.savefig(out.with_suffix(suffix), dpi=150)
+    with atomic_path(out) as path:
+        path.write_text(json.dumps({'machine': described, 'records': records}, indent=1) + '\n')
+    save_figure(draw_ratios(described, records), out.with_suffix(''))
     console = Console()
     if not console.is_terminal:
         console.width = TABLE_WIDTH

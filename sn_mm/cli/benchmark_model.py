@@ -26,9 +26,9 @@ from ..benchmark.configs import build_for_one_process, dicts
 from ..benchmark.device import find_device, hold_freed_memory
 from ..benchmark.measure import peak_bytes, spread, time_side_by_side
 from ..errors import InputError
+from ..output.files import atomic_path, check_file
 from .config import read_config
 from .errors import report_input_errors
-from .files import check_file
 from .machine import describe, file_name
 from .norm_option import switch_norms
 
@@ -87,9 +87,9 @@ def run(args: Namespace) -> None:
     ]
     name = f'{Path(cfg.filename).stem}-{file_name(args.device)}.json'
     out = args.out or RESULTS / name
-    out.parent.mkdir(parents=True, exist_ok=True)
     described = {**describe(args.device), 'config': args.config, 'size': args.size}
-    out.write_text(json.dumps({'machine': described, 'records': records}, indent=1) + '\n')
+    with atomic_path(out) as path:
+        path.write_text(json.dumps({'machine': described, 'records': records}, indent=1) + '\n')
 
     table = Table(title=f'A training step on {BATCH_SIZE} images of {args.size}x{args.size}')
     for column in ('norms', 'ms', 'quartiles', 'ratio', 'peak MiB'):

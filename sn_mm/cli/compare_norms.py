@@ -40,14 +40,15 @@ from ..compare.plan import (
     plan_cells,
     switch,
 )
-from ..compare.report import METRICS, group, value_of, verdict, write_report
+from ..compare.report import write_report
+from ..compare.results import METRICS, group, value_of, verdict
 from ..compare.run import Runner, finished, has_average, lock, read_found
 from ..errors import InputError
+from ..output.files import check_folder
 from ..switch.toolbox import toolbox
 from .config import load_config
 from .data import check_data
 from .errors import report_input_errors
-from .files import check_folder
 from .machine import describe
 
 NORMS = ['BN', 'GN', 'SyncBN', 'SN', 'SN sync=False', 'SN normalizers=[in,ln]']

@@ -14,10 +14,10 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hooks import Hook
 
 from ..errors import InputError, check_number
+from ..output.files import check_folder
 from ..switch.option import parse_settings
 from ..switch.target import check_norms
 from ..switch.toolbox import import_sn_mm, toolbox
-from .files import check_folder
 
 
 def locate_config(name: str) -> Path:

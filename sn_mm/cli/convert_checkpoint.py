@@ -14,10 +14,10 @@ import torch
 
 from ..checkpoints.authors import convert, summarize
 from ..errors import InputError
+from ..output.files import atomic_path, check_file
 from ..version import __version__
 from .checkpoint import read_checkpoint, weights_of
 from .errors import report_input_errors
-from .files import atomic_path, check_file
 
 
 def as_config(value: object) -> str:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, Callable
@@ -29,6 +29,23 @@ def some(names: Iterable[object]) -> str:
     """The first five names and the number of the others, for a message."""
     texts = list(map(str, names))
     return ', '.join(texts[:5]) + (f' and {len(texts) - 5} more' if len(texts) > 5 else '')
+
+
+def check_labels(labels: Sequence[str], number: int, kind: str) -> None:
+    """Checks ``--labels``, or what stands in for them.
+
+    Args:
+        labels: The labels.
+        number: Of the things that they are for.
+        kind: Those things, for the message.
+
+    Raises:
+        InputError: They are more or fewer, or two are the same.
+    """
+    if len(labels) != number or len(set(labels)) < number:
+        raise InputError(
+            f'--labels must name each of the {number} {kind} differently, got {", ".join(labels)}'
+        )
 
 
 def _raised_by_registry(error: Exception) -> bool:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
+from ..output.files import atomic_path, check_file
 from ..switch.toolbox import toolbox
 from .checkpoint import lacks_importance, read_checkpoint, weights_of
 from .config import load_config
 from .errors import report_input_errors
-from .files import atomic_path, check_file
 
 TOLERANCE = 1e-3
 """Relative to the largest output. Rounding stays below it; an image size recorded as a constant

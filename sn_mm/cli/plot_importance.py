@@ -11,34 +11,27 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
 from ..analysis import figures, importance
 from ..errors import InputError
+from ..output.figures import save_figure
+from ..output.files import check_folder
 from .checkpoint import read_checkpoint
-from .errors import report_input_errors
-from .files import atomic_path, check_folder
+from .errors import check_labels, report_input_errors
 
 
-def label_checkpoints(paths: Sequence[str], labels: Sequence[str] | None) -> list[str]:
-    """The given labels, else the parts in which the paths differ."""
-    if labels is None:
-        parts = [Path(path).absolute().with_suffix('').parts for path in paths]
-        shared = len(os.path.commonprefix(parts)) if len(parts) > 1 else len(parts[0])
-        labels = ['/'.join(p[min(shared, len(p) - 1) :]) for p in parts]
-    if len(labels) != len(paths) or len(set(labels)) < len(labels):
-        raise InputError(
-            f'--labels must name each of the {len(paths)} checkpoints differently, got '
-            f'{", ".join(labels)}'
-        )
-    return list(labels)
+def label_checkpoints(paths: Sequence[str]) -> list[str]:
+    """The parts in which the paths differ."""
+    parts = [Path(path).absolute().with_suffix('').parts for path in paths]
+    shared = len(os.path.commonprefix(parts)) if len(parts) > 1 else len(parts[0])
+    return ['/'.join(p[min(shared, len(p) - 1) :]) for p in parts]
 
 
 def read_networks(args: Namespace) -> dict[str, dict[str, importance.Importance]]:
     """Importance by layer, by the label of the checkpoint."""
     networks = {}
-    for label, path in zip(label_checkpoints(args.checkpoints, args.labels), args.checkpoints):
+    labels = args.labels or label_checkpoints(args.checkpoints)
+    check_labels(labels, len(args.checkpoints), 'checkpoints')
+    for label, path in zip(labels, args.checkpoints):
         checkpoint = read_checkpoint(path)
         try:
             network = importance.from_state_dict(
@@ -74,15 +67,6 @@ def read_logs(paths: Sequence[Path]) -> dict[int, dict[str, importance.Importanc
     return course
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """Writes stem.png and stem.svg, the same bytes for the same figure."""
-    for suffix, metadata in (('.png', {}), ('.svg', {'Date': None})):
-        file = stem.with_suffix(suffix)
-        with atomic_path(file) as path, rc_context({'svg.hashsalt': stem.name}):
-            figure.savefig(path, dpi=150, metadata=metadata)
-        print(file)
-
-
 @report_input_errors
 def run(args: Namespace) -> None:
     check_folder('--out', args.out)
@@ -96,4 +80,5 @@ def run(args: Namespace) -> None:
     if not drawn:
         raise InputError('nothing to draw: name a checkpoint, or --logs of a training')
     for name, figure in drawn.items():
-        save(figure, args.out / name)
+        save_figure(figure, args.out / name)
+        print(*(args.out / f'{name}.{kind}' for kind in ('png', 'svg')), sep='\n')

@@ -6,11 +6,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from ..compare.figures import draw_metric
-from ..compare.report import METRICS, group, metric_name, save_figure
+from ..compare.results import METRICS, group, metric_name
 from ..compare.run import finished
 from ..errors import InputError
-from .errors import report_input_errors
-from .files import check_folder
+from ..output.figures import save_figure
+from ..output.files import check_folder
+from .errors import check_labels, report_input_errors
 
 
 def metric_of(records: Sequence[dict]) -> str:
@@ -38,11 +39,7 @@ def run(args: Namespace) -> None:
     if not args.out.name.strip('.'):
         raise InputError(f'--out must be the name of a figure, got {args.out}')
     labels = args.labels or [folder.resolve().name for folder in args.folders]
-    if len(labels) != len(args.folders) or len(set(labels)) < len(labels):
-        raise InputError(
-            f'--labels must name each of the {len(args.folders)} comparisons differently, got '
-            f'{", ".join(labels)}'
-        )
+    check_labels(labels, len(args.folders), 'comparisons')
     panels, processes = {}, set()
     for folder, label in zip(args.folders, labels):
         records = list(finished(folder).values())

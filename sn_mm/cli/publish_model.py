@@ -14,9 +14,9 @@ import torch
 
 from ..checkpoints.slim import slim
 from ..errors import InputError
+from ..output.files import atomic_path, check_folder
 from .checkpoint import read_checkpoint
 from .errors import report_input_errors
-from .files import atomic_path, check_folder
 
 
 @report_input_errors

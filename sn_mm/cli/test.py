@@ -14,12 +14,12 @@ from mmengine.fileio import dump
 from mmengine.registry import METRICS
 
 from ..errors import InputError
+from ..output.files import atomic_path, check_file, check_folder
 from ..switch.toolbox import toolbox
 from .checkpoint import check_checkpoint, downloading, load_strictly
 from .config import load_config
 from .data import build_loops, check_data
 from .errors import report_input_errors
-from .files import atomic_path, check_file, check_folder
 from .launch import build_runner, launched
 from .norm_option import switch_norms
 

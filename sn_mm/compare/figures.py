@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-if TYPE_CHECKING:
-    from .report import Group
+from ..output.figures import LINES, SCOPES
+from .results import Group
 
-# Okabe and Ito's colours, which people with any kind of colour vision tell apart.
-_COLORS = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 _MARKERS = 'osv^Dpx'
-_SCOPE_COLORS = {'in': '#E69F00', 'ln': '#56B4E9', 'bn': '#0072B2'}
 _SPREAD = 0.025
-_LINES = ('-', '--', ':', '-.')
+_DASHES = ('-', '--', ':', '-.')
 
 
 def draw_metric(comparisons: Mapping[str, tuple[Mapping, str]], processes: int) -> Figure:
@@ -91,7 +88,7 @@ def draw_importance(weights: Mapping[str, Mapping[int, Any]], processes: int) ->
                     [images.index(n) for n in by_images],
                     [found[statistic][scope] for found in by_images.values()],
                     marker='o',
-                    color=_SCOPE_COLORS[scope],
+                    color=SCOPES[scope],
                     label=scope,
                 )
             axes.axhline(1 / len(scopes), color='grey', linewidth=0.7, linestyle=(0, (4, 3)))
@@ -105,7 +102,7 @@ def draw_importance(weights: Mapping[str, Mapping[int, Any]], processes: int) ->
                     {'mean': 'share in the mean', 'var': 'share in the variance'}[statistic]
                 )
     handles = {h.get_label(): h for axes in panels.flat for h in axes.get_lines()}
-    chosen = {scope: handles[scope] for scope in _SCOPE_COLORS if scope in handles}
+    chosen = {scope: handles[scope] for scope in SCOPES if scope in handles}
     figure.legend(chosen.values(), chosen, loc='outside right upper', fontsize=8, frameon=False)
     return figure
 
@@ -135,9 +132,9 @@ def draw_cost(
 
 def _style(number: int) -> dict[str, Any]:
     return {
-        'color': _COLORS[number % len(_COLORS)],
+        'color': LINES[number % len(LINES)],
         'marker': _MARKERS[number % len(_MARKERS)],
-        'linestyle': _LINES[number // len(_COLORS) % len(_LINES)],
+        'linestyle': _DASHES[number // len(LINES) % len(_DASHES)],
         'markersize': 5,
     }
 

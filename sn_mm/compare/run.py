@@ -23,9 +23,9 @@ from mmengine.config import Config
 
 from ..analysis import importance
 from ..cli.checkpoint import read_checkpoint
-from ..cli.files import append_record, atomic_path, read_records
 from ..errors import InputError
 from ..functional import canonical_normalizers
+from ..output.files import append_record, atomic_path, read_records
 from ..switch.toolbox import toolbox
 from .notes import component_settings
 from .plan import Cell, digest, settings_of

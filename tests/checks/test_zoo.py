@@ -38,7 +38,7 @@ from checks.zoo.check import check_config
 from checks.zoo.processes import Limits, run_tasks
 from checks.zoo.run import code_version, find_configs, finished
 from checks.zoo.table import OK, category, write_report
-from sn_mm.cli.files import append_record
+from sn_mm.output.files import append_record
 
 pytest.importorskip('mmdet')
 build_norm_layer = pytest.importorskip('mmcv.cnn').build_norm_layer

@@ -75,10 +75,9 @@ def test_checkpoints_and_logs_become_png_and_svg(
 
 def test_labels_are_what_tells_paths_apart(tmp_path: Path) -> None:
     label = plot_importance.label_checkpoints
-    assert label(['a/b/epoch_3.pth'], None) == ['epoch_3']
-    assert label(['a/8x2/epoch_3.pth', 'a/8x1/epoch_3.pth'], None) == ['8x2/epoch_3', '8x1/epoch_3']
-    assert label(['a/epoch_1.pth', 'a/epoch_2.pth'], None) == ['epoch_1', 'epoch_2']
-    assert label(['a.pth', 'b.pth'], ['x', 'y']) == ['x', 'y']
+    assert label(['a/b/epoch_3.pth']) == ['epoch_3']
+    assert label(['a/8x2/epoch_3.pth', 'a/8x1/epoch_3.pth']) == ['8x2/epoch_3', '8x1/epoch_3']
+    assert label(['a/epoch_1.pth', 'a/epoch_2.pth']) == ['epoch_1', 'epoch_2']
 
 
 def test_a_resumed_log_overrides_what_it_repeats(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from checks.zoo.processes import Limits, run_tasks
 
 import sn_mm
 from sn_mm.benchmark.configs import mim_folder
-from sn_mm.cli.files import append_record, read_records
+from sn_mm.output.files import append_record, read_records
 
 TOOLBOXES = ('mmdet', 'mmseg')
 

@@ -1,0 +1,28 @@
+"""Tables in Markdown."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True) -> str:
+    """Lays out a table in Markdown.
+
+    Args:
+        head: Names of the columns.
+        rows: The texts of each row.
+        right: Whether all columns but the first are set to the right. Default: True.
+    """
+    table = Table(box=box.MARKDOWN)
+    for number, name in enumerate(head):
+        table.add_column(name, justify='right' if number and right else 'left', no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    text = io.StringIO()
+    Console(file=text, width=10**4, markup=False, emoji=False, highlight=False).print(table)
+    return '\n'.join(line.rstrip() for line in text.getvalue().strip().splitlines())
