@@ -161,12 +161,14 @@ class SwitchNorm(_InstanceNorm):
     def take_over_batch_norm(self) -> None:
         """Starts the importance anew, for a layer that has been given weights of a BatchNorm.
 
-        Loading a checkpoint and :func:`sn_mm.convert_switch_norm` call it by themselves. Without
-        ``init_importance`` the shares become ``{'bn': 0.9}``, or 'bn' where they are frozen by
-        then.
+        Loading a checkpoint and :func:`sn_mm.convert_switch_norm` call it by themselves. The shares
+        become those of ``init_importance``; without it ``{'bn': 0.9}``, or 'bn' where they are
+        frozen by then, or equal in a layer that has no other scope beside 'bn', or no 'bn'.
         """
-        if self.init_importance is None and 'bn' in self.normalizers and len(self.normalizers) > 1:
-            self._set_importance(FROM_BATCH_NORM if self.mean_weight.requires_grad else 'bn')
+        shares = self.init_importance
+        if shares is None and 'bn' in self.normalizers and len(self.normalizers) > 1:
+            shares = FROM_BATCH_NORM if self.mean_weight.requires_grad else 'bn'
+        self._set_importance(shares)
 
     _initial_logits = staticmethod(initial_logits)
 
@@ -275,6 +277,9 @@ class SwitchNorm(_InstanceNorm):
         return resolve(self.sync, self.process_group)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # Where a file has none, torch.distributed.checkpoint puts the layer's own parameters.
+        own = {f'{prefix}{name}': parameter for name, parameter in self._parameters.items()}
+        given = {key for key, value in state_dict.items() if value is not own.get(key)}
         # Past _InstanceNorm's own, which fails on any file older than its running statistics: a
         # BatchNorm's statistics are merely unexpected where this layer keeps none.
         super(_InstanceNorm, self)._load_from_state_dict(state_dict, prefix, *args)
@@ -284,7 +289,7 @@ class SwitchNorm(_InstanceNorm):
         # A BatchNorm's weights come whole: statistics alone may be a part of SN's own state.
         whole = {f'{prefix}running_mean'} | ({f'{prefix}weight'} if self.affine else set())
         importance = {f'{prefix}mean_weight', f'{prefix}var_weight'}
-        if whole <= state_dict.keys() and importance.isdisjoint(state_dict):
+        if whole <= given and given.isdisjoint(importance):
             self.take_over_batch_norm()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -266,6 +266,20 @@ def test_a_part_of_sns_own_state_keeps_the_mix():
     assert shares_of(learned) == before
 
 
+@pytest.mark.parametrize('full', [True, False])
+def test_torchs_distributed_checkpoint_loads_as_load_state_dict_does(full):
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    options = StateDictOptions(full_state_dict=full, strict=False)
+    model = nn.Sequential(SwitchNorm2d(4))
+    set_model_state_dict(model, nn.Sequential(trained_batch_norm()).state_dict(), options=options)
+    assert shares_of(model[0]) == [0.05, 0.05, 0.9]
+    learned = nn.Sequential(SwitchNorm2d(4))
+    learned[0].var_weight.data[0] = 3
+    set_model_state_dict(model, learned.state_dict(), options=options)
+    assert shares_of(model[0]) == shares_of(learned[0])
+
+
 def test_a_sharded_layer_takes_over_a_batch_norm(tmp_path):
     fsdp = pytest.importorskip('torch.distributed.fsdp')
     if not hasattr(fsdp, 'fully_shard'):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -35,6 +36,12 @@ from .replace import replace_modules
 __all__ = ['convert_switch_norm', 'replace_norms']
 
 logger = logging.getLogger(__name__)
+
+_ON_META = (
+    'the new layers are on the meta device, and from_pretrained of Transformers initialises no '
+    'importance: convert the model that it returns, or let its _init_weights call '
+    'module.take_over_batch_norm() for each sn_mm.SwitchNorm'
+)
 
 
 def convert_switch_norm(
@@ -133,6 +140,8 @@ def convert_switch_norm(
     report(f'Norms converted to Switchable Normalization: {len(layers)}')
     if left:
         warnings.warn(f'{len(left)} norms are not converted: {some}', stacklevel=2)
+    if 'transformers' in sys.modules and any(lay.mean_weight.is_meta for lay in layers.values()):
+        warnings.warn(_ON_META, stacklevel=2)
     if inputs is None:
         warn_of_levels(layers.values())
     return model

@@ -42,10 +42,9 @@ def _copy(
 ) -> None:
     if not isinstance(norm, SwitchNorm):
         return copy_batch_norm(norm, weights, name, loaded)
-    given = {
-        key: weights[f'{name}.{key}'] for key in norm.state_dict() if f'{name}.{key}' in weights
-    }
-    if any(value.shape != norm.state_dict()[key].shape for key, value in given.items()):
+    own = norm.state_dict()
+    given = {key: weights[f'{name}.{key}'] for key in own if f'{name}.{key}' in weights}
+    if any(value.shape != own[key].shape for key, value in given.items()):
         warnings.warn(f'the weights of {name} have other shapes and are not loaded', stacklevel=2)
         return None
     norm.load_state_dict(given, strict=False)
