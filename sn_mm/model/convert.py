@@ -38,9 +38,9 @@ __all__ = ['convert_switch_norm', 'replace_norms']
 logger = logging.getLogger(__name__)
 
 _ON_META = (
-    'the new layers are on the meta device, and from_pretrained of Transformers initialises no '
-    'importance: convert the model that it returns, or let its _init_weights call '
-    'module.take_over_batch_norm() for each sn_mm.SwitchNorm'
+    'the new layers are on the meta device, where from_pretrained of Transformers leaves their '
+    'importance uninitialised unless the file has it: with weights of BatchNorm, convert the model '
+    'that from_pretrained returns'
 )
 
 

@@ -1,8 +1,7 @@
-"""Models of Transformers: from_pretrained, and a conversion before or after it."""
+"""Models of Transformers: from_pretrained, and a conversion after it or inside of it."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +15,30 @@ transformers = pytest.importorskip('transformers')
 
 
 class Converted(transformers.ResNetForImageClassification):
-    """As docs/troubleshooting.md has it."""
-
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         convert_switch_norm(self)
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, SwitchNorm):
-            module.take_over_batch_norm()
+
+def logits(model: nn.Module) -> list[torch.Tensor]:
+    layers = [module for module in model.modules() if isinstance(module, SwitchNorm)]
+    return [weight for layer in layers for weight in (layer.mean_weight, layer.var_weight)]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A ResNet with measured statistics."""
+def test_what_is_converted_after_from_pretrained_loads_whole_into_a_class_that_converts(
+    tmp_path: Path,
+) -> None:
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
     model = transformers.ResNetForImageClassification(config).train()
-    model(torch.randn(4, 3, 32, 32))
-    model.save_pretrained(tmp_path)
-    return tmp_path
+    model(torch.randn(4, 3, 32, 32))  # statistics
+    model.save_pretrained(tmp_path / 'bn')
 
-
-def shares(model: nn.Module) -> set[float]:
-    layers = [module for module in model.modules() if isinstance(module, SwitchNorm)]
-    assert layers
-    return {round(layer.importance()[s]['bn'], 4) for layer in layers for s in ('mean', 'var')}
-
-
-def test_converted_after_it_a_model_starts_from_its_batch_norm(folder: Path) -> None:
-    model = transformers.ResNetForImageClassification.from_pretrained(folder)
-    assert shares(convert_switch_norm(model)) == {0.9}
-
-
-def test_a_class_that_converts_itself_is_told_of_the_importance(folder: Path) -> None:
-    with pytest.warns(UserWarning, match='from_pretrained .* initialises no importance'):
-        model = Converted.from_pretrained(folder)
-    assert shares(model) == {0.9}
-    model.resnet.embedder.embedder.normalization.mean_weight.data[0] = 9
-    learned = shares(model)
-    model.save_pretrained(folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        assert shares(Converted.from_pretrained(folder)) == learned != {0.9}
+    model = transformers.ResNetForImageClassification.from_pretrained(tmp_path / 'bn')
+    convert_switch_norm(model)
+    assert {round(w.softmax(0)[2].item(), 4) for w in logits(model)} == {0.9}
+    logits(model)[0].data[0] = 9
+    model.save_pretrained(tmp_path / 'sn')
+    with pytest.warns(UserWarning, match='importance uninitialised unless the file has it'):
+        loaded = Converted.from_pretrained(tmp_path / 'sn')
+    assert all(torch.equal(*pair) for pair in zip(logits(loaded), logits(model)))
