@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,13 +72,32 @@ def read_config(name: str) -> Config:
     """
     file = locate_config(name)
     try:
-        return Config.fromfile(file)
+        cfg = Config.fromfile(file)
     except Exception as error:  # a config is a program, and fails as programs do
         known = isinstance(error, (OSError, SyntaxError, ImportError))
         reason = str(error) if known else f'{type(error).__name__}: {error}'
         lacks = getattr(error, 'name', None) == 'pkg_resources'
         hint = "; setuptools 82 dropped it: pip install 'setuptools<82'" if lacks else ''
         raise InputError(f'config {name} cannot be loaded: {reason}{hint}') from error
+    _drop_own_scope(cfg._cfg_dict)
+    return cfg
+
+
+def _drop_own_scope(node: Any) -> None:
+    """Lets MMEngine look for what a recipe of sn_mm names in the toolbox of the recipe.
+
+    MMEngine marks variables of a base ``sn_mm::...`` (``{{_base_.train_pipeline}}``) with the scope
+    ``sn_mm``, which has no transforms. All that it has is in MMEngine's root registries too.
+    """
+    children: Iterable[Any] = ()
+    if isinstance(node, dict):
+        if dict.get(node, '_scope_') == 'sn_mm':
+            del node['_scope_']
+        children = dict.values(node)  # not ConfigDict's, which import what a lazy config names
+    elif isinstance(node, (list, tuple)):
+        children = node
+    for child in children:
+        _drop_own_scope(child)
 
 
 def load_config(args: Namespace, split: str) -> Config:

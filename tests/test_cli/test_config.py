@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from mmengine.utils import package_utils
 from torch import nn
 
@@ -179,3 +180,17 @@ def test_a_norm_is_looked_for_where_its_part_of_the_model_is():
     model['neck'] = [{'type': 'FPN', 'conv_norm_cfg': {'type': 'LN2d'}}]
     with pytest.raises(InputError, match=r'^model\.neck\.0\.conv_norm_cfg\.type: LN2d is not'):
         check_norms(model, 'mmdet')
+
+
+def test_variables_of_a_recipe_of_ours_are_of_its_toolbox(folder):
+    pytest.importorskip('mmdet')
+    (folder / 'child.py').write_text(
+        "_base_ = 'sn_mm::demo/mask-rcnn_r18-sn_fpn_2xb2-3e_scenes.py'\n"
+        'train_dataloader = dict(dataset=dict(pipeline={{_base_.train_pipeline}}))\n'
+        'model = dict(neck=dict(norm_cfg={{_base_.norm_cfg}}))\n'
+    )
+    cfg = load('child.py')
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        steps = [TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline]
+        MODELS.build(cfg.model)
+    assert [type(step).__module__.split('.')[0] for step in steps] == ['mmcv', 'mmdet', 'mmdet']
