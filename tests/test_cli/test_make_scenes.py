@@ -112,8 +112,9 @@ def test_missing_package_is_one_line(package, tmp_path, monkeypatch, capsys):
     sources._read_digit_table.cache_clear()
     refuse([str(tmp_path), *BASE])
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        f'sn-mm make-scenes: error: the package {package} is needed for its data'
+    assert line == (
+        f'sn-mm make-scenes: error: the package {package} is needed for its data, and is not '
+        "installed; the extra 'demo' of sn_mm brings it: pip install '.[demo]'"
     )
     assert not list(tmp_path.iterdir())
 
