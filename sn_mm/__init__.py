@@ -12,6 +12,7 @@ from .layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .model.batch_average import update_bn
 from .model.convert import convert_switch_norm
 from .model.names import name_layers
+from .model.optimizer import check_optimizer
 from .model.revert import revert_switch_norm
 from .sparse import (
     SparseSwitchNorm,
@@ -32,6 +33,7 @@ __all__ = [
     'SwitchNorm2d',
     'SwitchNorm3d',
     '__version__',
+    'check_optimizer',
     'convert_switch_norm',
     'functional',
     'name_layers',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Real
 
 
@@ -72,3 +73,10 @@ def check_type(name: str, value: object, kind: type, wanted: str) -> None:
         shown = repr(value)
         shown = shown if len(shown) < 60 else type(value).__name__
         raise InputError(f'{name} must be {wanted}, got {shown}')
+
+
+def some(names: Iterable[object], count: int = 5) -> str:
+    """The first names and the number of the others, for a message."""
+    texts = list(map(str, names))
+    rest = f' and {len(texts) - count} more' if len(texts) > count else ''
+    return ', '.join(texts[:count]) + rest

@@ -2,7 +2,7 @@
 
 With ``custom_imports = dict(imports=['sn_mm'])`` MMEngine's root registries have the layers SN,
 SN1d, SN2d, SN3d, SSN, SSN1d, SSN2d, SSN3d, the hooks SwitchWeightsHook, SparseSwitchHook,
-PreciseSNHook, ResumableCheckpointHook, UnconvertedNormHook and LayerNamesHook,
+PreciseSNHook, ResumableCheckpointHook, UnconvertedNormHook, OptimizerCheckHook and LayerNamesHook,
 BFloat16OptimWrapper, and SwitchedModel, which builds models with norms that no config reaches.
 ``type='sn_mm.SN'`` needs no import line: MMEngine finds this file by its name. MMEngine's own local
 checkpoints load and resume from then on, in the toolboxes' scripts too, on versions of torch that

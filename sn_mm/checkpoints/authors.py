@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, some
 
 __all__ = ['TOOLBOXES', 'Converted', 'convert']
 
@@ -107,9 +107,7 @@ def convert(weights: Mapping[str, Tensor], to: str) -> Converted:
         'missing': [name for name in shapes if name not in keys],
     }
     if any(misfits.values()):
-        details = '; '.join(
-            f'{kind}: {summarize(names)}' for kind, names in misfits.items() if names
-        )
+        details = '; '.join(f'{kind}: {some(names, 3)}' for kind, names in misfits.items() if names)
         raise InputError(f'its keys are not those of a ResNet-{depth} with SN; {details}')
 
     state_dict = {}
@@ -129,13 +127,6 @@ def convert(weights: Mapping[str, Tensor], to: str) -> Converted:
     if width != 64:
         backbone.update(stem_channels=width, base_channels=width)
     return Converted(state_dict, naming, backbone, left_out)
-
-
-def summarize(names: Iterable[str]) -> str:
-    """Names three of ``names`` and counts the rest."""
-    names = list(names)
-    rest = f' and {len(names) - 3} more' if len(names) > 3 else ''
-    return ', '.join(names[:3]) + rest
 
 
 def _sparse_state(weights: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,8 +9,7 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
-from ..errors import InputError
-from .errors import some
+from ..errors import InputError, some
 
 _PARTS = ('images', 'annotations', 'categories')
 

@@ -19,8 +19,8 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from ..engine.checkpoint_loaders import imports_torchvision, torchvision_url
 from ..engine.safe_load import safe_load
 from ..engine.unwrap import unwrap
-from ..errors import InputError
-from .errors import local_rank, some
+from ..errors import InputError, some
+from .errors import local_rank
 
 
 def read_checkpoint(path: str, keys: Iterable[str] = ('state_dict',)) -> dict:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints.authors import convert, summarize
-from ..errors import InputError
+from ..checkpoints.authors import convert
+from ..errors import InputError, some
 from ..output.files import atomic_path, check_file
 from ..version import __version__
 from .checkpoint import read_checkpoint, weights_of
@@ -52,7 +52,7 @@ def run(args: Namespace) -> None:
     layers = sum(name.endswith('.mean_weight') for name in converted.state_dict)
     print(f'{args.dst}: ResNet-{backbone["depth"]} with {layers} SN layers, {converted.naming}')
     for kind, names in converted.left_out.items():
-        print(f'left out, {kind}: {summarize(names)}')
+        print(f'left out, {kind}: {some(names, 3)}')
     if args.to == 'mmpretrain':
         print(f'load_from = {args.dst!r}')
     else:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, Callable
@@ -23,12 +23,6 @@ def local_rank() -> int:
     names = ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
     given = next((os.environ[name] for name in names if name in os.environ), '0')
     return int(given) if given.isdecimal() else 0
-
-
-def some(names: Iterable[object]) -> str:
-    """The first five names and the number of the others, for a message."""
-    texts = list(map(str, names))
-    return ', '.join(texts[:5]) + (f' and {len(texts) - 5} more' if len(texts) > 5 else '')
 
 
 def check_labels(labels: Sequence[str], number: int, kind: str) -> None:

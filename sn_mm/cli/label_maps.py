@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, some
 from ..switch.components import ancestors
-from .errors import some
 
 _FEW, _MANY = 8, 64  # that are read; the second while they hold too few classes
 

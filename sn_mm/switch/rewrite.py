@@ -35,8 +35,10 @@ _EARLIER = 'model.switched'
 # Building blocks whose owner passes them its norm: their own default has no effect.
 _BLOCKS = ('upsample_cfg',)
 _HOOK = 'UnconvertedNormHook'
+_CHECK_HOOK = 'OptimizerCheckHook'
 _SPARSE_HOOK = 'SparseSwitchHook'
-_WRITTEN_HOOKS = {_HOOK, 'LeftoverNormHook', _SPARSE_HOOK}  # the second: its name in version 1.0
+_OLD_HOOK = 'LeftoverNormHook'  # the first in version 1.0
+_WRITTEN_HOOKS = {_HOOK, _OLD_HOOK, _CHECK_HOOK, _SPARSE_HOOK}
 _SN_HOOKS = {*_WRITTEN_HOOKS, 'SwitchWeightsHook', 'PreciseSNHook'}
 
 
@@ -57,7 +59,8 @@ def switch_norm_cfg(
     where a component's class has them as a default that the config does not mention. Keeps
     ``requires_grad``, ``eps`` and ``momentum``. Layer norms stay, and so do the norms of a teacher
     that a student is distilled from. The config then imports ``sn_mm`` by itself, and warns of
-    norms that are hard-coded in a model (:class:`sn_mm.engine.hooks.UnconvertedNormHook`). Weight
+    norms that are hard-coded in a model (:class:`sn_mm.engine.hooks.UnconvertedNormHook`) and of
+    what its optimizer does to SN (:class:`sn_mm.engine.hooks.OptimizerCheckHook`). Weight
     decay leaves the importance of SN out (``optim_wrapper.paramwise_cfg.custom_keys``).
 
     A head whose one set of weights serves several levels of a feature pyramid gets
@@ -127,6 +130,7 @@ def switch_norm_cfg(
     import_sn_mm(cfg)
     others = [hook for hook in hooks if _name_of(hook) not in _WRITTEN_HOOKS]
     cfg.custom_hooks = [*others, {'type': f'sn_mm.{_HOOK}', 'extent': extent}]
+    cfg.custom_hooks.append({'type': f'sn_mm.{_CHECK_HOOK}'})
     if is_sparse(target):
         cfg.custom_hooks.append({'type': f'sn_mm.{_SPARSE_HOOK}'})
     return report

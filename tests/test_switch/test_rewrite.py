@@ -255,11 +255,18 @@ def test_another_extent_or_a_config_without_a_model_is_refused():
         sn_mm.switch_norm_cfg(Config(dict(a=1)))
 
 
+def written_hooks(extent: str) -> list[dict]:
+    return [
+        dict(type='sn_mm.UnconvertedNormHook', extent=extent),
+        dict(type='sn_mm.OptimizerCheckHook'),
+    ]
+
+
 def test_the_config_imports_sn_mm_and_has_the_hook_that_warns():
     cfg = Config(dict(model=dict(type='Default'), custom_hooks=[dict(type='EMAHook')]))
     sn_mm.switch_norm_cfg(cfg)
     assert cfg.custom_imports['imports'] == ['sn_mm']
-    hooks = [dict(type='EMAHook'), dict(type='sn_mm.UnconvertedNormHook', extent='existing')]
+    hooks = [dict(type='EMAHook'), *written_hooks('existing')]
     assert cfg.custom_hooks == hooks
 
 
@@ -267,7 +274,7 @@ def test_a_second_switch_takes_the_place_of_the_first_ones_hook():
     norm = dict(type='BN')
     cfg = switch(dict(type='Part', backbone=dict(norm_cfg=norm), norm_cfg=norm), extent='backbone')
     sn_mm.switch_norm_cfg(cfg, extent='all')
-    assert cfg.custom_hooks == [dict(type='sn_mm.UnconvertedNormHook', extent='all')]
+    assert cfg.custom_hooks == written_hooks('all')
 
 
 def test_sparse_layers_come_with_their_hook_and_take_the_place_of_sn():
@@ -276,7 +283,7 @@ def test_sparse_layers_come_with_their_hook_and_take_the_place_of_sn():
     assert cfg.custom_hooks[-1] == dict(type='sn_mm.SparseSwitchHook')
     sn_mm.switch_norm_cfg(cfg, dict(type='SN'))
     assert cfg.model.norm_cfg == dict(type='SN1d')
-    assert [hook.type for hook in cfg.custom_hooks] == ['sn_mm.UnconvertedNormHook']
+    assert cfg.custom_hooks == written_hooks('existing')
     sn_mm.switch_norm_cfg(cfg, dict(type=sn_mm.SparseSwitchNorm2d))
     assert cfg.model.norm_cfg == dict(type='sn_mm.SSN1d')
     sn_mm.switch_norm_cfg(cfg, dict(type='BN'))

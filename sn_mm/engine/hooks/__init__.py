@@ -1,6 +1,7 @@
 """MMEngine hooks for training with SN."""
 
 from .layer_names import LayerNamesHook
+from .optimizer_check import OptimizerCheckHook
 from .precise_sn import PreciseSNHook
 from .resumable_checkpoint import ResumableCheckpointHook
 from .sparse_switch import SparseSwitchHook
@@ -10,6 +11,7 @@ from .unconverted_norms import LeftoverNormHook, UnconvertedNormHook
 __all__ = [
     'LayerNamesHook',
     'LeftoverNormHook',
+    'OptimizerCheckHook',
     'PreciseSNHook',
     'ResumableCheckpointHook',
     'SparseSwitchHook',
