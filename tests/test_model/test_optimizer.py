@@ -20,7 +20,7 @@ def model() -> nn.Module:
 
 
 def by_class(network: nn.Module) -> list[dict]:
-    """As ultralytics' build_optimizer and MMYOLO's constructor: by class and by attribute."""
+    """As MMYOLO's constructor: by class and by attribute."""
     groups: tuple[list, list, list] = [], [], []
     for module in network.modules():
         if isinstance(getattr(module, 'bias', None), nn.Parameter):
@@ -42,8 +42,19 @@ def lines(network: nn.Module, *optimizers: torch.optim.Optimizer) -> list[str]:
 def test_importance_that_is_left_out_and_norms_that_are_decayed_are_named():
     network = model()
     assert lines(network, torch.optim.SGD(by_class(network), lr=0.1)) == [
-        'parameters of SN that learn nothing, as no optimizer has them: 1.mean_weight, 1.var_weight',
+        'parameters of SN that learn nothing, as no optimizer has them: '
+        '1.mean_weight, 1.var_weight',
         'weight decay on SN, of which other parameters have none: 1.weight',
+    ]
+
+
+def test_that_of_ultralytics_takes_sn_for_no_norm():
+    trainer = pytest.importorskip('ultralytics.engine.trainer').BaseTrainer
+    network = model()
+    optimizer = trainer.build_optimizer(None, network, 'SGD', decay=5e-4)
+    assert [line.split(':')[0] for line in lines(network, optimizer)] == [
+        'weight decay pulls the importance of SN to equal shares',
+        'weight decay on SN, of which other parameters have none',
     ]
 
 
