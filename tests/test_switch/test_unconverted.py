@@ -65,7 +65,7 @@ def test_an_extent_asks_for_what_its_switch_is_for():
     assert names(model, 'backbone') == ['backbone.1']
 
 
-def test_leftovers_are_converted_as_the_config_is_switched():
+def test_what_no_config_reaches_is_converted_as_the_config_is_switched():
     model = convert_unconverted(HardCoded(), dict(type='SN', eps=0.5, requires_grad=False))
     assert names(model) == ['teacher_model.0']
     assert type(model.backbone[1]) is SwitchNorm1d and type(model.bn) is SwitchNorm2d

@@ -1,4 +1,4 @@
-"""Importance weights in the training's logs."""
+"""Importance in the training's logs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..unwrap import unwrap
 
 
 class SwitchWeightsHook(Hook):
-    """Logs the importance weights of all SN layers while they train.
+    """Logs the importance of all SN layers while they train.
 
     They go through the runner's visualizer, so that all its backends get them (JSON, TensorBoard,
     WandB): ``sn_layer/mean/backbone.layer1.0.bn1/in`` and so on. ``sn-mm plot-importance
