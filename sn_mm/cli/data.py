@@ -188,9 +188,12 @@ def _check_first_image(key: str, dataset: Any) -> None:
             raise InputError(f'{key}: its first image, {image!r}, does not exist{there}{setting}')
 
 
-# Heads that tell the classes of the data set apart, and of them those of edges and of depth.
-_CLASSIFIERS = {'mmdet': {'BBoxHead', 'FCNMaskHead'}, 'mmseg': {'BaseDecodeHead'}}
-_OTHER_HEADS = {'STDCHead', 'VPDDepthHead'}
+# Heads that tell the classes of the data set apart; and of them those of edges, depth, foreground.
+_CLASSIFIERS = {
+    'mmdet': {'BBoxHead', 'FCNMaskHead', 'BaseDenseHead', 'DETRHead'},
+    'mmseg': {'BaseDecodeHead'},
+}
+_OTHER_HEADS = {'STDCHead', 'VPDDepthHead', 'RPNHead'}
 
 
 def _check_classes(runner: Runner, split: str, key: str, dataset: Any) -> None:
@@ -209,7 +212,8 @@ def _check_classes(runner: Runner, split: str, key: str, dataset: Any) -> None:
         return
     for name, head in model.named_modules():
         given, own = getattr(head, 'num_classes', None), ancestors(type(head))
-        if own & kinds and not own & _OTHER_HEADS and given not in allowed:
+        proposes = 'rpn_head' in name.split('.')  # whatever its class: of one class, foreground
+        if own & kinds and not own & _OTHER_HEADS and not proposes and given not in allowed:
             raise InputError(
                 f'model.{name}.num_classes={given}, and {key} has {len(classes)} classes'
             )

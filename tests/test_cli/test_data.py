@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 from sn_mm.cli.annotations import classes_of, find_class
-from sn_mm.cli.data import check_data
+from sn_mm.cli.config import read_config
+from sn_mm.cli.data import _check_classes, _check_first_image, check_data
 from sn_mm.errors import InputError
 
 LOAD = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations'}]
@@ -78,3 +82,50 @@ def test_the_classes_of_a_data_set_are_those_of_its_class_where_it_names_none():
     assert len(classes_of(dataset, kind)) == 80
     assert classes_of({**dataset, 'metainfo': {'classes': ('nucleus',)}}, kind) == ('nucleus',)
     assert find_class({'type': 'Nope'}, 'mmdet') is None
+
+
+HEADS = {
+    'mmdet': {
+        'retinanet/retinanet_r18_fpn_1x_coco.py': 'bbox_head',
+        'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': 'roi_head.bbox_head',
+        'detr/detr_r18_8xb2-500e_coco.py': 'bbox_head',
+        'yolox/yolox_tiny_8xb8-300e_coco.py': 'bbox_head',
+    },
+    'mmseg': {
+        'fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py': 'decode_head',
+        'stdc/stdc1_4xb12-80k_cityscapes-512x1024.py': 'decode_head',
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ('package', 'name', 'head'),
+    [(package, name, head) for package, heads in HEADS.items() for name, head in heads.items()],
+)
+def test_heads_have_the_classes_of_the_data_set(package, name, head):
+    pytest.importorskip(package)
+    cfg = read_config(f'{package}::{name}')
+    with DefaultScope.overwrite_default_scope(package):
+        model = MODELS.build(cfg.model)
+    runner = SimpleNamespace(cfg=cfg, model=model)
+    count = {'mmdet': 80, 'mmseg': 19}[package]
+    dataset = SimpleNamespace(metainfo={'classes': tuple(map(str, range(count)))})
+    _check_classes(runner, 'train', 'data', dataset)
+    dataset.metainfo['classes'] = 'a', 'b', 'c'
+    said = rf'^model\.{head}\.num_classes={count}, and data has 3 classes$'
+    with pytest.raises(InputError, match=said):
+        _check_classes(runner, 'train', 'data', dataset)
+
+
+def test_a_list_of_images_with_another_suffix_is_told_its_setting(tmp_path):
+    datasets = pytest.importorskip('mmseg.datasets')
+    (tmp_path / 'train.txt').write_text('0\n')
+    (tmp_path / '0.png').touch()
+    load = [{'type': 'mmcv.LoadImageFromFile'}]
+    prefix = {'img_path': str(tmp_path)}
+    dataset = datasets.BaseSegDataset(
+        ann_file=str(tmp_path / 'train.txt'), data_prefix=prefix, pipeline=load
+    )
+    said = r"^data: its first image, '.*/0\.jpg', does not exist, 0\.png does: set img_suffix$"
+    with pytest.raises(InputError, match=said):
+        _check_first_image('data', dataset)
