@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import time
@@ -82,6 +83,28 @@ def report_input_errors(main: Callable[..., None]) -> Callable[..., None]:
             text = error.args[0] if isinstance(error, KeyError) else str(error)
             line = text.partition(' Please check whether')[0]
             print(f'{script}: error:', *line.split(), file=sys.stderr, flush=True)
-            sys.exit(2)
+            _end(2)
 
     return run
+
+
+def _end(status: int) -> None:
+    """Ends this process; one of several without Python's shutdown.
+
+    A thread of gloo that lets go of its last tensor during the shutdown aborts the process, whose
+    exit status is then another. After an error the group of the ranks cannot be left as usual, see
+    :func:`sn_mm.cli.launch.launched`.
+    """
+    torch = sys.modules.get('torch')  # not imported for this alone
+    if (
+        torch is None
+        or not torch.distributed.is_available()
+        or not torch.distributed.is_initialized()
+    ):
+        sys.exit(status)
+    for worker in multiprocessing.active_children():
+        if worker.daemon:  # of a data loader; only the shutdown would end it at once
+            worker.terminate()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 import sn_mm
@@ -72,3 +75,25 @@ def test_a_bug_inside_the_package_keeps_its_traceback(error, monkeypatch):
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ValueError, match='invalid literal'):
         report_input_errors(lambda: int('x'))()
+
+
+REFUSING_RANK = """
+import atexit, os
+import torch.distributed as dist
+from sn_mm.cli.errors import report_input_errors
+from sn_mm.errors import InputError
+
+@report_input_errors
+def main():
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    atexit.register(os.abort)  # as a thread of gloo does, once in many runs
+    raise InputError('the line')
+
+main()
+"""
+
+
+def test_a_rank_keeps_its_exit_status_where_the_shutdown_would_abort():
+    command = [sys.executable, '-c', REFUSING_RANK]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.endswith('error: the line\n'), ended.stderr
