@@ -1,70 +1,114 @@
-"""Whether PyTorch runs, compiles, records or transforms the current call.
+"""How PyTorch looks at a call, and what older versions of it lack.
 
-The whole package asks here. ``torch.compiler.is_compiling()`` and ``is_exporting()`` are flags of
-the whole process: they are also true in a thread that runs a layer while another one compiles.
+``torch.compiler.is_compiling()`` and ``is_exporting()`` are flags of the whole process: they are
+also true in a thread that runs a layer while another one compiles. So the package asks here.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils import flop_counter
 
-__all__ = [
-    'is_batched', 'is_compiling', 'is_exporting', 'is_transformed', 'is_watched', 'traceable',
-]  # fmt: skip
+__all__ = ['Look', 'is_compiling', 'look_at', 'look_at_backward', 'traceable']
 
 
-def _never() -> bool:
+def _never(*args: object) -> bool:
     return False
 
 
-# Before torch 2.4 operators have no fakes.
-_has_fakes = hasattr(torch.library.Library, '_register_fake')
-_dynamo_traces = getattr(torch.compiler, 'is_dynamo_compiling', _never)
+# --- What older versions lack; each name goes when its version is no longer supported -------------
+
+# torch < 2.2 has no register of operators' FLOPs.
+FLOP_REGISTRY: dict[Any, Callable] = getattr(flop_counter, 'flop_registry', {})
+# torch < 2.2 does not tell a batch of gradients (autograd's own batches, older than torch.func's).
+_is_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', _never)
+# torch < 2.4 has no fakes of operators, and no torch.compile of a layer: graphs break there.
+HAS_FAKES = hasattr(torch.library.Library, '_register_fake')
+_is_dynamo_compiling = getattr(torch.compiler, 'is_dynamo_compiling', _never)
 # torch < 2.7 does not tell torch.export from torch.compile: both record ordinary operations, but
-# for a synchronised layer, which only the latter takes.
-# Up to 2.12 is_exporting() is true for torch.compile as well, but what it reads is not.
-_tells_export = hasattr(torch.compiler, '_is_exporting_flag')
+# for a synchronised layer, which only the latter takes. Up to 2.12 is_exporting() is true for
+# torch.compile as well, but the flag that it reads is not.
+_TELLS_EXPORT = hasattr(torch.compiler, '_is_exporting_flag')
 
 
-def _flag() -> bool:
+def _export_flag() -> bool:
     return torch.compiler._is_exporting_flag
 
 
-_exports = _flag if _tells_export else getattr(torch.compiler, 'is_compiling', _never)
-_transforms = getattr(
-    torch._C,
-    '_are_functorch_transforms_active',
-    lambda: torch._C._functorch.maybe_current_level() is not None,
-)
-# That of autograd's own batches, older than torch.func's. (torch 2.1 does not tell.)
-_is_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', lambda tensor: False)
+_is_exporting = (
+    _export_flag if _TELLS_EXPORT else getattr(torch.compiler, 'is_compiling', _never)
+)  # fmt: skip
 
-traceable = torch.compiler.disable if not _has_fakes else lambda function: function
+
+def _itself(function: Any) -> Any:
+    return function
+
+
+traceable = _itself if HAS_FAKES else torch.compiler.disable
 """Decorates what torch.compile traces; before torch 2.4 it breaks its graph there instead."""
 
-is_compiling = _dynamo_traces if _has_fakes else _never
+
+# --- How PyTorch looks at a call ------------------------------------------------------------------
+
+is_compiling = _is_dynamo_compiling if HAS_FAKES else _never
 """Whether ``torch.compile`` traces this call."""
 
 
-def is_exporting(x: Tensor, synchronised: bool) -> bool:
-    """Whether ``torch.jit.trace``, ``torch.export`` or ``torch.onnx`` (by one of them) record."""
+class Look(NamedTuple):
+    """How PyTorch looks at a call of a layer.
+
+    Attributes:
+        compiling: ``torch.compile`` traces it.
+        ordinary: It needs ordinary differentiable operations: ``torch.jit.trace``,
+            ``torch.export`` or ``torch.onnx`` records it, ``torch.func`` or forward-mode
+            differentiation transforms it; in a backward pass also ``create_graph=True`` and
+            ``is_grads_batched=True``.
+        operators: It must see operators: torch.compile, or a ``TorchDispatchMode`` such as fake
+            tensors and FLOP counters.
+        recomputing: It is a forward pass inside a backward pass, which is activation
+            checkpointing's second one. (In a compiled region there is none.)
+    """
+
+    compiling: bool
+    ordinary: bool
+    operators: bool
+    recomputing: bool
+
+
+def look_at(x: Tensor, synchronised: bool) -> Look:
+    """How PyTorch looks at a forward pass of a layer with input ``x``."""
+    exporting = _is_recorded(x, synchronised)
+    if is_compiling():
+        return Look(True, exporting, True, False)
+    return Look(
+        False,
+        exporting or _is_transformed(),
+        torch._C._len_torch_dispatch_stack() > 0,
+        torch._C._current_graph_task_id() != -1,
+    )
+
+
+def look_at_backward(dy: Tensor) -> Look:
+    """How PyTorch looks at a backward pass with the output's gradient ``dy``."""
+    if is_compiling():
+        return Look(True, False, True, False)
+    # With create_graph=True gradients are enabled.
+    ordinary = torch.is_grad_enabled() or _is_transformed() or _is_batched(dy)
+    return Look(False, ordinary, torch._C._len_torch_dispatch_stack() > 0, False)
+
+
+def _is_recorded(x: Tensor, synchronised: bool) -> bool:
     if torch.jit.is_tracing():
         return True
-    if _dynamo_traces():
-        return _exports() and (_tells_export or not synchronised)
-    return _exports() and type(x) is not Tensor
+    if _is_dynamo_compiling():
+        return _is_exporting() and (_TELLS_EXPORT or not synchronised)
+    return _is_exporting() and type(x) is not Tensor
 
 
-def is_transformed() -> bool:
-    """Whether ``torch.func`` or forward-mode differentiation, which want ordinary operations."""
-    return _transforms() or forward_ad._current_level >= 0
-
-
-def is_batched(dy: Tensor) -> bool:
-    """Whether ``dy`` is a batch of gradients: ``autograd.grad(..., is_grads_batched=True)``."""
-    return _is_batched(dy)
-
-
-def is_watched() -> bool:
-    """Whether a ``TorchDispatchMode``, which sees operators only: fake tensors, FLOP counters."""
-    return torch._C._len_torch_dispatch_stack() > 0
+def _is_transformed() -> bool:
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -12,13 +12,34 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from . import equations
-from ._compat import is_batched, is_compiling, is_transformed
+from ._compat import Look, look_at_backward
 from .distributed import Caller, sum_over_ranks
 from .equations import Moments, Parameters, Running, Settings, Sums
 from .errors import InputError
-from .ops import backend_for, dense
+from .ops import backend_for, custom_ops, dense
+from .ops.protocol import Backend
 
-__all__ = ['Batch', 'SwitchNormFunction', 'forward_pass']
+__all__ = ['Batch', 'Call', 'SwitchNormFunction', 'forward_pass']
+
+
+class Call(NamedTuple):
+    """What a call of a layer is about, beside the input and the parameters.
+
+    Attributes:
+        running: Moved in training, else taken for 'bn'; None: 'bn' is measured, nothing moved.
+        training: See ``running``.
+        settings: The layer's.
+        process_group: The ranks that share the batch scope; None: this one alone.
+        caller: The layer, for errors of the collective; None where a model is compiled.
+        look: How PyTorch looks at the forward pass.
+    """
+
+    running: Running | None
+    training: bool
+    settings: Settings
+    process_group: ProcessGroup | None
+    caller: Caller | None
+    look: Look
 
 
 class Batch(NamedTuple):
@@ -34,39 +55,31 @@ class Batch(NamedTuple):
 
 
 def forward_pass(
-    x: Tensor,
-    parameters: Parameters,
-    running: Running | None,
-    training: bool,
-    settings: Settings,
-    process_group: ProcessGroup | None,
-    caller: Caller | None,
+    x: Tensor, parameters: Parameters, call: Call, keep: bool
 ) -> tuple[Tensor, Moments, Batch | None]:
     """The output, the moments of the scopes, and 'bn' where it was measured.
 
     Args:
         x: Dense (:func:`sn_mm.ops.dense`).
-        running: Moved in training, else taken for 'bn'; None: 'bn' is measured, nothing moved.
-        caller: For errors of the collective.
+        keep: Whether more than the output is wanted.
     """
-    backend = backend_for(x)
+    running, training, settings, process_group, caller, look = call
+    backend = _backend(x, look)
     measured = 'bn' in settings.scopes and (training or running is None)
-    batch = None
     if measured and process_group is not None:
         moments = backend.measure(x, settings, None, True)
         totals = backend.contribute(moments['bn'], x.numel() // x.shape[1])
         totals = sum_over_ranks(totals, process_group, caller, 'forward')
         moments['bn'] = backend.unite(totals, moments['in'].dtype, settings, running)
-        batch = Batch(moments['bn'], totals[0])
-    else:
-        moments = backend.measure(x, settings, running, training)
-        if measured:
-            batch = Batch(moments['bn'], x.numel() // x.shape[1])
-    return backend.normalize(x, moments, parameters, settings), moments, batch
+        y = backend.normalize(x, moments, parameters, settings)
+        return y, moments, Batch(moments['bn'], totals[0])
+    y, moments = backend.forward(x, parameters, settings, running, training, keep)
+    batch = Batch(moments['bn'], x.numel() // x.shape[1]) if measured and keep else None
+    return y, moments, batch
 
 
 class SwitchNormFunction(torch.autograd.Function):
-    """Arguments as :func:`forward_pass`'s, one by one; with ``give_batch`` it returns 'bn' too."""
+    """Arguments as :func:`forward_pass`'s, one by one. Compiled, it returns 'bn' too."""
 
     @staticmethod
     def forward(
@@ -76,23 +89,16 @@ class SwitchNormFunction(torch.autograd.Function):
         var_weight: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        running: Running | None,
-        training: bool,
-        settings: Settings,
-        process_group: ProcessGroup | None,
-        caller: Caller | None,
-        give_batch: bool,
+        call: Call,
     ) -> Any:
         parameters = Parameters(mean_weight, var_weight, weight, bias)
-        y, moments, batch = forward_pass(
-            x, parameters, running, training, settings, process_group, caller
-        )
+        y, moments, batch = forward_pass(x, parameters, call, True)
         on_device = batch.total if batch and isinstance(batch.total, Tensor) else None
         ctx.save_for_backward(x, *parameters, on_device, *moments.values())
-        ctx.constants = tuple(moments), settings
+        ctx.constants = tuple(moments), call.settings
         ctx.measured = batch is not None
-        ctx.process_group, ctx.caller = process_group, caller
-        if not give_batch:
+        ctx.process_group, ctx.caller = call.process_group, call.caller
+        if not call.look.compiling:
             return y
         if batch is None:
             return y, None, None
@@ -104,44 +110,46 @@ class SwitchNormFunction(torch.autograd.Function):
         x, mean_weight, var_weight, weight, bias, on_device, *arrays = ctx.saved_tensors
         parameters = Parameters(mean_weight, var_weight, weight, bias)
         scopes, settings = ctx.constants
-        moments = dict(zip(scopes, arrays))
-        needed = ctx.needs_input_grad[:5]
-        if not is_compiling() and _wants_ordinary_operations(dy):
+        measured, needed = ctx.measured, ctx.needs_input_grad
+        look = look_at_backward(dy)
+        if look.ordinary:
             if ctx.process_group is not None:
                 raise InputError(
                     'second derivatives (create_graph=True) and batches of gradients '
                     '(is_grads_batched=True) go through a layer with sync=False only, and this one '
                     'is synchronised over ranks'
                 )
-            grads = _differentiable_backward(
-                dy, x, parameters, None if ctx.measured else moments.get('bn'), settings, needed
-            )
-            return *grads, *(None,) * 6
+            moments = dict(zip(scopes, arrays))
+            fixed = None if measured else moments.get('bn')
+            return *_differentiable_backward(dy, x, parameters, fixed, settings, needed), None
 
-        if not is_compiling():  # which does not know dy's format; the operators do this themselves
+        if not look.compiling:  # which does not know dy's format; the operators do this themselves
             x = dense(x)  # hooks on saved tensors may give them another layout
-            moments = {scope: t.contiguous() for scope, t in moments.items()}
+            arrays = [t.contiguous() for t in arrays]
             dy = dense(dy, like=x)
-        backend = backend_for(x)
-        sums, gradients = backend.reduce(dy, x, moments, parameters, settings, ctx.measured)
-        if ctx.process_group is not None and sums.batch is not None:
+        moments = dict(zip(scopes, arrays))
+        to_input = needed[0] and x.numel() > 0
+        backend = _backend(x, look)
+        if ctx.process_group is None or not measured:
+            dx, gradients = backend.backward(
+                dy, x, moments, parameters, settings, measured, to_input
+            )
+        else:
+            sums, gradients = backend.reduce(dy, x, moments, parameters, settings, measured)
+            assert sums.batch is not None
             batch = sum_over_ranks(sums.batch, ctx.process_group, ctx.caller, 'backward')
             sums = Sums(sums.instance, sums.layer, batch)
-        dx = None
-        if needed[0] and x.numel():
-            # Not kept from forward: a size that torch.compile takes as a variable gets lost there.
-            here = x.numel() // x.shape[1] if ctx.measured else 1
-            total = here if on_device is None else on_device
-            dx = backend.propagate(dy, x, moments, sums, parameters, settings, total)
-        elif needed[0]:
+            dx = None
+            if to_input:
+                dx = backend.propagate(dy, x, moments, sums, parameters, settings, on_device)
+        if needed[0] and dx is None:
             dx = torch.empty_like(x)
-        wanted = (grad if need else None for grad, need in zip(gradients, needed[1:]))
-        return dx, *wanted, *(None,) * 6
+        wanted = [grad if need else None for grad, need in zip(gradients, needed[1:])]
+        return dx, *wanted, None
 
 
-def _wants_ordinary_operations(dy: Tensor) -> bool:
-    """With ``create_graph=True`` gradients are enabled."""
-    return torch.is_grad_enabled() or is_transformed() or is_batched(dy)
+def _backend(x: Tensor, look: Look) -> Backend:
+    return custom_ops if look.operators else backend_for(x)
 
 
 def _differentiable_backward(

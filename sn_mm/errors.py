@@ -11,6 +11,10 @@ class InputError(ValueError):
     """The input cannot be used; the message says what was given and what is allowed."""
 
 
+class InputTypeError(InputError, TypeError):
+    """The input is of a kind, a class or a dtype, that cannot be used."""
+
+
 def check_positive_int(name: str, value: object) -> None:
     """Checks an argument that counts something. A bool is no int here.
 
@@ -67,12 +71,12 @@ def check_type(name: str, value: object, kind: type, wanted: str) -> None:
         wanted: That class in words, for the message.
 
     Raises:
-        InputError: ``value`` is of another class.
+        InputTypeError: ``value`` is of another class.
     """
     if not isinstance(value, kind):
         shown = repr(value)
         shown = shown if len(shown) < 60 else type(value).__name__
-        raise InputError(f'{name} must be {wanted}, got {shown}')
+        raise InputTypeError(f'{name} must be {wanted}, got {shown}')
 
 
 def some(names: Iterable[object], count: int = 5) -> str:

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from . import equations
-from ._compat import is_compiling, is_exporting, is_transformed, is_watched, traceable
-from .autograd import SwitchNormFunction, forward_pass
+from ._compat import Look, look_at, traceable
+from .autograd import Call, SwitchNormFunction, forward_pass
 from .distributed import Caller, check_group
-from .equations import SCOPES, Parameters, Running, Settings
-from .errors import InputError, check_number, check_type
+from .equations import SCOPES, Parameters, Running, Settings, mask_instance
+from .errors import InputError, InputTypeError, check_number, check_type
 from .ops import aten, dense
 
-__all__ = ['canonical_normalizers', 'switch_norm']
+__all__ = ['canonical_normalizers', 'normalize', 'switch_norm']
 
 
 _CANONICAL = {
@@ -44,20 +44,6 @@ def canonical_normalizers(normalizers: Iterable[str]) -> tuple[str, ...]:
     return chosen
 
 
-def check_instances(input: Tensor, normalizers: tuple[str, ...]) -> None:
-    """Checks that the input has statistics.
-
-    Raises:
-        InputError: 'in' alone, and one position per channel.
-    """
-    if normalizers == ('in',) and math.prod(input.shape[2:]) == 1:
-        raise InputError(
-            f"normalizers=('in',) has no statistics for one position per channel, got input of "
-            f"shape {tuple(map(int, input.shape))}; add 'ln' or 'bn'"
-        )
-
-
-@traceable
 def switch_norm(
     input: Tensor,
     mean_weight: Tensor,
@@ -73,7 +59,6 @@ def switch_norm(
     correction: int = 0,
     process_group: ProcessGroup | None = None,
     num_batches_tracked: Tensor | None = None,
-    name: str = '',
 ) -> Tensor:
     r"""Applies Switchable Normalization, https://arxiv.org/abs/1806.10779, equations 2 to 5.
 
@@ -92,137 +77,211 @@ def switch_norm(
             ``num_batches_tracked``.
         eps: Added to the mixed variance.
         normalizers: The K scopes, any of 'in', 'ln', 'bn'. With one position per channel
-            (S all ones, or (N, C) input) an instance has no statistics of its own: 'in' is left
-            out and the softmax taken over the rest.
+            (S all ones, or (N, C) input) an instance has no statistics of its own: the softmax
+            is taken over the other scopes.
         correction: 0, the paper's biased instance variance; 1, the unbiased one of the authors'
             released code, which then feeds all scopes, and the running variance as it is.
         process_group: Pool the batch scope over these ranks in training, every position with the
             same weight. One collective forward, one backward; an empty batch takes part.
         num_batches_tracked: Scalar, counts the batches that updated the running statistics.
-        name: Of the layer, for the error of ranks that meet in different layers.
 
     Returns:
         As ``input``.
 
     Raises:
-        TypeError: ``input`` is not floating point.
-        InputError: No tensors where tensors are needed, shapes that do not fit each other, tensors
-            on several devices, sparse ones, parameters or statistics that are not floating point,
-            unknown normalizers or correction, ``eps`` or ``momentum`` out of range, or no
-            statistics to normalise with.
+        InputError: No tensors where tensors are needed, or tensors that are not floating point
+            (these two are a TypeError as well), shapes that do not fit each other, tensors on
+            several devices, sparse ones, unknown normalizers or correction, ``eps`` or
+            ``momentum`` out of range, or no statistics to normalise with.
     """
     normalizers = canonical_normalizers(normalizers)
-    check_type('input', input, Tensor, 'a tensor')
-    if not input.is_floating_point():
-        raise TypeError(f'input must be floating point, got {input.dtype}')
-    if input.dim() < 2:
-        raise InputError(f'input must be (N, C, *S), got {tuple(input.shape)}')
-    if input.layout is not torch.strided:
-        raise InputError(f'input must be dense (torch.strided), got {input.layout}')
-    if not isinstance(correction, int) or correction not in (0, 1):
-        raise InputError(f'correction must be 0 or 1, got {correction!r}')
+    check_settings(eps, momentum, correction)
+    check_group(process_group)
+    if (running_mean is None) != (running_var is None):
+        raise InputError('running_mean and running_var must be given together')
+    running = None
+    if running_mean is not None and running_var is not None:
+        if momentum is None and num_batches_tracked is None and training:
+            raise InputError('momentum=None (cumulative average) needs num_batches_tracked')
+        running = Running(running_mean, running_var, num_batches_tracked, momentum)
+    elif not training and 'bn' in normalizers:
+        raise InputError("'bn' with training=False needs running_mean and running_var")
+    parameters = Parameters(mean_weight, var_weight, weight, bias)
+    settings = Settings(normalizers, eps, correction)
+    return normalize(input, parameters, running, training, settings, process_group)
+
+
+def check_settings(eps: float, momentum: float | None, correction: int) -> None:
+    """Checks the numbers that a layer and :func:`switch_norm` take.
+
+    Raises:
+        InputError: ``eps`` or ``momentum`` out of range, or an unknown ``correction``.
+    """
     check_number('eps', eps, 0)
     if momentum is not None:
         check_number('momentum', momentum, 0, 1)
-    check_group(process_group)
-    per_channel = (
-        ('weight', weight), ('bias', bias),
-        ('running_mean', running_mean), ('running_var', running_var),
-    )  # fmt: skip
-    logits = ('mean_weight', mean_weight), ('var_weight', var_weight)
-    device, channels, scopes = input.device, input.shape[1:2], (len(normalizers),)
-    for argument, tensor in (*logits, *per_channel):
-        if tensor is None and argument not in ('mean_weight', 'var_weight'):
-            continue
-        if not isinstance(tensor, Tensor):
-            raise InputError(f'{argument} must be a tensor, got {type(tensor).__name__}')
-        if not tensor.is_floating_point():
-            raise InputError(f'{argument} must be floating point, got {tensor.dtype}')
-        if tensor.device != device:  # kernels take addresses as they are
-            raise InputError(
-                f'input is on {device}, {argument} on {tensor.device}: all must be on one device'
-            )
-    for argument, tensor in per_channel:
-        if tensor is not None and tensor.shape != channels:
-            raise InputError(
-                f'{argument} of shape {tuple(tensor.shape)} does not fit input of shape '
-                f'{tuple(input.shape)}: it must be ({input.shape[1]},)'
-            )
-    for argument, tensor in logits:
-        if tensor.shape != scopes:
-            raise InputError(
-                f'{argument} must have one entry for each of {normalizers}, '
-                f'got shape {tuple(tensor.shape)}'
-            )
-    if (running_mean is None) != (running_var is None):
-        raise InputError('running_mean and running_var must be given together')
-    if not training and 'bn' in normalizers and running_mean is None:
-        raise InputError("'bn' with training=False needs running_mean and running_var")
-    if momentum is None and num_batches_tracked is None and running_mean is not None and training:
-        raise InputError('momentum=None (cumulative average) needs num_batches_tracked')
-    check_instances(input, normalizers)
-    one_position = math.prod(input.shape[2:]) == 1
+    if not isinstance(correction, int) or correction not in (0, 1):
+        raise InputError(f'correction must be 0 or 1, got {correction!r}')
+
+
+@traceable
+def normalize(
+    x: Tensor,
+    parameters: Parameters,
+    running: Running | None,
+    training: bool,
+    settings: Settings,
+    process_group: ProcessGroup | None = None,
+    name: str = '',
+) -> Tensor:
+    """:func:`switch_norm` with settings that have been checked, for layers.
+
+    Args:
+        running: Moved in training, else taken for 'bn'. None: 'bn' is measured, nothing moved.
+        name: Of the layer, for the error of ranks that meet in different layers.
+
+    Raises:
+        InputError: Tensors that do not go together, or no statistics to normalise with.
+    """
+    _check_tensors(x, parameters, running, settings.scopes)
+    one_position = math.prod(x.shape[2:]) == 1
     if one_position:
-        alone = input.shape[0] == 1 and process_group is None
-        if alone and training and 'ln' not in normalizers:
-            raise InputError(
-                f'the batch scope alone needs more than one value per channel to be measured, '
-                f"got input of shape {tuple(input.shape)}; add 'ln' or a larger batch"
-            )
-
-    if 'bn' not in normalizers:
-        running_mean = running_var = None
-    compiling = is_compiling()
-    if is_exporting(input, process_group is not None) or (not compiling and is_transformed()):
-        if process_group is not None:
-            raise InputError(
-                'torch.func, forward-mode differentiation and recorded graphs take layers with '
-                'sync=False in training, and this one is synchronised over ranks'
-            )
-        return equations.switch_norm(
-            input, mean_weight, var_weight, running_mean, running_var, weight, bias, training,
-            momentum, eps, list(normalizers), correction, num_batches_tracked,
-        )  # fmt: skip
-
-    # A forward pass inside a backward pass is activation checkpointing's second one: it must not
-    # count the same batch twice. (In a compiled region there is no such pass.)
-    recomputing = not compiling and torch._C._current_graph_task_id() != -1
-    running = None
-    if running_mean is not None and running_var is not None:
-        if not (training and recomputing):
-            running = Running(running_mean, running_var, num_batches_tracked, momentum)
-        elif is_watched() and type(running_mean) is Tensor:
-            # Selective checkpointing tells operations by their order: both passes have the same.
-            with torch._C._DisableTorchDispatch():
-                batches = None if num_batches_tracked is None else num_batches_tracked.clone()
-                running = Running(running_mean.clone(), running_var.clone(), batches, momentum)
-    settings = Settings(normalizers, eps, correction)
-    caller = None
-    if process_group is not None and not compiling:
-        caller = Caller(name, input.shape[1], normalizers, eps, correction)
-    if one_position and normalizers[0] == 'in':
-        mean_weight = equations.mask_instance(mean_weight)
-        var_weight = equations.mask_instance(var_weight)
-    input = dense(input)
-    if not torch.is_grad_enabled():
+        _check_one_position(x, settings.scopes, measured_here=training and process_group is None)
+    if 'bn' not in settings.scopes:
+        running = None
+    look = look_at(x, process_group is not None)
+    if look.ordinary:
+        return _in_ordinary_operations(x, parameters, running, training, settings, process_group)
+    if one_position and settings.scopes[0] == 'in':
+        mean_weight, var_weight, weight, bias = parameters
+        mean_weight, var_weight = mask_instance(mean_weight), mask_instance(var_weight)
         parameters = Parameters(mean_weight, var_weight, weight, bias)
-        output, *_ = forward_pass(
-            input, parameters, running, training, settings, process_group, caller
+    if training and look.recomputing and running is not None:
+        running = _unmoved(running, look)
+    caller = None
+    if process_group is not None and not look.compiling:
+        caller = Caller(name, x.shape[1], *settings)
+    call = Call(running, training, settings, process_group, caller, look)
+    return _in_passes(dense(x), parameters, call)
+
+
+def _check_tensors(
+    x: Tensor, parameters: Parameters, running: Running | None, scopes: tuple[str, ...]
+) -> None:
+    """Checks kind, device, dtype and shape: kernels take addresses as they are."""
+    check_type('input', x, Tensor, 'a tensor')
+    if not x.is_floating_point():
+        raise InputTypeError(f'input must be floating point, got {x.dtype}')
+    if x.dim() < 2:
+        raise InputError(f'input must be (N, C, *S), got {tuple(x.shape)}')
+    if x.layout is not torch.strided:
+        raise InputError(f'input must be dense (torch.strided), got {x.layout}')
+    mean_weight, var_weight, weight, bias = parameters
+    device, logits, channels = x.device, (len(scopes),), x.shape[1:2]
+    _check_tensor('mean_weight', mean_weight, device, logits, x, scopes)
+    _check_tensor('var_weight', var_weight, device, logits, x, scopes)
+    if weight is not None:
+        _check_tensor('weight', weight, device, channels, x, scopes)
+    if bias is not None:
+        _check_tensor('bias', bias, device, channels, x, scopes)
+    if running is not None:
+        _check_tensor('running_mean', running.mean, device, channels, x, scopes)
+        _check_tensor('running_var', running.var, device, channels, x, scopes)
+
+
+def _check_tensor(
+    name: str,
+    tensor: Tensor,
+    device: torch.device,
+    shape: tuple[int, ...],
+    x: Tensor,
+    scopes: tuple[str, ...],
+) -> None:
+    check_type(name, tensor, Tensor, 'a tensor')
+    if not tensor.is_floating_point():
+        raise InputTypeError(f'{name} must be floating point, got {tensor.dtype}')
+    if tensor.device != device:
+        raise InputError(
+            f'input is on {device}, {name} on {tensor.device}: all must be on one device'
         )
-        return output
-    if process_group is not None and not mean_weight.requires_grad and not compiling:
+    if tensor.shape != shape:
+        if name in ('mean_weight', 'var_weight'):
+            raise InputError(
+                f'{name} must have one entry for each of {scopes}, got shape {tuple(tensor.shape)}'
+            )
+        raise InputError(
+            f'{name} of shape {tuple(tensor.shape)} does not fit input of shape {tuple(x.shape)}: '
+            f'it must be ({x.shape[1]},)'
+        )
+
+
+def _check_one_position(x: Tensor, scopes: tuple[str, ...], measured_here: bool) -> None:
+    """Checks that there are statistics where each channel of an instance has one position.
+
+    Args:
+        measured_here: Whether the batch scope comes from this input alone.
+    """
+    if scopes == ('in',):
+        raise InputError(
+            f"normalizers=('in',) has no statistics for one position per channel, got input of "
+            f"shape {tuple(map(int, x.shape))}; add 'ln' or 'bn'"
+        )
+    if measured_here and x.shape[0] == 1 and 'ln' not in scopes:
+        raise InputError(
+            f'the batch scope alone needs more than one value per channel to be measured, '
+            f"got input of shape {tuple(x.shape)}; add 'ln' or a larger batch"
+        )
+
+
+def _unmoved(running: Running, look: Look) -> Running | None:
+    """What the second pass of activation checkpointing moves in place of ``running``.
+
+    The first pass has moved that. Selective checkpointing gives each operation of the second pass
+    what the first pass saved, by the order of calls: so both passes need the same operations, and
+    copies are moved.
+    """
+    if not look.operators or type(running.mean) is not Tensor:
+        return None
+    with torch._C._DisableTorchDispatch():
+        batches = None if running.batches is None else running.batches.clone()
+        return Running(running.mean.clone(), running.var.clone(), batches, running.momentum)
+
+
+def _in_ordinary_operations(
+    x: Tensor,
+    parameters: Parameters,
+    running: Running | None,
+    training: bool,
+    settings: Settings,
+    process_group: ProcessGroup | None,
+) -> Tensor:
+    if process_group is not None:
+        raise InputError(
+            'torch.func, forward-mode differentiation and recorded graphs take layers with '
+            'sync=False in training, and this one is synchronised over ranks'
+        )
+    mean, var, batches, momentum = running or (None, None, None, None)
+    return equations.switch_norm(
+        x, parameters.mean_weight, parameters.var_weight, mean, var, parameters.weight,
+        parameters.bias, training, momentum, settings.eps, list(settings.scopes),
+        settings.correction, batches,
+    )  # fmt: skip
+
+
+def _in_passes(x: Tensor, parameters: Parameters, call: Call) -> Tensor:
+    """In the hand-written passes, with a graph for backward where gradients are enabled."""
+    if not torch.is_grad_enabled():
+        return forward_pass(x, parameters, call, keep=False)[0]
+    mean_weight = parameters.mean_weight
+    compiling = call.look.compiling
+    if call.process_group is not None and not mean_weight.requires_grad and not compiling:
         # All ranks run the backward collective, also one whose input happens to need no gradient.
-        mean_weight = mean_weight.detach().requires_grad_()
-    tensors = input, mean_weight, var_weight, weight, bias
+        parameters = parameters._replace(mean_weight=mean_weight.detach().requires_grad_())
     if not compiling:
-        return SwitchNormFunction.apply(
-            *tensors, running, training, settings, process_group, caller, False
-        )
+        return SwitchNormFunction.apply(x, *parameters, call)
     # A compiled graph takes no change of a buffer inside an autograd function.
-    fixed = None if training else running
-    output, batch, total = SwitchNormFunction.apply(
-        *tensors, fixed, training, settings, process_group, caller, True
-    )
-    if training and running is not None:
-        aten.move(running, batch, total, settings)
+    fixed = None if call.training else call.running
+    output, batch, total = SwitchNormFunction.apply(x, *parameters, call._replace(running=fixed))
+    if call.training and call.running is not None:
+        aten.move(call.running, batch, total, call.settings)
     return output

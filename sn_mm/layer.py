@@ -19,9 +19,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from . import equations
 from ._compat import is_compiling
 from .distributed import check_group, check_sync, constant_group, resolve_group
-from .equations import SCOPES
-from .errors import InputError, check_bool, check_number, check_positive_int, check_type
-from .functional import canonical_normalizers, switch_norm
+from .equations import SCOPES, Parameters, Running, Settings
+from .errors import InputError, check_bool, check_positive_int, check_type
+from .functional import canonical_normalizers, check_settings, normalize
 from .sharding import full_weight, placed_as
 from .warm_start import FROM_BATCH_NORM, initial_logits
 
@@ -113,11 +113,7 @@ class SwitchNorm(_InstanceNorm):
     ) -> None:
         normalizers = canonical_normalizers(normalizers)
         check_positive_int('num_features', num_features)
-        if not isinstance(correction, int) or correction not in (0, 1):
-            raise InputError(f'correction must be 0 or 1, got {correction!r}')
-        check_number('eps', eps, 0)
-        if momentum is not None:
-            check_number('momentum', momentum, 0, 1)
+        check_settings(eps, momentum, correction)
         switches = ('affine', affine), ('track_running_stats', track_running_stats), ('bias', bias)
         for name, value in switches:
             check_bool(name, value)
@@ -235,22 +231,16 @@ class SwitchNorm(_InstanceNorm):
                 raise InputError('torch.fx needs a model around an SN layer: nn.Sequential(layer)')
             return input.tracer.create_proxy('call_module', name, (input,), {})
         self._check_input_dim(input)
-        mean_weight, var_weight = self._logits(input)
-        return switch_norm(
+        running = None
+        if running_mean is not None and running_var is not None:
+            running = Running(running_mean, running_var, self.num_batches_tracked, self.momentum)
+        return normalize(
             input,
-            mean_weight,
-            var_weight,
-            running_mean,
-            running_var,
-            self.weight,
-            self.bias,
-            self.training or running_mean is None,
-            self.momentum,
-            self.eps,
-            self.normalizers,
-            self.correction,
+            Parameters(*self._logits(input), self.weight, self.bias),
+            running,
+            self.training or running is None,
+            Settings(self.normalizers, self.eps, self.correction),
             self._group() if self.training else None,
-            self.num_batches_tracked,
             '' if is_compiling() else self.sync_name,  # each name would compile a block anew
         )
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils import flop_counter
 
 from .. import equations
+from .._compat import FLOP_REGISTRY, HAS_FAKES
 from ..equations import Moments, Parameters, Running, Settings, Sums, stats_dtype
 from . import aten
-from .dispatch import computing_backend
+from .dispatch import backend_for
 from .memory_format import dense
 
 _LIBRARY = torch.library.Library('sn_mm', 'FRAGMENT')
@@ -35,7 +35,7 @@ def define_operator(schema: str, run: Callable, shapes: Callable) -> Callable:
     if not hasattr(torch.ops.sn_mm, name):  # a second import in one process has those of the first
         _LIBRARY.define(schema)
         _LIBRARY.impl(name, run, 'CompositeExplicitAutograd')
-        if hasattr(_LIBRARY, '_register_fake'):  # torch >= 2.4
+        if HAS_FAKES:
             _LIBRARY._register_fake(name, shapes)
     return getattr(torch.ops.sn_mm, name)
 
@@ -71,7 +71,7 @@ def _measure(
     if running_mean is not None and running_var is not None:
         running = Running(running_mean, running_var, None, None)
     settings = Settings(tuple(scopes), 0.0, correction)
-    return _pack(computing_backend(x).measure(x, settings, running, False))
+    return _pack(backend_for(x).measure(x, settings, running, False))
 
 
 def _measure_shapes(
@@ -103,7 +103,7 @@ def _layer_of(
 def _normalize(x: Tensor, instance: Tensor, layer: Tensor, batch: Tensor, *flat: object) -> Tensor:
     parameters, settings = _layer_of(*flat)  # type: ignore[arg-type]
     moments = _unpack(instance, layer, batch, settings.scopes)
-    return computing_backend(x).normalize(x, moments, parameters, settings)
+    return backend_for(x).normalize(x, moments, parameters, settings)
 
 
 def _reduce(
@@ -113,7 +113,7 @@ def _reduce(
     parameters, settings = _layer_of(*layer_args)  # type: ignore[arg-type]
     moments = _unpack(instance, layer, batch, settings.scopes)
     dy = dense(dy, like=x)  # whatever format the compiled graph has it in
-    backend = computing_backend(x)
+    backend = backend_for(x)
     sums, gradients = backend.reduce(dy, x, moments, parameters, settings, bool(measured))
     return tuple(sums.instance.new_empty(0) if t is None else t for t in (*sums, *gradients))
 
@@ -144,7 +144,7 @@ def _propagate(
     parameters, settings = _layer_of(*layer_args)  # type: ignore[arg-type]
     moments = _unpack(instance, layer, batch, settings.scopes)
     wider = (t.contiguous() if t.numel() else None for t in (layer_sums, batch_sums))
-    return computing_backend(x).propagate(
+    return backend_for(x).propagate(
         dense(dy, like=x), x, moments, Sums(sums.contiguous(), *wider), parameters, settings,
         positions if total is None else total,  # type: ignore[arg-type]
     )  # fmt: skip
@@ -177,15 +177,15 @@ _propagate_op = define_operator(
 
 
 # Operations on each element of the first input; a multiplication with an addition is two, as in
-# torch's own formulas. (torch < 2.2 has no such register.)
+# torch's own formulas.
 for _operator, _operations in (
     (_measure_op, 3),  # sum; difference, squared and summed
     (_normalize_op, 2),
     (_reduce_op, 4),  # sum; difference; product, summed
     (_propagate_op, 5),  # difference; a * dy + b * (x - m) + c
 ):
-    getattr(flop_counter, 'flop_registry', {})[_operator] = (
-        lambda x, *args, operations=_operations, **kwargs: operations * x.numel()
+    FLOP_REGISTRY[_operator] = lambda x, *args, operations=_operations, **kwargs: (
+        operations * x.numel()
     )
 
 
@@ -247,3 +247,31 @@ def propagate(
     return _propagate_op(
         dy, x, *_pack(moments), sums.instance, *wider, *_flat(parameters, settings), *counted
     )
+
+
+def forward(
+    x: Tensor,
+    parameters: Parameters,
+    settings: Settings,
+    running: Running | None,
+    training: bool,
+    keep: bool,
+) -> tuple[Tensor, Moments]:
+    moments = measure(x, settings, running, training)
+    return normalize(x, moments, parameters, settings), moments
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    moments: Moments,
+    parameters: Parameters,
+    settings: Settings,
+    measured: bool,
+    to_input: bool,
+) -> tuple[Tensor | None, Parameters]:
+    sums, gradients = reduce(dy, x, moments, parameters, settings, measured)
+    if not to_input:
+        return None, gradients
+    total = x.numel() // x.shape[1]
+    return propagate(dy, x, moments, sums, parameters, settings, total), gradients

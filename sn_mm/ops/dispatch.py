@@ -1,4 +1,7 @@
-"""The backends that compute, and the choice of one."""
+"""The backends that compute, one record each, and the choice of one.
+
+The environment variable ``SN_MM_BACKEND``, read at import, sets one of them for all input.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +18,31 @@ from ..errors import InputError
 from . import aten
 from .protocol import Backend
 
-__all__ = ['computing_backend']
+__all__ = ['backend_for']
 
 
-def computing_backend(x: Tensor) -> Backend:
-    """The backend that computes; never ``custom_ops``, whose operators call this.
+def backend_for(x: Tensor) -> Backend:
+    """The backend that computes for ``x``; never ``custom_ops``, whose operators call this.
 
     Raises:
         InputError: ``SN_MM_BACKEND`` names one that cannot take ``x``.
     """
-    if _FORCED == 'aten' or type(x) not in (Tensor, torch.nn.Parameter) or not x.numel():
+    if type(x) not in (Tensor, torch.nn.Parameter) or not x.numel():
         return aten
-    if _FORCED:
-        return _forced(_FORCED, x.device, x.dtype)
-    if x.dtype in _KERNEL_DTYPES:
-        for name, backend in _BACKENDS.items():
-            if backend.device_type == x.device.type:
-                return _kernels_or_aten(name, x.device)
-    return aten
+    return _chosen(_FORCED, x.device, x.dtype)
 
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@cache
+def _chosen(forced: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    if forced:
+        return aten if forced == 'aten' else _forced(forced, device, dtype)
+    for name, backend in _BACKENDS.items():
+        if backend.device_type == device.type and dtype in _KERNEL_DTYPES:
+            return _kernels_or_aten(name, device)
+    return aten
 
 
 @cache
@@ -52,7 +59,6 @@ def _kernels_or_aten(name: str, device: torch.device) -> Backend:
     return aten
 
 
-@cache
 def _forced(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     why = _BACKENDS[name].unavailable(device)
     if why is None and dtype not in _KERNEL_DTYPES:

@@ -1,15 +1,16 @@
 r"""The contract of a backend: both passes of SN from input to output, cut only where ranks meet.
 
+``forward`` and ``backward`` are whole passes. Where a layer is synchronised they are done in steps.
 Forward:
 
-    measure      x -> moments of the scopes; moves the running statistics
-    [contribute, all_reduce, unite     in their place for the batch scope of a synchronised layer]
+    measure      x -> moments of the scopes; without ranks, moves the running statistics
+    [contribute, all_reduce, unite     the batch scope of all ranks; moves the running statistics]
     normalize    x, moments, parameters -> y
 
 Backward:
 
     reduce       dy, x, moments, parameters -> sums, gradients of the parameters
-    [all_reduce of the batch scope's sums where synchronised]
+    [all_reduce of the batch scope's sums]
     propagate    dy, x, moments, sums, parameters -> dx
 
 Shapes and dtypes, for all backends: ``x``, ``dy``, ``y`` and ``dx`` are (N, C, \*S) with
@@ -34,6 +35,33 @@ __all__ = ['Backend', 'Moments', 'Parameters', 'Running', 'Settings', 'Sums']
 
 class Backend(Protocol):
     """The functions of a backend, one module each."""
+
+    def forward(
+        self,
+        x: Tensor,
+        parameters: Parameters,
+        settings: Settings,
+        running: Running | None,
+        training: bool,
+        keep: bool,
+    ) -> tuple[Tensor, Moments]:
+        """``measure`` and ``normalize``: the output and the moments.
+
+        Args:
+            keep: Whether the moments are wanted; if not they may be missing.
+        """
+
+    def backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        moments: Moments,
+        parameters: Parameters,
+        settings: Settings,
+        measured: bool,
+        to_input: bool,
+    ) -> tuple[Tensor | None, Parameters]:
+        """``reduce``, and with ``to_input`` ``propagate``: ``dx`` or None, and the gradients."""
 
     def measure(
         self, x: Tensor, settings: Settings, running: Running | None, training: bool

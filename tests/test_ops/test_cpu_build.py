@@ -319,8 +319,7 @@ def test_every_width_of_vectors_computes_the_same(cache, flags, monkeypatch):
     monkeypatch.setenv('CC', f'cc {flags}')
     monkeypatch.setattr(build, 'FLAGS', tuple(f for f in build.FLAGS if f != '-O3') + ('-O1',))
     library = build.load()
-    for name in ('sn_measure', 'sn_apply', 'sn_reduce'):
-        getattr(library, name).argtypes = [ctypes.c_char_p]
+    cpu.declare(library)
     monkeypatch.setattr(cpu, '_kernels', library)
     for dtype, results in zip(dtypes, expected):
         for actual, result in zip(step(dtype), results):
@@ -371,8 +370,8 @@ import array, struct
 library = build.load()
 x, moments = array.array('f', range(40000)), array.array('f', [0, 0])
 address = lambda a: a.buffer_info()[0]
-values = [address(x), 0, 0, address(moments), *[0] * 15, 1, 1, 40000, 0, 0, 4, 1, 0, 0, 0, 0, 0]
-assert library.sn_measure(struct.pack('19P8q3dP', *values)) == 0
+values = [address(x), 0, 0, address(moments), *[0] * 16, 1, 1, 40000, 0, 0, 4, 1, 0, 0, 0, 0, 0, 0]
+assert library.sn_measure(struct.pack('20P9q3dP', *values)) == 0
 print(*moments)
 """
 

@@ -71,7 +71,7 @@ def test_tensor_subclasses_take_the_reference():
     class Named(Tensor):
         pass
 
-    assert dispatch.computing_backend(torch.ones(2, 3, 4).as_subclass(Named)) is aten
+    assert dispatch.backend_for(torch.ones(2, 3, 4).as_subclass(Named)) is aten
 
 
 # --- The choice ------------------------------------------------------------------------------

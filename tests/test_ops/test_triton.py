@@ -698,8 +698,7 @@ def test_backend_has_the_functions_of_the_protocol():
 @pytest.fixture
 def on_triton(monkeypatch):
     """Layers take the Triton backend, also where a mode watches their operations."""
-    monkeypatch.setattr(ops, 'backend_for', lambda x: backend)
-    monkeypatch.setattr(autograd, 'backend_for', lambda x: backend)
+    monkeypatch.setattr(autograd, '_backend', lambda x, look: backend)
 
 
 @pytest.mark.parametrize('memory_format', FORMATS)
@@ -794,8 +793,8 @@ def dispatch_with(monkeypatch: pytest.MonkeyPatch, forced: str):
 
 def test_environment_forces_a_backend(monkeypatch):
     x = torch.zeros(2, 3, device=DEVICE)
-    assert dispatch_with(monkeypatch, 'aten').computing_backend(x) is ops.dispatch.aten
-    assert dispatch_with(monkeypatch, 'triton').computing_backend(x) is backend
+    assert dispatch_with(monkeypatch, 'aten').backend_for(x) is ops.dispatch.aten
+    assert dispatch_with(monkeypatch, 'triton').backend_for(x) is backend
 
 
 def test_backend_that_does_not_exist_is_refused(monkeypatch):
@@ -804,7 +803,7 @@ def test_backend_that_does_not_exist_is_refused(monkeypatch):
 
 
 def test_forced_triton_refuses_what_it_cannot_take(monkeypatch):
-    forced = dispatch_with(monkeypatch, 'triton').computing_backend
+    forced = dispatch_with(monkeypatch, 'triton').backend_for
     with pytest.raises(ValueError, match='SN_MM_BACKEND=triton.*float64'):
         forced(torch.zeros(2, 3, dtype=torch.float64, device=DEVICE))
     monkeypatch.setattr(backend, 'INTERPRETED', False)
@@ -812,7 +811,7 @@ def test_forced_triton_refuses_what_it_cannot_take(monkeypatch):
         forced(torch.zeros(2, 3, device='meta'))
     monkeypatch.setitem(sys.modules, 'sn_mm.ops.triton', None)
     with pytest.raises(ValueError, match='it is not installed'):
-        dispatch_with(monkeypatch, 'triton').computing_backend(torch.zeros(2, 3, device='meta'))
+        dispatch_with(monkeypatch, 'triton').backend_for(torch.zeros(2, 3, device='meta'))
 
 
 def test_gpu_on_which_triton_fails_takes_aten_and_says_so(monkeypatch):

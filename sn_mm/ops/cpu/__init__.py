@@ -7,6 +7,7 @@ It takes float32, bfloat16 and float16; :mod:`sn_mm.ops.protocol` says what the 
 from __future__ import annotations
 
 import struct
+import warnings
 from ctypes import c_char_p, c_int
 from functools import cache
 from typing import Any, NoReturn
@@ -19,8 +20,11 @@ from ..protocol import Moments, Parameters, Running, Settings, Sums
 from . import build
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_PASS = struct.Struct('19P8q3dP')  # struct pass of kernels.c
+_SCOPES = {'in': 1, 'ln': 2, 'bn': 4}
+_PASS = struct.Struct('20P9q3dP')  # struct pass of kernels.c
 _GRAIN = 2**15  # values that are worth another thread, as in torch
+_NO_PARAMETERS = _NO_GRADIENTS = (None,) * 4
+_NO_SUMS = (None,) * 3
 
 
 _kernels: Any = None  # the library, once unavailable() has loaded it
@@ -37,40 +41,41 @@ def unavailable() -> str | None:
         library = build.load()
     except build.BuildError as error:
         return str(error)
-    for function in (library.sn_measure, library.sn_apply, library.sn_reduce):
-        function.argtypes, function.restype = [c_char_p], c_int
+    declare(library)
+    if not library.sn_has_threads() and torch.get_num_threads() > 1:
+        warnings.warn(
+            'the CPU kernels of sn_mm run on one thread: this process has loaded no OpenMP runtime '
+            'with GOMP_parallel (libgomp or libomp), whose threads they would take',
+            stacklevel=2,
+        )
     _kernels = library
     return None
 
 
+def declare(library: Any) -> None:
+    """Tells ctypes what the functions of the library take and give."""
+    for name in ('sn_forward', 'sn_backward', 'sn_measure', 'sn_apply', 'sn_reduce'):
+        function = getattr(library, name)
+        function.argtypes, function.restype = [c_char_p], c_int
+
+
+def forward(
+    x: Tensor,
+    parameters: Parameters,
+    settings: Settings,
+    running: Running | None,
+    training: bool,
+    keep: bool,
+) -> tuple[Tensor, Moments]:
+    y = torch.empty_like(x)
+    moments = _read(
+        _kernels.sn_forward, x, parameters, settings, running, training, keep, out=y
+    )  # fmt: skip
+    return y, moments
+
+
 def measure(x: Tensor, settings: Settings, running: Running | None, training: bool) -> Moments:
-    n, c = x.shape[:2]
-    moments: Moments = {}
-    given = None
-    if running is not None and not training and 'bn' in settings.scopes:
-        given = torch.stack((running.mean.float(), running.var.float())).unsqueeze(1)
-        if len(settings.scopes) == 1:
-            return {'in': given.repeat(1, n, 1), 'bn': given}
-    moments['in'] = x.new_empty((2, n, c), dtype=torch.float32)
-    if 'ln' in settings.scopes:
-        moments['ln'] = x.new_empty((2, n, 1), dtype=torch.float32)
-    if given is None and 'bn' in settings.scopes:
-        moments['bn'] = x.new_empty((2, 1, c), dtype=torch.float32)
-    moves = running if training and 'bn' in settings.scopes else None
-    inside = moves is not None and _plain(moves.mean) and _plain(moves.var)
-    _call(
-        _kernels.sn_measure,
-        x,
-        settings,
-        moments,
-        running=(moves.mean, moves.var) if moves is not None and inside else (None, None),
-        momentum=_share(moves) if moves is not None and inside else 0.0,
-    )
-    if moves is not None and not inside:
-        aten.move(moves, moments['bn'], x.numel() // c, settings)
-    if given is not None:
-        moments['bn'] = given
-    return moments
+    return _read(_kernels.sn_measure, x, _NO_PARAMETERS, settings, running, training, True)
 
 
 contribute, unite = aten.contribute, aten.unite
@@ -95,14 +100,12 @@ def reduce(
         torch.empty_like(moments['ln']) if 'ln' in moments else None,
         torch.empty_like(moments['bn']) if measured and 'bn' in moments else None,
     )
-    gradients = Parameters._make(
-        None if p is None else x.new_zeros(p.shape, dtype=torch.float32) for p in parameters
-    )
-    _call(_kernels.sn_reduce, x, settings, moments, parameters, dy, sums, gradients)
-    if any(p is not None and p.dtype != torch.float32 for p in parameters):
-        pairs: Any = zip(gradients, parameters)
-        gradients = Parameters._make(p if p is None else g.to(p.dtype) for g, p in pairs)
-    return sums, gradients
+    gradients = _new_gradients(parameters)
+    _call(
+        _kernels.sn_reduce, x, settings, moments, parameters, dy, sums, gradients,
+        batch_given=not measured,
+    )  # fmt: skip
+    return sums, _in_their_dtypes(gradients, parameters)
 
 
 def propagate(
@@ -119,38 +122,97 @@ def propagate(
     return dx
 
 
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    moments: Moments,
+    parameters: Parameters,
+    settings: Settings,
+    measured: bool,
+    to_input: bool,
+) -> tuple[Tensor | None, Parameters]:
+    dx = torch.empty_like(x) if to_input else None
+    gradients = _new_gradients(parameters)
+    _call(
+        _kernels.sn_backward, x, settings, moments, parameters, dy, _NO_SUMS, gradients, dx,
+        batch_given=not measured, total=x.numel() / x.shape[1],
+    )  # fmt: skip
+    return dx, _in_their_dtypes(gradients, parameters)
+
+
+def _read(
+    function: Any,
+    x: Tensor,
+    parameters: Parameters | tuple[None, ...],
+    settings: Settings,
+    running: Running | None,
+    training: bool,
+    keep: bool,
+    out: Tensor | None = None,
+) -> Moments:
+    """Calls a function that measures ``x``; the moments, or with ``keep`` False perhaps none."""
+    n, c = x.shape[:2]
+    scopes = settings.scopes
+    if 'bn' not in scopes:
+        running = None
+    moved = running if training else None
+    beside = moved is not None and not _moves_inside(moved)
+    moments: Moments = {}
+    if keep or beside:
+        moments['in'] = x.new_empty((2, n, c), dtype=torch.float32)
+        if 'ln' in scopes:
+            moments['ln'] = x.new_empty((2, n, 1), dtype=torch.float32)
+        if 'bn' in scopes:
+            moments['bn'] = x.new_empty((2, 1, c), dtype=torch.float32)
+    _call(
+        function, x, settings, moments, parameters, out=out, running=None if beside else running,
+        batch_given=running is not None and not training,
+    )  # fmt: skip
+    if moved is not None and beside:
+        aten.move(moved, moments['bn'], x.numel() // c, settings)
+    return moments
+
+
 def _call(
     function: Any,
     x: Tensor,
     settings: Settings,
     moments: Moments,
-    parameters: Parameters | tuple[None, ...] = (None,) * 4,
+    parameters: Parameters | tuple[None, ...],
     dy: Tensor | None = None,
-    sums: Sums | tuple[None, ...] = (None,) * 3,
-    gradients: Parameters | tuple[None, ...] = (None,) * 4,
+    sums: Sums | tuple[None, ...] = _NO_SUMS,
+    gradients: Parameters | tuple[None, ...] = _NO_GRADIENTS,
     out: Tensor | None = None,
-    running: tuple[Tensor | None, Tensor | None] = (None, None),
-    momentum: float = 0.0,
+    running: Running | None = None,
+    batch_given: bool = False,
     total: float = 0.0,
 ) -> None:
-    """Packs ``struct pass`` and calls ``function`` with it: one argument is soonest converted."""
+    """Packs ``struct pass`` and calls ``function`` with it.
+
+    As one argument, because ctypes takes about as long for each argument as Python for all of this.
+    """
     n, c = x.shape[:2]
     values = x.numel()
     positions = values // (n * c)
+    mean, var, batches, momentum = running or (None, None, None, 0.0)
     # Keeps converted copies alive until the function returns.
-    tensors = [
-        x, dy, out, moments['in'], moments.get('ln'), moments.get('bn'),
-        *sums, *map(_float, parameters), *gradients, *running,
-    ]  # fmt: skip
+    tensors = (
+        x, dy, out, moments.get('in'), moments.get('ln'), moments.get('bn'), *sums,
+        *[t if t is None or _plain(t) else _converted(t) for t in (*parameters, mean, var)],
+    )  # fmt: skip
+    *first, mean_at, var_at = [0 if t is None else t.data_ptr() or _no_memory(t) for t in tensors]
     failed = function(
         _PASS.pack(
-            *[0 if t is None else t.data_ptr() or _no_memory(t) for t in tensors],
+            *first,
+            *[0 if t is None else t.data_ptr() for t in gradients],
+            mean_at, var_at, 0 if batches is None else batches.data_ptr(),
             n, c, positions, _TYPES[x.dtype],
             positions == 1 or not x.is_contiguous(),  # one position: N rows of C
             min(torch.get_num_threads(), 1 + values // _GRAIN),
-            'in' in settings.scopes,
+            sum([_SCOPES[scope] for scope in settings.scopes]),
+            batch_given,
             settings.correction,
-            settings.eps, momentum, total, 0,
+            settings.eps, -1.0 if momentum is None else momentum, total, 0,
         )
     )  # fmt: skip
     if failed:
@@ -166,15 +228,25 @@ def _plain(t: Tensor) -> bool:
     return t.dtype == torch.float32 and t.is_contiguous() and not t.is_neg()
 
 
-def _float(t: Tensor | None) -> Tensor | None:
-    return t if t is None or _plain(t) else t.to(torch.float32).contiguous().resolve_neg()
+def _converted(t: Tensor) -> Tensor:
+    return t.to(torch.float32).contiguous().resolve_neg()
 
 
-def _share(running: Running) -> float:
-    """The share of a new batch, which is counted."""
-    if running.batches is not None:
-        running.batches.add_(1)
-    if running.momentum is not None:
-        return running.momentum
-    assert running.batches is not None
-    return 1 / int(running.batches)
+def _moves_inside(running: Running) -> bool:
+    """Whether the kernels can move these running statistics."""
+    mean, var, batches, _ = running
+    return _plain(mean) and _plain(var) and (batches is None or batches.dtype == torch.int64)
+
+
+def _new_gradients(parameters: Parameters) -> Parameters:
+    return Parameters._make(
+        [None if p is None else torch.empty_like(p, dtype=torch.float32) for p in parameters]
+    )
+
+
+def _in_their_dtypes(gradients: Parameters, parameters: Parameters) -> Parameters:
+    for p in parameters:
+        if p is not None and p.dtype != torch.float32:
+            pairs: Any = zip(gradients, parameters)
+            return Parameters._make(None if p is None else g.to(p.dtype) for g, p in pairs)
+    return gradients

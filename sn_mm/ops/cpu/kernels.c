@@ -8,7 +8,7 @@
  * Threads come from the OpenMP runtime that torch has loaded: GOMP_parallel, the entry that a
  * compiled "#pragma omp parallel" calls, is called by its name. So any C compiler will do, with
  * OpenMP or without, and never starts a second pool of threads. Without the runtime one thread
- * does everything.
+ * does everything, and sn_has_threads() says so.
  */
 #include <math.h>
 #include <stdint.h>
@@ -41,7 +41,11 @@ typedef uint16_t half_vec __attribute__((vector_size(2 * LANES)));
 
 enum type { FLOAT32, BFLOAT16, FLOAT16 };
 
-/* What a pass works on; __init__.py packs it. Pointers that a pass does not use are NULL. */
+enum scope { IN = 1, LN = 2, BN = 4 };
+
+/* What a pass works on; __init__.py packs it. Pointers that a pass does not use are NULL. So are
+ * those to moments and sums that nobody needs after a whole pass: `lend` gives it memory for them.
+ */
 struct pass {
     const void *x, *dy;
     void *out;                                            /* y or dx */
@@ -49,16 +53,38 @@ struct pass {
     float *instance_sums, *layer_sums, *batch_sums;       /* of backward, the same shapes */
     const float *mean_logits, *var_logits, *weight, *bias;
     float *grad_mean_logits, *grad_var_logits, *grad_weight, *grad_bias;
-    float *running_mean, *running_var;
+    float *running_mean, *running_var; /* moved, or with batch_given the batch scope */
+    int64_t *batches;
     int64_t n, c, l;
     int64_t type, channels_last, threads;
-    int64_t instance_mixed; /* layer and batch are mixed where they are not NULL */
+    int64_t scopes;      /* that are mixed, of enum scope */
+    int64_t batch_given; /* not measured, so that no gradient flows through it */
     int64_t correction;
     double eps;
-    double momentum;
+    double momentum; /* below 0: 1 / batches */
     double total;  /* positions behind the batch scope; 0 where it is held fixed */
     double *means; /* (N, C), of instances, unrounded: the wider scopes' are rounded once */
 };
+
+/* ---- memory ---- */
+
+/* Memory, to be freed, for those of a pass's moments or sums that are NULL; NULL if there is none. */
+static void *lend(struct pass *p, float **instance, float **layer, float **batch)
+{
+    int64_t nc = p->n * p->c;
+    double *means = malloc(nc * sizeof *means + 2 * (nc + p->n + p->c) * sizeof(float));
+    float *rest = (float *)(means + nc);
+    if (!means)
+        return NULL;
+    p->means = means;
+    if (!*instance)
+        *instance = rest;
+    if (!*layer && p->scopes & LN)
+        *layer = rest + 2 * nc;
+    if (!*batch && p->scopes & BN)
+        *batch = rest + 2 * (nc + p->n);
+    return means;
+}
 
 /* ---- threads ---- */
 
@@ -666,7 +692,7 @@ struct shares {
 
 static void softmax(const struct pass *p, const float *logits, double *shares)
 {
-    const int mixed[3] = {(int)p->instance_mixed, !!p->layer, !!p->batch};
+    const int64_t mixed[3] = {p->scopes & IN, p->scopes & LN, p->scopes & BN};
     double largest = -INFINITY, sum = 0;
     for (int k = 0, i = 0; k < 3; k++)
         if (mixed[k])
@@ -697,7 +723,7 @@ static void mix(const struct pass *p, const struct shares *shares, int64_t n, in
         mu[k] = mean_all;
         var[k] = var_all;
     }
-    if (p->instance_mixed)
+    if (p->scopes & IN)
         for (int64_t k = 0; k < size; k++) {
             mu[k] += shares->mean[0] * means[k];
             var[k] += shares->var[0] * vars[k];
@@ -930,7 +956,7 @@ static void channel_gradients(const struct pass *p, void *scratch, int64_t from,
             }
             rows[n][0] += dot(g1, NULL, size);
             rows[n][1] += dot(g2, NULL, size);
-            if (p->instance_mixed) {
+            if (p->scopes & IN) {
                 of_shares[0][0] += dot(g1, mean, size);
                 of_shares[1][0] += dot(g2, mean + nc, size);
             }
@@ -957,7 +983,7 @@ static void channel_gradients(const struct pass *p, void *scratch, int64_t from,
 static void grad_logits(const struct pass *p, const double *shares, const double *of_shares,
                         double factor, float *out)
 {
-    const int mixed[3] = {(int)p->instance_mixed, !!p->layer, !!p->batch};
+    const int64_t mixed[3] = {p->scopes & IN, p->scopes & LN, p->scopes & BN};
     double mean = 0;
     for (int k = 0; k < 3; k++)
         mean += shares[k] * of_shares[k];
@@ -966,30 +992,34 @@ static void grad_logits(const struct pass *p, const double *shares, const double
             *out++ = (float)(-factor * shares[k] * (of_shares[k] - mean));
 }
 
-/* ---- the functions that Python calls; each returns 1 if it gets no memory, else 0 ---- */
+/* ---- passes; each returns 1 if it gets no memory, else 0 ---- */
 
-int sn_measure(const struct pass *given)
+static int measure(struct pass *p)
 {
-    struct pass copy = *given, *p = &copy;
-    p->means = malloc(p->n * p->c * sizeof *p->means);
-    if (!p->means)
+    if (p->batch_given) {
+        memcpy(p->batch, p->running_mean, p->c * sizeof(float));
+        memcpy(p->batch + p->c, p->running_var, p->c * sizeof(float));
+        if (p->scopes == BN) { /* x is not read */
+            for (int64_t n = 0; n < 2 * p->n; n++)
+                memcpy(p->instance + n * p->c, p->batch + n / p->n * p->c, p->c * sizeof(float));
+            return 0;
+        }
+    } else if (p->running_mean) {
+        if (p->batches)
+            ++*p->batches;
+        if (p->momentum < 0)
+            p->momentum = 1. / *p->batches;
+    }
+    if (collect(p))
         return 1;
-    int failed = collect(p);
-    if (!failed && p->layer)
+    if (p->scopes & LN)
         run(pool_layer, p, NULL, p->n, algebra_threads(p));
-    if (!failed && p->batch)
+    if (p->scopes & BN && !p->batch_given)
         run(pool_batch, p, NULL, p->c, algebra_threads(p));
-    free(p->means);
-    return failed;
-}
-
-int sn_apply(const struct pass *p)
-{
-    apply(p);
     return 0;
 }
 
-int sn_reduce(const struct pass *p)
+static int reduce(const struct pass *p)
 {
     int64_t threads = algebra_threads(p);
     if (collect(p))
@@ -1018,4 +1048,56 @@ int sn_reduce(const struct pass *p)
     grad_logits(p, all.shares.mean, of_shares[0], 1, p->grad_mean_logits);
     grad_logits(p, all.shares.var, of_shares[1], 0.5, p->grad_var_logits);
     return 0;
+}
+
+/* ---- the functions that Python calls: whole passes, and their steps ---- */
+
+static int forward(const struct pass *given, int whole)
+{
+    struct pass p = *given;
+    void *memory = lend(&p, &p.instance, &p.layer, &p.batch);
+    int failed = !memory || measure(&p);
+    if (!failed && whole)
+        apply(&p);
+    free(memory);
+    return failed;
+}
+
+int sn_forward(const struct pass *p)
+{
+    return forward(p, 1);
+}
+
+int sn_backward(const struct pass *given)
+{
+    struct pass p = *given;
+    void *memory = lend(&p, &p.instance_sums, &p.layer_sums, &p.batch_sums);
+    if (p.batch_given)
+        p.batch_sums = NULL;
+    int failed = !memory || reduce(&p);
+    if (!failed && p.out)
+        apply(&p);
+    free(memory);
+    return failed;
+}
+
+int sn_measure(const struct pass *p)
+{
+    return forward(p, 0);
+}
+
+int sn_apply(const struct pass *p)
+{
+    apply(p);
+    return 0;
+}
+
+int sn_reduce(const struct pass *p)
+{
+    return reduce(p);
+}
+
+int sn_has_threads(void)
+{
+    return !!GOMP_parallel;
 }
