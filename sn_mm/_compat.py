@@ -80,17 +80,19 @@ class Look(NamedTuple):
     recomputing: bool
 
 
+_PLAIN = Look(False, False, False, False)
+
+
 def look_at(x: Tensor, synchronised: bool) -> Look:
     """How PyTorch looks at a forward pass of a layer with input ``x``."""
     exporting = _is_recorded(x, synchronised)
     if is_compiling():
         return Look(True, exporting, True, False)
-    return Look(
-        False,
-        exporting or _is_transformed(),
-        torch._C._len_torch_dispatch_stack() > 0,
-        torch._C._current_graph_task_id() != -1,
-    )
+    operators = torch._C._len_torch_dispatch_stack() > 0
+    recomputing = torch._C._current_graph_task_id() != -1
+    if exporting or operators or recomputing or _is_transformed():
+        return Look(False, exporting or _is_transformed(), operators, recomputing)
+    return _PLAIN
 
 
 def look_at_backward(dy: Tensor) -> Look:

@@ -168,7 +168,7 @@ def normalize(
 def _check_tensors(
     x: Tensor, parameters: Parameters, running: Running | None, scopes: tuple[str, ...]
 ) -> None:
-    """Checks kind, device, dtype and shape: kernels take addresses as they are."""
+    """Checks kind, device, dtype and shape of all tensors."""
     check_type('input', x, Tensor, 'a tensor')
     if not x.is_floating_point():
         raise InputTypeError(f'input must be floating point, got {x.dtype}')
@@ -177,34 +177,26 @@ def _check_tensors(
     if x.layout is not torch.strided:
         raise InputError(f'input must be dense (torch.strided), got {x.layout}')
     mean_weight, var_weight, weight, bias = parameters
-    device, logits, channels = x.device, (len(scopes),), x.shape[1:2]
-    _check_tensor('mean_weight', mean_weight, device, logits, x, scopes)
-    _check_tensor('var_weight', var_weight, device, logits, x, scopes)
-    if weight is not None:
-        _check_tensor('weight', weight, device, channels, x, scopes)
-    if bias is not None:
-        _check_tensor('bias', bias, device, channels, x, scopes)
-    if running is not None:
-        _check_tensor('running_mean', running.mean, device, channels, x, scopes)
-        _check_tensor('running_var', running.var, device, channels, x, scopes)
-
-
-def _check_tensor(
-    name: str,
-    tensor: Tensor,
-    device: torch.device,
-    shape: tuple[int, ...],
-    x: Tensor,
-    scopes: tuple[str, ...],
-) -> None:
-    check_type(name, tensor, Tensor, 'a tensor')
-    if not tensor.is_floating_point():
-        raise InputTypeError(f'{name} must be floating point, got {tensor.dtype}')
-    if tensor.device != device:
-        raise InputError(
-            f'input is on {device}, {name} on {tensor.device}: all must be on one device'
-        )
-    if tensor.shape != shape:
+    on_cpu, device, logits, channels = x.is_cpu, x.device, (len(scopes),), x.shape[1:2]
+    mean, var = (None, None) if running is None else running[:2]
+    for name, tensor, shape in (
+        ('mean_weight', mean_weight, logits), ('var_weight', var_weight, logits),
+        ('weight', weight, channels), ('bias', bias, channels),
+        ('running_mean', mean, channels), ('running_var', var, channels),
+    ):  # fmt: skip
+        if tensor is None and name not in ('mean_weight', 'var_weight'):
+            continue
+        if not isinstance(tensor, Tensor):
+            raise InputTypeError(f'{name} must be a tensor, got {type(tensor).__name__}')
+        if not tensor.is_floating_point():
+            raise InputTypeError(f'{name} must be floating point, got {tensor.dtype}')
+        # Kernels take addresses as they are. (is_cpu is asked in a third of device's time.)
+        if not (tensor.is_cpu if on_cpu else tensor.device == device):
+            raise InputError(
+                f'input is on {device}, {name} on {tensor.device}: all must be on one device'
+            )
+        if tensor.shape == shape:
+            continue
         if name in ('mean_weight', 'var_weight'):
             raise InputError(
                 f'{name} must have one entry for each of {scopes}, got shape {tuple(tensor.shape)}'

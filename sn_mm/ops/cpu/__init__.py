@@ -10,21 +10,29 @@ import struct
 import warnings
 from ctypes import c_char_p, c_int
 from functools import cache
+from itertools import combinations
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from ...equations import SCOPES
 from .. import aten
 from ..protocol import Moments, Parameters, Running, Settings, Sums
 from . import build
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_SCOPES = {'in': 1, 'ln': 2, 'bn': 4}
+_FLOAT32 = torch.float32
+_SCOPES = {  # their sets in numbers of kernels.c
+    scopes: sum({'in': 1, 'ln': 2, 'bn': 4}[scope] for scope in scopes)
+    for size in (1, 2, 3)
+    for scopes in combinations(SCOPES, size)
+}
 _PASS = struct.Struct('20P9q3dP')  # struct pass of kernels.c
 _GRAIN = 2**15  # values that are worth another thread, as in torch
 _NO_PARAMETERS = _NO_GRADIENTS = (None,) * 4
 _NO_SUMS = (None,) * 3
+_NO_RUNNING = (None, None, None, 0.0)
 
 
 _kernels: Any = None  # the library, once unavailable() has loaded it
@@ -151,7 +159,6 @@ def _read(
     out: Tensor | None = None,
 ) -> Moments:
     """Calls a function that measures ``x``; the moments, or with ``keep`` False perhaps none."""
-    n, c = x.shape[:2]
     scopes = settings.scopes
     if 'bn' not in scopes:
         running = None
@@ -159,6 +166,7 @@ def _read(
     beside = moved is not None and not _moves_inside(moved)
     moments: Moments = {}
     if keep or beside:
+        n, c = x.shape[:2]
         moments['in'] = x.new_empty((2, n, c), dtype=torch.float32)
         if 'ln' in scopes:
             moments['ln'] = x.new_empty((2, n, 1), dtype=torch.float32)
@@ -169,7 +177,7 @@ def _read(
         batch_given=running is not None and not training,
     )  # fmt: skip
     if moved is not None and beside:
-        aten.move(moved, moments['bn'], x.numel() // c, settings)
+        aten.move(moved, moments['bn'], x.numel() // x.shape[1], settings)
     return moments
 
 
@@ -187,29 +195,31 @@ def _call(
     batch_given: bool = False,
     total: float = 0.0,
 ) -> None:
-    """Packs ``struct pass`` and calls ``function`` with it.
-
-    As one argument, because ctypes takes about as long for each argument as Python for all of this.
-    """
-    n, c = x.shape[:2]
+    """Packs ``struct pass`` and calls ``function`` with it."""
+    shape = x.shape
+    n, c = shape[0], shape[1]
     values = x.numel()
     positions = values // (n * c)
-    mean, var, batches, momentum = running or (None, None, None, 0.0)
-    # Keeps converted copies alive until the function returns.
+    get = moments.get
+    mean, var, batches, momentum = _NO_RUNNING if running is None else running
+    # What is converted is kept alive until the function returns.
+    given = [
+        t
+        if t is None or t.dtype is _FLOAT32 and t.is_contiguous() and not t.is_neg()
+        else t.to(_FLOAT32).contiguous().resolve_neg()
+        for t in (*parameters, mean, var)
+    ]
     tensors = (
-        x, dy, out, moments.get('in'), moments.get('ln'), moments.get('bn'), *sums,
-        *[t if t is None or _plain(t) else _converted(t) for t in (*parameters, mean, var)],
+        x, dy, out, get('in'), get('ln'), get('bn'), *sums, *given[:4], *gradients, *given[4:],
+        batches,
     )  # fmt: skip
-    *first, mean_at, var_at = [0 if t is None else t.data_ptr() or _no_memory(t) for t in tensors]
     failed = function(
         _PASS.pack(
-            *first,
-            *[0 if t is None else t.data_ptr() for t in gradients],
-            mean_at, var_at, 0 if batches is None else batches.data_ptr(),
+            *[0 if t is None else t.data_ptr() or _no_memory(t) for t in tensors],
             n, c, positions, _TYPES[x.dtype],
             positions == 1 or not x.is_contiguous(),  # one position: N rows of C
             min(torch.get_num_threads(), 1 + values // _GRAIN),
-            sum([_SCOPES[scope] for scope in settings.scopes]),
+            _SCOPES[settings.scopes],
             batch_given,
             settings.correction,
             settings.eps, -1.0 if momentum is None else momentum, total, 0,
@@ -223,30 +233,32 @@ def _no_memory(t: Tensor) -> NoReturn:
     raise TypeError(f'the CPU kernels of sn_mm got a tensor without memory: {type(t).__name__}')
 
 
-def _plain(t: Tensor) -> bool:
-    """Whether the kernels take ``t`` as it is."""
-    return t.dtype == torch.float32 and t.is_contiguous() and not t.is_neg()
-
-
-def _converted(t: Tensor) -> Tensor:
-    return t.to(torch.float32).contiguous().resolve_neg()
-
-
 def _moves_inside(running: Running) -> bool:
     """Whether the kernels can move these running statistics."""
     mean, var, batches, _ = running
-    return _plain(mean) and _plain(var) and (batches is None or batches.dtype == torch.int64)
+    return (
+        mean.dtype is var.dtype is _FLOAT32
+        and mean.is_contiguous()
+        and var.is_contiguous()
+        and not (mean.is_neg() or var.is_neg())
+        and (batches is None or batches.dtype is torch.int64)
+    )
 
 
 def _new_gradients(parameters: Parameters) -> Parameters:
     return Parameters._make(
-        [None if p is None else torch.empty_like(p, dtype=torch.float32) for p in parameters]
-    )
+        [
+            p if p is None
+            else torch.empty_like(p) if p.dtype is _FLOAT32
+            else torch.empty_like(p, dtype=_FLOAT32)
+            for p in parameters
+        ]
+    )  # fmt: skip
 
 
 def _in_their_dtypes(gradients: Parameters, parameters: Parameters) -> Parameters:
     for p in parameters:
-        if p is not None and p.dtype != torch.float32:
+        if p is not None and p.dtype is not _FLOAT32:
             pairs: Any = zip(gradients, parameters)
             return Parameters._make(None if p is None else g.to(p.dtype) for g, p in pairs)
     return gradients

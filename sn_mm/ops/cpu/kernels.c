@@ -828,6 +828,9 @@ INLINE void channel_apply(const struct pass *p, int64_t at, float a, float b, fl
     if (i < p->l && p->l >= LANES) {
         i = p->l - LANES; /* some values once more */
         store(out, i, type, RESULT(load, i, type));
+    } else if (type == FLOAT32) { /* a few, one by one: quicker than by a copy of a vector */
+        for (; i < p->l; i++)
+            ((float *)out)[i] = RESULT(load_one, i, type);
     } else if (i < p->l) {
         store_few(out, i, type, p->l - i, RESULT(load_few, i, type, p->l - i));
     }
