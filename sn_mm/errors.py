@@ -11,8 +11,8 @@ class InputError(ValueError):
     """The input cannot be used; the message says what was given and what is allowed."""
 
 
-class InputTypeError(InputError, TypeError):
-    """The input is of a kind, a class or a dtype, that cannot be used."""
+class DtypeError(InputError, TypeError):
+    """A tensor's dtype cannot be used."""
 
 
 def check_positive_int(name: str, value: object) -> None:
@@ -71,12 +71,12 @@ def check_type(name: str, value: object, kind: type, wanted: str) -> None:
         wanted: That class in words, for the message.
 
     Raises:
-        InputTypeError: ``value`` is of another class.
+        InputError: ``value`` is of another class.
     """
     if not isinstance(value, kind):
         shown = repr(value)
         shown = shown if len(shown) < 60 else type(value).__name__
-        raise InputTypeError(f'{name} must be {wanted}, got {shown}')
+        raise InputError(f'{name} must be {wanted}, got {shown}')
 
 
 def some(names: Iterable[object], count: int = 5) -> str:

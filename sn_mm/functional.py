@@ -15,7 +15,7 @@ from ._compat import Look, look_at, traceable
 from .autograd import Call, SwitchNormFunction, forward_pass
 from .distributed import Caller, check_group
 from .equations import SCOPES, Parameters, Running, Settings, mask_instance
-from .errors import InputError, InputTypeError, check_number, check_type
+from .errors import DtypeError, InputError, check_number, check_type
 from .ops import aten, dense
 
 __all__ = ['canonical_normalizers', 'normalize', 'switch_norm']
@@ -89,9 +89,9 @@ def switch_norm(
         As ``input``.
 
     Raises:
-        InputError: No tensors where tensors are needed, or tensors that are not floating point
-            (these two are a TypeError as well), shapes that do not fit each other, tensors on
-            several devices, sparse ones, unknown normalizers or correction, ``eps`` or
+        DtypeError: Tensors that are not floating point. An InputError and a TypeError.
+        InputError: No tensors where tensors are needed, shapes that do not fit each other, tensors
+            on several devices, sparse ones, unknown normalizers or correction, ``eps`` or
             ``momentum`` out of range, or no statistics to normalise with.
     """
     normalizers = canonical_normalizers(normalizers)
@@ -171,7 +171,7 @@ def _check_tensors(
     """Checks kind, device, dtype and shape of all tensors."""
     check_type('input', x, Tensor, 'a tensor')
     if not x.is_floating_point():
-        raise InputTypeError(f'input must be floating point, got {x.dtype}')
+        raise DtypeError(f'input must be floating point, got {x.dtype}')
     if x.dim() < 2:
         raise InputError(f'input must be (N, C, *S), got {tuple(x.shape)}')
     if x.layout is not torch.strided:
@@ -187,9 +187,9 @@ def _check_tensors(
         if tensor is None and name not in ('mean_weight', 'var_weight'):
             continue
         if not isinstance(tensor, Tensor):
-            raise InputTypeError(f'{name} must be a tensor, got {type(tensor).__name__}')
+            raise InputError(f'{name} must be a tensor, got {type(tensor).__name__}')
         if not tensor.is_floating_point():
-            raise InputTypeError(f'{name} must be floating point, got {tensor.dtype}')
+            raise DtypeError(f'{name} must be floating point, got {tensor.dtype}')
         # Kernels take addresses as they are. (is_cpu is asked in a third of device's time.)
         if not (tensor.is_cpu if on_cpu else tensor.device == device):
             raise InputError(

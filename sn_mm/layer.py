@@ -75,7 +75,7 @@ class SwitchNorm(_InstanceNorm):
 
     Raises:
         InputError: Arguments that are not allowed; input of another shape. A ValueError.
-        TypeError: Input that is not floating point.
+        DtypeError: Input that is not floating point. An InputError and a TypeError.
 
     Examples::
 
