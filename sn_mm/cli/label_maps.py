@@ -31,9 +31,9 @@ def check_label_maps(key: str, dataset: Any, training: bool) -> None:
         training: Whether the labels are to train on: of one class alone nothing is learned.
 
     Raises:
-        InputError: A label map does not exist, is no image or has colours; a label is that of no
-            class; all that were read are ignored, or training and of one class; or data set and
-            pipeline contradict each other in ``reduce_zero_label``.
+        InputError: A label map is not named, does not exist, is no image or has colours; a label is
+            that of no class; all that were read are ignored, or training and of one class; or data
+            set and pipeline contradict each other in ``reduce_zero_label``.
     """
     step = _reader(dataset)
     if step is None:
@@ -45,6 +45,12 @@ def check_label_maps(key: str, dataset: Any, training: bool) -> None:
             f'{step.reduce_zero_label}: leave it out there'
         )
     samples = [dataset.get_data_info(index) for index in range(len(dataset))]
+    if 'seg_map_path' not in samples[0]:
+        raise InputError(
+            f'{key}.data_prefix names no seg_map_path, which its LoadAnnotations reads'
+        )
+    if '://' in samples[0]['seg_map_path']:
+        return
     _check_existence(key, samples, dataset.seg_map_suffix)
     classes, ignored = dataset.metainfo['classes'], dataset.ignore_index
     wanted = 2 if training and len(classes) > 1 else 1

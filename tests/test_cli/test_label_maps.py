@@ -134,8 +134,19 @@ def test_an_image_without_a_label_map_is_named():
     check(ade(metainfo=ROAD, seg_map_suffix='_gt.png'), suffix)
 
 
+def test_a_data_set_that_names_no_label_maps_is_told_its_setting():
+    write_ade([[0, 1]])
+    dataset = BaseSegDataset(
+        data_prefix={'img_path': 'images/training'}, pipeline=LOAD, metainfo=ROAD
+    )
+    check(dataset, 'data.data_prefix names no seg_map_path, which its LoadAnnotations reads')
+
+
 def test_other_data_sets_are_left_alone():
     write_ade([[0, 7]])
+    Path('train.txt').write_text('0')
+    away = {'img_path': 'images/training', 'seg_map_path': 's3://bucket'}
+    check(BaseSegDataset('train.txt', data_prefix=away, pipeline=LOAD, metainfo=ROAD))
     check(ade(pipeline=[], metainfo=ROAD))
     check(ade(metainfo=ROAD, backend_args={'backend': 'local'}))
     check(['a list'])
