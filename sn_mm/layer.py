@@ -267,20 +267,29 @@ class SwitchNorm(_InstanceNorm):
         return resolve(self.sync, self.process_group)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        # Where a file has none, torch.distributed.checkpoint puts the layer's own parameters.
-        own = {f'{prefix}{name}': parameter for name, parameter in self._parameters.items()}
-        given = {key for key, value in state_dict.items() if value is not own.get(key)}
+        of_batch_norm = self._is_of_batch_norm(state_dict, prefix)  # before it is loaded by assign
         # Past _InstanceNorm's own, which fails on any file older than its running statistics: a
         # BatchNorm's statistics are merely unexpected where this layer keeps none.
         super(_InstanceNorm, self)._load_from_state_dict(state_dict, prefix, *args)
         if f'{prefix}radius' in state_dict and 'radius' not in self._buffers:
             errors = args[-1]
             errors.append(f'{prefix[:-1] or "the layer"} is of Sparse SN in the file, and SN here')
-        # A BatchNorm's weights come whole: statistics alone may be a part of SN's own state.
-        whole = {f'{prefix}running_mean'} | ({f'{prefix}weight'} if self.affine else set())
-        importance = {f'{prefix}mean_weight', f'{prefix}var_weight'}
-        if whole <= given and given.isdisjoint(importance):
+        if of_batch_norm:
             self.take_over_batch_norm()
+
+    def _is_of_batch_norm(self, state_dict: Mapping[str, Tensor], prefix: str) -> bool:
+        """Whether the weights are a BatchNorm's, without an importance.
+
+        They come whole then: statistics alone may be a part of SN's own state. Where a file has no
+        importance, torch.distributed.checkpoint puts the layer's own parameters.
+        """
+
+        def given(name: str) -> bool:
+            value = state_dict.get(prefix + name)
+            return value is not None and value is not self._parameters.get(name)
+
+        whole = ('running_mean', 'weight') if self.affine else ('running_mean',)
+        return all(map(given, whole)) and not any(map(given, ('mean_weight', 'var_weight')))
 
     def __getstate__(self) -> dict[str, Any]:
         """Process groups belong to a running job: they are not pickled."""

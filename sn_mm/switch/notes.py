@@ -39,8 +39,8 @@ def take_notes(model: dict, report: SwitchReport, hooks: Sequence[dict] = ()) ->
             fixed.append(entry.path)
     notes = [
         f'{path}.frozen_stages={stages} with the weights of {checkpoint}: SN in these stages keeps '
-        f'the importance that it starts from, BatchNorm or close to it; {path}.frozen_stages=-1 lets it '
-        'learn'
+        'the importance that it starts from, BatchNorm or close to it; '
+        f'{path}.frozen_stages=-1 lets it learn'
         for path, (stages, checkpoint) in frozen.items()
     ]
     notes += [
@@ -50,9 +50,9 @@ def take_notes(model: dict, report: SwitchReport, hooks: Sequence[dict] = ()) ->
     ]
     if fixed:
         notes.append(
-            f'requires_grad=False keeps the importance that SN starts from in {", ".join(fixed)}: the '
-            'BatchNorm whose weights it loads, or equal shares; requires_grad=True in the norm_cfg '
-            '(--norm SN requires_grad=True) lets it learn'
+            'requires_grad=False keeps the importance that SN starts from in '
+            f'{", ".join(fixed)}: the BatchNorm whose weights it loads, or equal shares; '
+            'requires_grad=True in the norm_cfg (--norm SN requires_grad=True) lets it learn'
         )
     if any('PreciseBNHook' in str(hook['type']) for hook in hooks):
         notes.append(
