@@ -41,6 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add('--kills', type=positive_int, metavar='N',
         help='kills of each training that is resumed (2)')  # fmt: skip
     add('--every-config', action='store_true', help='all ready-made configs, not a few of them')
+    add('--every-kernel', action='store_true',
+        help='all variants of the kernels compiled, for all GPUs')  # fmt: skip
     add('--record', action='store_true', help='write the results into docs/')
 
 

@@ -7,7 +7,6 @@ make programs share them as they share large ones. It shortens float32 to bfloat
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -662,29 +661,6 @@ def test_offsets_beyond_32_bits(channels_last, instances, channels, positions, r
     last_offsets[1,](result, programs - 1, **arguments)
     rows = instances * channels
     assert result.tolist() == [rows * positions - 1, tiles.chunks * rows - 1]
-
-
-# --- compiled, without a GPU ----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_kernels_compile_for_sm_70_sm_80_and_sm_90():
-    """To machine code that spills no registers, and moves inputs by 16 bytes at a time."""
-    script = Path(__file__).with_name('compile_kernels.py')
-    env = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
-    env['PYTHONPATH'] = str(ROOT)
-    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    compiled = json.loads(done.stdout)
-    assert {kernel['kernel'] for kernel in compiled} == {*kernels.__all__}
-    assert {kernel['architecture'] for kernel in compiled} == {70, 80, 90}
-    for kernel in compiled:
-        assert kernel['spilled'] == 0, kernel
-        if kernel['map']:
-            assert kernel['widest_load'] == 16, kernel
-        if kernel['kernel'] in ('apply', 'grad_input'):
-            assert kernel['widest_store'] == 16, kernel
 
 
 def test_backend_has_the_functions_of_the_protocol():
