@@ -67,7 +67,7 @@ def test_a_bug_inside_the_package_keeps_its_traceback(error, monkeypatch):
     def fail(*args):
         raise error('bug')
 
-    monkeypatch.setattr('sn_mm.layer.initial_logits', fail)
+    monkeypatch.setattr(sn_mm.SwitchNorm, '_initial_logits', staticmethod(fail))
     with pytest.raises(error, match='bug'):
         report_input_errors(lambda: sn_mm.SwitchNorm2d(4))()
 
