@@ -14,6 +14,7 @@ from .model.convert import convert_switch_norm
 from .model.names import name_layers
 from .model.optimizer import check_optimizer
 from .model.revert import revert_switch_norm
+from .optim import parameter_groups
 from .sparse import (
     SparseSwitchNorm,
     SparseSwitchNorm1d,
@@ -37,6 +38,7 @@ __all__ = [
     'convert_switch_norm',
     'functional',
     'name_layers',
+    'parameter_groups',
     'revert_switch_norm',
     'set_radius',
     'update_bn',

@@ -2,17 +2,23 @@
 
 With ``custom_imports = dict(imports=['sn_mm'])`` MMEngine's root registries have the layers SN,
 SN1d, SN2d, SN3d, SSN, SSN1d, SSN2d, SSN3d, the hooks SwitchWeightsHook, SparseSwitchHook,
-PreciseSNHook, ResumableCheckpointHook, UnconvertedNormHook, OptimizerCheckHook and LayerNamesHook,
-BFloat16OptimWrapper, and SwitchedModel, which builds models with norms that no config reaches.
-``type='sn_mm.SN'`` needs no import line: MMEngine finds this file by its name. MMEngine's own local
-checkpoints load and resume from then on, in the toolboxes' scripts too, on versions of torch that
-load weights only.
+PreciseSNHook, ResumableCheckpointHook, UnconvertedNormHook, OptimizerCheckHook, LayerNamesHook and
+ImportanceHook, ImportanceOptimWrapperConstructor, BFloat16OptimWrapper, and SwitchedModel, which
+builds models with norms that no config reaches. ``type='sn_mm.SN'`` needs no import line: MMEngine
+finds this file by its name. MMEngine's own local checkpoints load and resume from then on, in the
+toolboxes' scripts too, on versions of torch that load weights only.
 """
 
 from collections.abc import Callable, Mapping
 
 from mmengine.registry import HOOKS as ROOT_HOOKS
-from mmengine.registry import LOOPS, OPTIM_WRAPPERS, PARAM_SCHEDULERS, Registry
+from mmengine.registry import (
+    LOOPS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    PARAM_SCHEDULERS,
+    Registry,
+)
 from mmengine.registry import MODELS as ROOT_MODELS
 
 from .engine import hooks
@@ -20,6 +26,7 @@ from .engine.bfloat16 import BFloat16OptimWrapper
 from .engine.checkpoint_loaders import register_checkpoint_loaders
 from .engine.complexity import register_flop_handles
 from .engine.config_packages import register_config_packages
+from .engine.importance_constructor import ImportanceOptimWrapperConstructor
 from .layer import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .sparse import SparseSwitchNorm1d, SparseSwitchNorm2d, SparseSwitchNorm3d
 from .switch.unconverted import build_switched_model
@@ -58,6 +65,10 @@ def _register(root: Registry, modules: Mapping[str, Callable]) -> Registry:
 MODELS = _register(ROOT_MODELS, _MODELS)
 HOOKS = _register(ROOT_HOOKS, _HOOKS)
 _register(OPTIM_WRAPPERS, {'BFloat16OptimWrapper': BFloat16OptimWrapper})
+_register(
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    {'ImportanceOptimWrapperConstructor': ImportanceOptimWrapperConstructor},
+)
 for root in (PARAM_SCHEDULERS, LOOPS):
     _register(root, {})  # MMEngine looks here for those of a base 'sn_mm::...', then in the root
 register_config_packages()

@@ -375,7 +375,9 @@ def _add_norm(parser: ArgumentParser) -> None:
         action=GivenOnce,
         metavar=('TYPE', 'KEY=VALUE'),
         help='switch all norms of the config to SN, with arguments of the layer, for example SN '
-        'normalizers=[in,ln] sync=False; or to BN, SyncBN, GN num_groups=32 or IN',
+        'normalizers=[in,ln] sync=False; importance_lr_mult=30 is the multiple of the learning '
+        'rate with which the mix learns, by itself from the length of the training; or to BN, '
+        'SyncBN, GN num_groups=32 or IN',
     )
     _add_extent(
         parser,

@@ -12,6 +12,7 @@ from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 
 from ..analysis.importance import describe, from_model
+from ..engine.importance_constructor import LR_MULT, names_importance
 from ..engine.unwrap import unwrap
 from ..errors import InputError
 from ..model.names import name_layers
@@ -23,6 +24,7 @@ from .checkpoint import (
     downloading,
     find_resumable,
     load_strictly,
+    weights_of,
 )
 from .config import load_config
 from .data import build_loops, check_data
@@ -124,6 +126,25 @@ class _StartHook(Hook):
             runner.logger.info(f'Importance of SN at the start: {describe(layers)}')
 
 
+def check_importance_group(cfg: Config, checkpoint: dict) -> None:
+    """Refuses to resume a training of version 1.0 by a config that groups the importance.
+
+    Raises:
+        InputError: The checkpoint's importance has no parameter group of its own, and the config
+            makes one: torch would fail at the number of groups.
+    """
+    settings = cfg.optim_wrapper.get('paramwise_cfg') or {}
+    groups = (checkpoint.get('optimizer') or {}).get('param_groups', [])
+    with_sn = any(key.endswith('.mean_weight') for key in weights_of(checkpoint))
+    if not with_sn or 'importance' not in settings or names_importance(settings):
+        return
+    if groups and not any(LR_MULT in group for group in groups):
+        raise InputError(
+            f'checkpoint {cfg.load_from} is of a training whose importance had no parameter group '
+            'of its own, as in sn_mm 1.0: the config in its work dir resumes it, without --norm'
+        )
+
+
 def train(cfg: Config) -> None:
     runner = build_runner(cfg)
     runner.register_hook(_StartHook())
@@ -151,6 +172,7 @@ def run(args: Namespace) -> None:
         checkpoint = check_checkpoint(cfg.load_from, resume=cfg.get('resume', False))
         if cfg.get('resume'):
             keep_seed(cfg, checkpoint)
+            check_importance_group(cfg, checkpoint)
     check_pretrained(cfg.model)
     check_data(cfg, ('train', 'val'))
     save_resumably(cfg)

@@ -17,7 +17,7 @@ from mmengine.device import get_device
 from ..errors import InputError
 from ..functional import SCOPES, canonical_normalizers
 from ..switch import NothingToSwitch, SwitchReport, switch_config, switch_norm_cfg
-from ..switch.decay import leave_importance_out
+from ..switch.importance import split_importance
 from ..switch.option import parse_norm
 from ..switch.target import check_target, is_sn
 from .notes import notes_of
@@ -94,7 +94,9 @@ def norm_cfg_of(norm: str) -> dict:
 
 
 def _read(norm: str) -> dict:
-    return check_target(parse_norm(norm.split() or ['']))
+    norm_cfg = parse_norm(norm.split() or [''])
+    layer_cfg, _ = split_importance(norm_cfg)
+    return {**norm_cfg, **check_target(layer_cfg)}
 
 
 def is_mix(norm: str) -> bool:
@@ -166,7 +168,6 @@ def switch(cfg: Config, norm: str, extent: str) -> tuple[Config, list[str]]:
         before = switch_norm_cfg(switched, {'type': 'BN'})
     except NothingToSwitch:  # all of them are hard-coded
         before = SwitchReport()
-    leave_importance_out(switched)  # for all norms: it groups the parameters of the optimizer
     norm_cfg = norm_cfg_of(norm)
     report = switch_config(switched, norm_cfg, extent)
     return switched, notes_of(norm, norm_cfg, switched, before, report)

@@ -18,6 +18,7 @@ from ..layer import SwitchNorm
 from ..model.norms import Norm, find_norms
 from .components import ALREADY, needs_process_group, resolve
 from .extent import reason_to_leave
+from .importance import group_importance, split_importance
 from .report import Left, Switched, SwitchReport
 from .rewrite import NothingToSwitch, switch_norm_cfg
 from .target import check_target, is_sn
@@ -46,7 +47,8 @@ def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
         InputError: As :func:`sn_mm.switch_norm_cfg`; another norm than SN does not fit the model,
             as GN where the groups do not divide the channels.
     """
-    to_sn = is_sn(check_target(norm_cfg))
+    layer_cfg, lr_mult = split_importance(norm_cfg)
+    to_sn = is_sn(check_target(layer_cfg))
     nothing = None
     try:
         report = switch_norm_cfg(cfg, norm_cfg, extent)
@@ -67,7 +69,7 @@ def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
         raise nothing
     layers: dict[Norm, SwitchNorm] = {}
     if to_sn:
-        layers = replace_unconverted(model, norms, norm_cfg, extent)
+        layers = replace_unconverted(model, norms, layer_cfg, extent)
         if nothing and not layers:
             names = ', '.join(norm.name for norm in inside)
             raise InputError(f'{nothing}; those hard-coded in it do more than a norm: {names}')
@@ -77,7 +79,9 @@ def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
         if nothing and not set(inside).isdisjoint(norms):
             raise nothing
     if layers:
-        _convert_when_built(cfg, {'norm_cfg': norm_cfg, 'extent': extent})
+        _convert_when_built(cfg, {'norm_cfg': layer_cfg, 'extent': extent})
+        if nothing:
+            report.notes += group_importance(cfg, lr_mult)
     _report(report, norms, layers, extent)
     return report
 

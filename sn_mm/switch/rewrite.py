@@ -9,6 +9,7 @@ from torch import nn
 
 from .._deprecated import warn_renamed
 from ..errors import InputError, check_type
+from ..functional import SCOPES, canonical_normalizers
 from ..sparse import SPARSE
 from .components import (
     ALREADY,
@@ -22,9 +23,9 @@ from .components import (
     shares_levels,
 )
 from .copied_weights import copies_weights
-from .decay import leave_importance_out
 from .extent import check_extent, reason_to_leave
 from .heads import add_norms
+from .importance import group_importance, split_importance
 from .notes import take_notes
 from .report import Left, Switched, SwitchReport
 from .target import check_target, is_sn, is_sparse, replace
@@ -38,7 +39,7 @@ _HOOK = 'UnconvertedNormHook'
 _CHECK_HOOK = 'OptimizerCheckHook'
 _SPARSE_HOOK = 'SparseSwitchHook'
 _OLD_HOOK = 'LeftoverNormHook'  # the first in version 1.0
-_WRITTEN_HOOKS = {_HOOK, _OLD_HOOK, _CHECK_HOOK, _SPARSE_HOOK}
+_WRITTEN_HOOKS = {_HOOK, _OLD_HOOK, _CHECK_HOOK, _SPARSE_HOOK, 'ImportanceHook'}
 _SN_HOOKS = {*_WRITTEN_HOOKS, 'SwitchWeightsHook', 'PreciseSNHook'}
 
 
@@ -60,8 +61,9 @@ def switch_norm_cfg(
     ``requires_grad``, ``eps`` and ``momentum``. Layer norms stay, and so do the norms of a teacher
     that a student is distilled from. The config then imports ``sn_mm`` by itself, and warns of
     norms that are hard-coded in a model (:class:`sn_mm.engine.hooks.UnconvertedNormHook`) and of
-    what its optimizer does to SN (:class:`sn_mm.engine.hooks.OptimizerCheckHook`). Weight
-    decay leaves the importance of SN out (``optim_wrapper.paramwise_cfg.custom_keys``).
+    what its optimizer does to SN (:class:`sn_mm.engine.hooks.OptimizerCheckHook`). The importance
+    of SN gets a parameter group of its own, without weight decay and with a learning rate of its
+    own (``optim_wrapper.paramwise_cfg.importance``, docs/importance.md).
 
     A head whose one set of weights serves several levels of a feature pyramid gets
     ``normalizers=['in', 'ln']``, unless ``norm_cfg`` names its normalizers. Parts that a rank may
@@ -77,7 +79,9 @@ def switch_norm_cfg(
     Args:
         cfg: Config of any MMEngine toolbox that is installed, changed in place.
         norm_cfg: ``type``: SN or SSN, or BN, SyncBN, GN or IN; further keys: the layer's
-            arguments. 1d and 3d norms become SN1d and SN3d. Default: ``dict(type='SN')``.
+            arguments, and for SN and SSN ``importance_lr_mult``, the multiple of the learning rate
+            with which the importance learns. 1d and 3d norms become SN1d and SN3d.
+            Default: ``dict(type='SN')``.
         extent: 'existing': every norm; 'backbone': those of backbones;
             'all': every norm, and the neck, the box head (the four convolutions of the paper) and
             the mask head get SN where they have no norm. Default: 'existing'.
@@ -95,7 +99,8 @@ def switch_norm_cfg(
         >>> cfg = Config.fromfile('configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py')
         >>> rich.print(switch_norm_cfg(cfg, dict(type='SN'), extent='all').table())
     """
-    target = check_target(norm_cfg or {'type': 'SN'})
+    layer_cfg, lr_mult = split_importance(norm_cfg or {'type': 'SN'})
+    target = check_target(layer_cfg)
     if scope is not None:
         warn_renamed('switch_norm_cfg(scope=...)', 'extent')
         extent = scope
@@ -123,7 +128,6 @@ def switch_norm_cfg(
     if not is_sn(target):
         cfg.custom_hooks = [hook for hook in hooks if _name_of(hook) not in _SN_HOOKS]
         return report
-    report.notes = take_notes(model, report, hooks) + leave_importance_out(cfg) + rewriter.passed_by
     if rewriter.passed_by or rewriter.copies_weights:
         cfg.model.switched = cfg.model.get('switched') or {'type': model_type(cfg)}
         cfg.model.type = 'sn_mm.SwitchedModel'
@@ -131,6 +135,10 @@ def switch_norm_cfg(
     others = [hook for hook in hooks if _name_of(hook) not in _WRITTEN_HOOKS]
     cfg.custom_hooks = [*others, {'type': f'sn_mm.{_HOOK}', 'extent': extent}]
     cfg.custom_hooks.append({'type': f'sn_mm.{_CHECK_HOOK}'})
+    report.notes = take_notes(model, report, hooks)
+    if len(canonical_normalizers(target.get('normalizers', SCOPES))) > 1:
+        report.notes += group_importance(cfg, lr_mult)
+    report.notes += rewriter.passed_by
     if is_sparse(target):
         cfg.custom_hooks.append({'type': f'sn_mm.{_SPARSE_HOOK}'})
     return report

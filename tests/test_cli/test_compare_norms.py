@@ -371,7 +371,7 @@ PRETRAINED = {'type': 'Pretrained', 'checkpoint': 'there.pth'}
             {'norm_eval': True, 'init_cfg': PRETRAINED},
             ['model.backbone.norm_eval=True', 'starts from, those of there.pth'],
         ),
-        ('SN', {'norm_eval': True}, []),
+        ('SN', {'norm_eval': True}, ['the importance has', 'a learning rate of its own']),
         (
             'GN num_groups=4',
             {'init_cfg': PRETRAINED, 'frozen_stages': 1},
@@ -431,7 +431,8 @@ def test_what_holds_for_several_norms_is_said_once(segmentation):
     cfg = Config(segmentation.to_dict())
     cfg.model.backbone.norm_eval = True
     configs = Configs(cfg, 4, 'existing')
-    (note,) = configs.notes(['BN', 'SN', 'BN eps=1e-3'])
+    note, importance = configs.notes(['BN', 'SN', 'BN eps=1e-3'])
+    assert importance.startswith('`SN`: optim_wrapper: the importance has')
     assert note.startswith('`BN`, `BN eps=1e-3`: model.backbone.norm_eval=True reaches')
     cfg.load_from = 'there.pth'
     (note,) = Configs(cfg, 4, 'existing').notes(['GN num_groups=4'])

@@ -259,6 +259,7 @@ def written_hooks(extent: str) -> list[dict]:
     return [
         dict(type='sn_mm.UnconvertedNormHook', extent=extent),
         dict(type='sn_mm.OptimizerCheckHook'),
+        dict(type='sn_mm.ImportanceHook'),
     ]
 
 

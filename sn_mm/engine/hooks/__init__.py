@@ -1,5 +1,6 @@
 """MMEngine hooks for training with SN."""
 
+from .importance import ImportanceHook
 from .layer_names import LayerNamesHook
 from .optimizer_check import OptimizerCheckHook
 from .precise_sn import PreciseSNHook
@@ -9,6 +10,7 @@ from .switch_weights import SwitchWeightsHook
 from .unconverted_norms import LeftoverNormHook, UnconvertedNormHook
 
 __all__ = [
+    'ImportanceHook',
     'LayerNamesHook',
     'LeftoverNormHook',
     'OptimizerCheckHook',
