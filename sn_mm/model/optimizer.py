@@ -10,10 +10,9 @@ from torch import nn
 
 from ..errors import InputError, check_type, some
 from ..layer import SwitchNorm
+from ..optim import IMPORTANCE
 
 __all__ = ['check_optimizer']
-
-_IMPORTANCE = ('mean_weight', 'var_weight')
 
 
 def check_optimizer(
@@ -51,7 +50,7 @@ def check_optimizer(
         check_type('optimizer', optimizer, torch.optim.Optimizer, 'a torch.optim.Optimizer')
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     decay = {p: group.get('weight_decay') or 0 for group in groups for p in group['params']}
-    importance, affine = _parameters(model, _IMPORTANCE), _parameters(model, ('weight', 'bias'))
+    importance, affine = _parameters(model, IMPORTANCE), _parameters(model, ('weight', 'bias'))
     absent = [name for name, p in {**affine, **importance}.items() if p not in decay]
     if absent:
         report(f'parameters of SN that learn nothing, as no optimizer has them: {some(absent)}')

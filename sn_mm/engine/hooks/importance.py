@@ -15,7 +15,7 @@ from torch import nn
 
 from ...equations import SCOPES
 from ...layer import SwitchNorm
-from ...optim import importance_lr, travel_of
+from ...optim import FEWEST_STEPS, importance_lr, travel_of
 from ...sharding import full_weights
 from ..importance_constructor import LR_MULT
 from ..unwrap import unwrap
@@ -36,8 +36,8 @@ class ImportanceHook(Hook):
     counted in iterations or in epochs. Schedules scale it as those of the other groups. A resumed
     training keeps the learning rate that it had.
 
-    After training: a warning if the shares moved by less than 0.05 on average. Layers that are
-    frozen, or start from all weight on one scope, do not count.
+    After training: a warning if the shares moved by less than 0.05 on average in 50 iterations or
+    more. Layers that are frozen, or start from all weight on one scope, do not count.
     """
 
     priority = 'VERY_HIGH'  # before hooks that remember initial learning rates, as MMYOLO's do
@@ -53,7 +53,8 @@ class ImportanceHook(Hook):
         start: dict = runner.message_hub.get_info(_START, {})
         end = _shares(runner.model)
         moved = [max(abs(a - b) for a, b in zip(start[k], end[k])) for k in start if k in end]
-        if not moved or sum(moved) / len(moved) >= _HARDLY:
+        trial = runner.max_iters < FEWEST_STEPS
+        if trial or not moved or sum(moved) / len(moved) >= _HARDLY:
             return
         group = _group(runner)
         if group is None:
@@ -63,7 +64,7 @@ class ImportanceHook(Hook):
             )
         else:
             remedy = (
-                f'it learned at {group[LR_MULT]:.3g} times the learning rate of the others, and '
+                f'it learned at {group[LR_MULT]:.4g} times the learning rate of the others, and '
                 'optim_wrapper.paramwise_cfg.importance.lr_mult sets more'
             )
         print_log(
@@ -105,7 +106,7 @@ def _set_rate(runner: Runner, group: dict[str, Any]) -> None:
     group[LR_MULT] = times
     print_log(
         f'Importance of SN: {len(group["params"])} parameters in a group of their own, without '
-        f'weight decay, at {times:.3g} times the learning rate of the others: {reason}.',
+        f'weight decay, at {times:.4g} times the learning rate of the others: {reason}.',
         'current',
     )
 

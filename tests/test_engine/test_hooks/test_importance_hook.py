@@ -129,7 +129,8 @@ def test_settings_of_the_user_and_optimizers_without_a_measurement_stay(tmp_path
 
 @pytest.fixture
 def logged(monkeypatch):
-    """What the hook says."""
+    """What the hook says, of trainings as short as those here too."""
+    monkeypatch.setattr('sn_mm.engine.hooks.importance.FEWEST_STEPS', 6)
     lines: list[str] = []
     monkeypatch.setattr(
         'sn_mm.engine.hooks.importance.print_log', lambda line, *args: lines.append(line)
