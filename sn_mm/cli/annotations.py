@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.registry import DATASETS
-
 from ..errors import InputError, some
 
 _PARTS = ('images', 'annotations', 'categories')
@@ -51,18 +49,6 @@ def explain_annotations(key: str, path: str, classes: Sequence[str] | None) -> N
                 f'{key}: {path!r}: a bbox must be four numbers, that of annotation '
                 f'{annotation.get("id")} is {annotation["bbox"]}'
             )
-
-
-def find_class(dataset: dict, registry_scope: str) -> Any:
-    """The class that a data set's config names; None for one that is not registered."""
-    kind = dataset.get('type')
-    if not isinstance(kind, str):
-        return kind
-    with DATASETS.switch_scope_and_registry(registry_scope) as registry:
-        try:
-            return registry.get(kind)
-        except RuntimeError:  # mmengine raises it for a name that is not registered
-            return None
 
 
 def classes_of(dataset: dict, kind: Any) -> Sequence[str] | None:

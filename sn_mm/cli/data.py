@@ -10,14 +10,15 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmengine.utils import is_abs
 
 from ..engine.unwrap import unwrap
 from ..errors import InputError, check_positive_int, check_type
-from ..switch.components import ancestors
+from ..switch.components import ancestors, resolve
 from ..switch.toolbox import toolbox
-from .annotations import classes_of, explain_annotations, find_class
+from .annotations import classes_of, explain_annotations
 from .label_maps import check_label_maps, suffixes_in
 
 
@@ -159,7 +160,7 @@ def _no_samples(split: str) -> InputError:
 def _explain(cfg: Config, split: str) -> None:
     """Raises InputError where the files of a data set are at fault: annotations, or suffixes."""
     for key, dataset in _leaves(f'{split}_dataloader.dataset', cfg[f'{split}_dataloader'].dataset):
-        kind = find_class(dataset, toolbox(cfg))
+        kind = resolve(dataset.get('type'), toolbox(cfg), DATASETS)
         if dataset.get('ann_file'):
             path = _full_path(dataset, dataset['ann_file'])
             explain_annotations(f'{key}.ann_file', path, classes_of(dataset, kind))

@@ -17,6 +17,7 @@ from ..engine.unwrap import unwrap
 from ..errors import InputError
 from ..model.names import name_layers
 from ..sharding import full_weights
+from ..switch.components import resolve
 from ..switch.toolbox import toolbox
 from .checkpoint import (
     check_checkpoint,
@@ -75,9 +76,8 @@ def train_amp_on_cpu(cfg: Config) -> None:
 def check_optimizer(cfg: Config) -> None:
     """Refuses an optimizer that is not registered: mmengine would fail at its signature."""
     kind = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
-    with OPTIMIZERS.switch_scope_and_registry(toolbox(cfg)) as registry:
-        if isinstance(kind, str) and registry.get(kind) is None:
-            raise InputError(f'optim_wrapper.optimizer.type: {kind} is not a registered optimizer')
+    if isinstance(kind, str) and resolve(kind, toolbox(cfg), OPTIMIZERS) is None:
+        raise InputError(f'optim_wrapper.optimizer.type: {kind} is not a registered optimizer')
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:

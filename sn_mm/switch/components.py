@@ -46,21 +46,22 @@ _NORMS = {'_NormBase', 'GroupNorm', 'LayerNorm'}
 ALREADY = 'SN already'
 
 
-def resolve(kind: Any, registry_scope: str | None) -> Any:
+def resolve(kind: Any, registry_scope: str | None, root: Registry = MODELS) -> Any:
     """Finds the class that a config's ``type`` names.
 
     Args:
         kind: A name in the registry, a class, or a class that a lazy config imports.
         registry_scope: The config's default scope.
+        root: The registry. Default: that of a model's parts.
 
     Returns:
-        The class or function; None if it is not a model's part.
+        The class or function; None if it is not registered.
     """
     if isinstance(kind, (LazyObject, LazyAttr)):
         return kind.build()
     if not isinstance(kind, str):
         return kind
-    with MODELS.switch_scope_and_registry(registry_scope) as registry:
+    with root.switch_scope_and_registry(registry_scope) as registry:
         try:
             return registry.get(kind)
         except RuntimeError:  # mmengine raises it for a name that is not registered

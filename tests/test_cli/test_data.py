@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 
-from sn_mm.cli.annotations import classes_of, find_class
+from sn_mm.cli.annotations import classes_of
 from sn_mm.cli.config import read_config
 from sn_mm.cli.data import _check_classes, _check_first_image, check_data
 from sn_mm.errors import InputError
+from sn_mm.switch.components import resolve
 
 LOAD = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations'}]
 
@@ -78,10 +79,10 @@ def test_what_is_not_read_from_this_disk_or_not_read_at_all_is_left_alone(coco):
 def test_the_classes_of_a_data_set_are_those_of_its_class_where_it_names_none():
     pytest.importorskip('mmdet')
     dataset = {'type': 'CocoDataset'}
-    kind = find_class(dataset, 'mmdet')
+    kind = resolve('CocoDataset', 'mmdet', DATASETS)
     assert len(classes_of(dataset, kind)) == 80
     assert classes_of({**dataset, 'metainfo': {'classes': ('nucleus',)}}, kind) == ('nucleus',)
-    assert find_class({'type': 'Nope'}, 'mmdet') is None
+    assert resolve('Nope', 'mmdet', DATASETS) is None
 
 
 HEADS = {
