@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils import flop_counter
 
-__all__ = ['Look', 'is_compiling', 'look_at', 'look_at_backward', 'traceable']
+__all__ = [
+    'Look', 'is_compiling', 'is_exporting_onnx', 'look_at', 'look_at_backward', 'traceable',
+]  # fmt: skip
 
 
 def _never(*args: object) -> bool:
@@ -72,12 +74,14 @@ class Look(NamedTuple):
             tensors and FLOP counters.
         recomputing: It is a forward pass inside a backward pass, which is activation
             checkpointing's second one. (In a compiled region there is none.)
+        recorded: A graph is recorded, by ``torch.jit.trace``, ``torch.export`` or ``torch.onnx``.
     """
 
     compiling: bool
     ordinary: bool
     operators: bool
     recomputing: bool
+    recorded: bool = False
 
 
 _PLAIN = Look(False, False, False, False)
@@ -85,13 +89,14 @@ _PLAIN = Look(False, False, False, False)
 
 def look_at(x: Tensor, synchronised: bool) -> Look:
     """How PyTorch looks at a forward pass of a layer with input ``x``."""
-    exporting = _is_recorded(x, synchronised)
+    recorded = _is_recorded(x, synchronised)
     if is_compiling():
-        return Look(True, exporting, True, False)
+        return Look(True, recorded, True, False, recorded)
     operators = torch._C._len_torch_dispatch_stack() > 0
     recomputing = torch._C._current_graph_task_id() != -1
-    if exporting or operators or recomputing or _is_transformed():
-        return Look(False, exporting or _is_transformed(), operators, recomputing)
+    if recorded or operators or recomputing or _is_transformed():
+        ordinary = recorded or _is_transformed()
+        return Look(False, ordinary, operators, recomputing, recorded)
     return _PLAIN
 
 
@@ -110,6 +115,11 @@ def _is_recorded(x: Tensor, synchronised: bool) -> bool:
     if _is_dynamo_compiling():
         return _is_exporting() and (_TELLS_EXPORT or not synchronised)
     return _is_exporting() and type(x) is not Tensor
+
+
+def is_exporting_onnx() -> bool:
+    """Whether torch's older exporter of ONNX, which traces, records."""
+    return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
 
 
 def _is_transformed() -> bool:

@@ -178,7 +178,9 @@ def _differentiable_backward(
             None,
         )  # fmt: skip
     if x.numel():
-        grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=create_graph))
+        grads = iter(
+            torch.autograd.grad(y, wanted, dy, create_graph=create_graph, materialize_grads=True)
+        )
     else:
         grads = iter([torch.zeros_like(t) for t in wanted])
     return [next(grads) if need and t is not None else None for t, need in zip(inputs, needed)]

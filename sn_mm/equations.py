@@ -210,19 +210,6 @@ def shares_backward(grad: Tensor, shares: Tensor) -> Tensor:
     return shares * (grad - (grad * shares).sum(1, keepdim=True))
 
 
-def mix(shares: Tensor, moments: list[Tensor]) -> Tensor:
-    """Equation 4: ``sum_k shares_k * moments_k``, mu above the mixed variance, (2, N or 1, C or 1).
-
-    Args:
-        shares: (2, K).
-        moments: Those of the K scopes.
-    """
-    mixed = shares[:, 0].view(2, 1, 1) * moments[0]
-    for k in range(1, len(moments)):
-        mixed = mixed + shares[:, k].view(2, 1, 1) * moments[k]
-    return mixed
-
-
 def sparsemax(logits: Tensor) -> Tensor:
     """The point of the simplex that is nearest to the logits (arXiv 1602.02068), (..., K)."""
     descending = logits.sort(-1, True)[0]
@@ -431,6 +418,7 @@ def switch_norm(
     normalizers: list[str],
     correction: int,
     num_batches_tracked: Optional[Tensor],
+    two_passes: bool = True,
 ) -> Tensor:
     r"""Switchable Normalization in ordinary differentiable operations.
 
@@ -440,58 +428,121 @@ def switch_norm(
     Args:
         x: (N, C, \*S).
         normalizers: In the order in, ln, bn.
+        two_passes: Correct the rounding of the means by another pass over the input, so that SN is
+            as exact far from zero as BatchNorm. False: as exact as GroupNorm in a runtime. Default:
+            True.
 
     The others, and the result, are those of :func:`sn_mm.functional.switch_norm`.
     """
     dtype = stats_dtype(x.dtype)
     wide = _as(x if x.dim() > 2 else x.unsqueeze(2), dtype)
     axes = [i for i in range(2, wide.dim())]  # noqa: C416 (TorchScript)
-    per_channel = [wide.size(0), wide.size(1)] + [1] * len(axes)
-    # A tensor, for sizes that are known only when the graph runs.
-    positions = torch.ones_like(wide[:1, :1]).sum()
+    per_channel = [-1] + [1] * len(axes)
+    positions = 1
+    for i in axes:
+        positions = positions * wide.size(i)
 
-    # All means are about this one, of the instance.
-    pivot = wide.detach().mean(axes)
-    pivot = torch.where(pivot.isfinite(), pivot, torch.zeros_like(pivot))  # inf - inf is NaN
-    centred = wide - pivot.reshape(per_channel)
-    var, mean = torch.var_mean(centred, axes, correction=0)
+    pivot = wide.mean(axes, keepdim=True)
+    rest: Optional[Tensor] = None
+    if two_passes:
+        pivot = torch.where(pivot.isfinite(), pivot, torch.zeros_like(pivot))  # inf - inf is NaN
+        rest = (wide - pivot).mean(axes, keepdim=True)
+    centred = wide - pivot if rest is None else wide - pivot - rest
+    var = centred.square().mean(axes, keepdim=True)
     if correction:
-        var = var * (positions / (positions - correction).clamp(min=1))
-    instance = torch.stack([mean, var])
-    if normalizers[0] == 'in':
-        one = positions < 2
-        mean_weight = torch.where(one, mask_instance(mean_weight), mean_weight)
-        var_weight = torch.where(one, mask_instance(var_weight), var_weight)
-    shares = shares_of(mean_weight, var_weight, dtype)
+        count = _known_when_run(positions, wide)
+        var = var * (count / (count - correction).clamp(min=1))
 
-    moments: list[Tensor] = []
-    for scope in normalizers:
+    if normalizers[0] == 'in':
+        shares = _shares_at(mean_weight, var_weight, dtype, positions)
+    else:
+        shares = _numbers(shares_of(mean_weight, var_weight, dtype))
+    p, q = shares[: len(normalizers)], shares[len(normalizers) :]
+    offs: list[Tensor] = []
+    variances: list[Tensor] = []
+    for k, scope in enumerate(normalizers):
         if scope == 'in':
-            moments.append(instance)
-        elif scope == 'ln' or training or running_mean is None or running_var is None:
-            pooled, centre = pool(instance, pivot, scope)
-            moments.append(shifted(pooled, centre - pivot))
-            if scope == 'bn' and training and running_mean is not None and running_var is not None:
-                batch, total = shifted(pooled, centre), torch.ones_like(wide[:, :1]).sum()
+            variances.append(var * q[k])
+            continue
+        if scope == 'ln' or training or running_mean is None or running_var is None:
+            axis = 1 if scope == 'ln' else 0
+            mean, off, scope_var = _pool_about(pivot, rest, var, axis)
+            if axis == 0 and running_mean is not None and running_var is not None:
                 if x.numel() > 0:
                     move_running(
-                        running_mean, running_var, num_batches_tracked, momentum, batch, total,
-                        correction,
+                        running_mean, running_var, num_batches_tracked, momentum,
+                        torch.stack([mean, scope_var]).reshape([2, 1, -1]),
+                        _known_when_run(positions * wide.size(0), wide), correction,
                     )  # fmt: skip
         else:
-            running = _as(torch.stack([running_mean, running_var]), dtype).unsqueeze(1)
-            moments.append(shifted(running, -pivot))
-    off, mixed_var = mix(shares, moments).unbind(0)
+            off = _as(running_mean, dtype).reshape(per_channel) - pivot
+            scope_var = _as(running_var, dtype).reshape(per_channel)
+        offs.append(off * p[k])
+        variances.append(scope_var * q[k])
 
-    scale = (mixed_var + eps).rsqrt()
-    if weight is not None:
-        scale = scale * _as(weight, dtype).unsqueeze(0)
-    shift = -off * scale
-    if bias is not None:
-        shift = shift + _as(bias, dtype).unsqueeze(0)
-    y = torch.addcmul(shift.reshape(per_channel), centred, scale.reshape(per_channel))
-    y = _as(y, x.dtype)
+    std = (_sum(variances) + eps).sqrt()
+    scale = std.reciprocal() if weight is None else _as(weight, dtype).reshape(per_channel) / std
+    shift = None if bias is None else _as(bias, dtype).reshape(per_channel)
+    if len(offs) > 0:
+        shift = -_sum(offs) * scale if shift is None else shift - _sum(offs) * scale
+    y = centred * scale
+    y = _as(y if shift is None else y + shift, x.dtype)
     return y if x.dim() > 2 else y.squeeze(2)
+
+
+def _known_when_run(size: int, like: Tensor) -> Tensor:
+    """``size`` as a tensor: while a graph is recorded it may be an input's, which is open."""
+    return torch.scalar_tensor(size, dtype=torch.int64, device=like.device)
+
+
+def _shares_at(
+    mean_weight: Tensor, var_weight: Tensor, dtype: torch.dtype, positions: int
+) -> list[Tensor]:
+    """The shares with 'in', which is masked for one position, as numbers."""
+    shares = _numbers(shares_of(mean_weight, var_weight, dtype))
+    if isinstance(positions, int) and positions != 1:
+        return shares
+    mean_weight, var_weight = mask_instance(mean_weight), mask_instance(var_weight)
+    masked = _numbers(shares_of(mean_weight, var_weight, dtype))
+    if isinstance(positions, int):
+        return masked
+    one = _known_when_run(positions, mean_weight) == 1
+    return [torch.where(one, alone, share) for alone, share in zip(masked, shares)]
+
+
+def _numbers(shares: Tensor) -> list[Tensor]:
+    """(2, K) as 2K scalars, those of the means first."""
+    return list(shares.flatten().unbind(0))
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _pool_about(
+    pivot: Tensor, rest: Optional[Tensor], var: Tensor, axis: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of a wider scope, that mean minus the instances', and its variance.
+
+    Args:
+        pivot, rest: The means of the instances are ``pivot + rest``: far from zero one number has
+            few digits to spare.
+        var: The variances of the instances.
+        axis: 1 pools over channels, 0 over instances.
+    """
+    if rest is None:
+        mean = pivot.mean(axis, keepdim=True)
+        off = mean - pivot
+    else:
+        centre = pivot[:, :1] if axis == 1 else pivot[:1]
+        means = rest + (pivot - centre)
+        mean = means.mean(axis, keepdim=True)
+        off = mean - means
+        mean = mean + centre
+    return mean, off, (var + off * off).mean(axis, keepdim=True)
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:

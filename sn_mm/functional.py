@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from . import equations
-from ._compat import Look, look_at, traceable
+from ._compat import Look, is_exporting_onnx, look_at, traceable
 from .autograd import Call, SwitchNormFunction, forward_pass
 from .distributed import Caller, check_group
 from .equations import SCOPES, Parameters, Running, Settings, mask_instance
@@ -151,7 +151,13 @@ def normalize(
         running = None
     look = look_at(x, process_group is not None)
     if look.ordinary:
-        return _in_ordinary_operations(x, parameters, running, training, settings, process_group)
+        if process_group is not None:
+            raise InputError(
+                'torch.func, forward-mode differentiation and recorded graphs take layers with '
+                'sync=False in training, and this one is synchronised over ranks'
+            )
+        moved = training and running is not None
+        return _in_ordinary_operations(x, parameters, running, moved, settings, look.recorded)
     if one_position and settings.scopes[0] == 'in':
         mean_weight, var_weight, weight, bias = parameters
         mean_weight, var_weight = mask_instance(mean_weight), mask_instance(var_weight)
@@ -243,20 +249,25 @@ def _in_ordinary_operations(
     x: Tensor,
     parameters: Parameters,
     running: Running | None,
-    training: bool,
+    moved: bool,
     settings: Settings,
-    process_group: ProcessGroup | None,
+    recorded: bool,
 ) -> Tensor:
-    if process_group is not None:
-        raise InputError(
-            'torch.func, forward-mode differentiation and recorded graphs take layers with '
-            'sync=False in training, and this one is synchronised over ranks'
-        )
+    """In ordinary differentiable operations, as few as can be where they are recorded.
+
+    Args:
+        moved: Whether the running statistics are.
+    """
+    mean_weight, var_weight, weight, bias = parameters
     mean, var, batches, momentum = running or (None, None, None, None)
+    if is_exporting_onnx() and not moved:
+        # As numbers: the exporter's own folding of parameters loses one of two equal results, and
+        # the file is then invalid.
+        mean_weight, var_weight = mean_weight.data, var_weight.data
+        weight, bias, mean, var = (t if t is None else t.data for t in (weight, bias, mean, var))
     return equations.switch_norm(
-        x, parameters.mean_weight, parameters.var_weight, mean, var, parameters.weight,
-        parameters.bias, training, momentum, settings.eps, list(settings.scopes),
-        settings.correction, batches,
+        x, mean_weight, var_weight, mean, var, weight, bias, moved, momentum, settings.eps,
+        list(settings.scopes), settings.correction, batches, two_passes=moved or not recorded,
     )  # fmt: skip
 
 

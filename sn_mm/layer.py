@@ -224,6 +224,7 @@ class SwitchNorm(_InstanceNorm):
                 list(self.normalizers),
                 self.correction,
                 self.num_batches_tracked,
+                self.training,
             )
         if isinstance(input, Proxy):  # a leaf for torch.fx, as torch's own norms are
             name = input.tracer.path_of_module(self)

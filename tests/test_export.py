@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,10 @@ def traced(model: nn.Module, x: Tensor) -> nn.Module:
     return torch.jit.trace(model, x)
 
 
+def frozen(model: nn.Module, x: Tensor) -> nn.Module:
+    return torch.jit.freeze(torch.jit.trace(model, x))
+
+
 def scripted(model: nn.Module, x: Tensor) -> nn.Module:
     return torch.jit.script(model)
 
@@ -40,14 +45,14 @@ def exported(model: nn.Module, x: Tensor) -> nn.Module:
     return torch.export.export(model, (x,), dynamic_shapes=(dims,)).module()
 
 
-@pytest.mark.parametrize('record', [traced, scripted, exported])
+@pytest.mark.parametrize('record', [traced, frozen, scripted, exported])
 @pytest.mark.parametrize('args', ARGS, ids=str)
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_a_recorded_model_gives_the_same_output_at_any_size(record, args):
     model = network(**args)
     recorded = record(copy.deepcopy(model), torch.randn(2, 3, 6, 7))
     with torch.no_grad():
-        for shape in [(2, 3, 6, 7), (3, 3, 9, 5)]:
+        for shape in [(2, 3, 6, 7), (3, 3, 9, 5), (2, 3, 1, 1)]:
             x = torch.randn(shape)
             torch.testing.assert_close(recorded(x), model(x), rtol=1e-5, atol=1e-5)
 
@@ -67,33 +72,99 @@ def test_a_scripted_layer_stops_tracking_where_the_attribute_is_false():
     assert layer.num_batches_tracked == 0 and not layer.running_mean.any()
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings('ignore')
-def test_torchs_newer_onnx_exporter_takes_the_layer(tmp_path):
-    """sn-mm export-onnx uses the older one, which is faster by two orders of magnitude."""
-    pytest.importorskip('onnxscript')
+# --- ONNX ----------------------------------------------------------------------------------------
+
+SIZES = [(2, 3, 6, 7), (3, 3, 9, 5), (1, 3, 1, 1)]
+
+
+def deep_network(**layer_args) -> nn.Module:
+    """Four layers, of which two are equal and new, as all are where training begins."""
+    new = nn.Sequential(nn.Conv2d(8, 3, 1), SwitchNorm2d(3, **layer_args))
+    layers = network(**layer_args), new, network(**layer_args), copy.deepcopy(new)
+    return nn.Sequential(*layers).eval()
+
+
+def assert_equal_in_onnxruntime(path: Path, model: nn.Module, sizes: list[tuple[int, ...]]) -> None:
     onnxruntime = pytest.importorskip('onnxruntime')
-    model = network()
-    dynamic = getattr(getattr(torch.export, 'Dim', None), 'DYNAMIC', None)
-    if dynamic is None:
-        pytest.skip('torch < 2.6 exports no sizes that are open without names')
-    dims = dict.fromkeys((0, 2, 3), dynamic)
-    torch.onnx.export(
-        model,
-        (torch.randn(2, 3, 6, 7),),
-        tmp_path / 'model.onnx',
-        dynamo=True,
-        opset_version=18,
-        dynamic_shapes=(dims,),
-        external_data=False,
-        verbose=False,
-    )
-    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
-    for shape in [(2, 3, 6, 7), (3, 3, 9, 5)]:
+    session = onnxruntime.InferenceSession(path)
+    for shape in sizes:
         x = torch.randn(shape)
         (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-4, atol=1e-5)
+
+
+def operations(path: Path) -> int:
+    """Those of the file. A constant is none, though some exporters write a node for it."""
+    nodes = pytest.importorskip('onnx').load(path).graph.node
+    return sum(node.op_type != 'Constant' for node in nodes)
+
+
+@pytest.mark.parametrize('opset', [13, 20])
+@pytest.mark.parametrize('args', ARGS, ids=str)
+@pytest.mark.filterwarnings('ignore')
+def test_torchs_older_exporter_by_its_default_flags(args, opset, tmp_path):
+    model, path = deep_network(**args), tmp_path / 'model.onnx'
+    axes = {'input_names': ['x'], 'dynamic_axes': {'x': [0, 2, 3]}}
+    for arguments, sizes in [({}, SIZES[:1]), (axes, SIZES)]:
+        x = torch.randn(SIZES[0])
+        torch.onnx.export(model, (x,), path, dynamo=False, opset_version=opset, **arguments)
+        assert_equal_in_onnxruntime(path, model, sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('is_open', [False, True], ids=['fixed', 'open'])
+@pytest.mark.filterwarnings('ignore')
+def test_torchs_newer_exporter_by_its_default_flags(is_open, tmp_path):
+    pytest.importorskip('onnxscript')
+    dynamic = getattr(getattr(torch.export, 'Dim', None), 'DYNAMIC', None)
+    if dynamic is None:
+        pytest.skip('torch < 2.6 exports no sizes that are open without names')
+    shapes = {'dynamic_shapes': (dict.fromkeys((0, 2, 3), dynamic),)} if is_open else {}
+    model, path = deep_network(), tmp_path / 'model.onnx'
+    torch.onnx.export(model, (torch.randn(SIZES[0]),), path, dynamo=True, verbose=False, **shapes)
+    assert_equal_in_onnxruntime(path, model, SIZES if is_open else SIZES[:1])
+    assert operations(path) <= 4 * (30 if is_open else 24) + 6  # four convolutions, two ReLUs
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_graph_has_the_operations_of_the_equations(tmp_path):
+    path, x = tmp_path / 'model.onnx', torch.randn(2, 8, 6, 7)
+    torch.onnx.export(SwitchNorm2d(8).eval(), (x,), path, dynamo=False)
+    assert operations(path) <= 24
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_far_from_zero_a_file_is_as_exact_as_group_norms(tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    x = torch.randn(2, 8, 32, 32) + 1e3
+    errors = []
+    for norm in (SwitchNorm2d(8, normalizers=('in', 'ln')), nn.GroupNorm(1, 8)):
+        torch.onnx.export(norm.eval(), (x,), tmp_path / 'norm.onnx', dynamo=False)
+        session = onnxruntime.InferenceSession(tmp_path / 'norm.onnx')
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        with torch.no_grad():
+            truth = norm.double()(x.double())
+        errors.append((torch.from_numpy(found) - truth).abs().max().item())
+    assert errors[0] <= max(2 * errors[1], 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')
+def test_openvino_takes_the_model_and_its_file(tmp_path):
+    openvino = pytest.importorskip('openvino')
+    model, x, path = deep_network(), torch.randn(SIZES[0]), tmp_path / 'model.onnx'
+    torch.onnx.export(
+        model, (x,), path, dynamo=False, input_names=['x'], dynamic_axes={'x': [0, 2, 3]}
+    )
+    for graph in (openvino.convert_model(model, example_input=x), path):
+        precision = {'INFERENCE_PRECISION_HINT': 'f32'}
+        compiled = openvino.Core().compile_model(graph, 'CPU', precision)
+        for shape in SIZES:
+            x = torch.randn(shape)
+            found = torch.from_numpy(compiled([x.numpy()])[0])
+            with torch.no_grad():
+                torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_recording_checks_its_input_as_running_does():

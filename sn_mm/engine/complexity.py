@@ -7,11 +7,10 @@ from mmengine.analysis.jit_handles import elementwise_flop_counter
 
 
 def register_flop_handles() -> None:
-    """Counts the two operations of a recorded SN layer that pass over its input.
+    """Counts a recorded SN layer by the squares, which it takes once of all its input.
 
-    Five operations an element in all, as mmengine counts for the other norms: a sum, differences
-    and their squares; a multiplication and an addition. Handles that exist stay.
+    Five operations an element, as mmengine counts for the other norms: a sum, differences and their
+    squares; a multiplication and an addition. A handle that exists stays.
     """
     handles = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS
-    handles.setdefault('aten::var_mean', elementwise_flop_counter(3, 0))
-    handles.setdefault('aten::addcmul', elementwise_flop_counter(0, 2))
+    handles.setdefault('aten::square', elementwise_flop_counter(5, 0))
