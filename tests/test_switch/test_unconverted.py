@@ -161,6 +161,17 @@ def test_the_warning_tells_norms_that_a_switch_converts_from_those_that_stay(tmp
         assert 'neck (Activated)' in stay and 'neck' not in converted and promise not in stay
 
 
+def test_frozen_norms_are_named(tmp_path, monkeypatch):
+    class Frozen(HardCoded):
+        def __init__(self, norm_cfg: dict = dict(type='BN')) -> None:  # noqa: B006
+            super().__init__(norm_cfg)
+            self.bn = pytest.importorskip('torchvision').ops.FrozenBatchNorm2d(4)
+
+    monkeypatch.setitem(MODELS.module_dict, 'Frozen', Frozen)
+    _, log = train(tmp_path, dict(type='Frozen'))
+    assert '1 norms are frozen BatchNorms, and stay: bn (FrozenBatchNorm2d).' in log
+
+
 def test_no_warning_where_nothing_is_left(tmp_path):
     settings = dict(type='HardCoded', norm_cfg=dict(type='SN'))
     model = dict(type='sn_mm.SwitchedModel', switched=settings, norm_cfg=dict(type='BN'))
