@@ -1,7 +1,7 @@
 """Trains a model with one norm after the other, all else equal, and reports which one pays.
 
-Each cell is a run of the train script in a folder of its own; a cell that is done is not run again,
-so that a comparison that was stopped goes on with the same command.
+Each run trains and tests in a folder of its own; a run that is done is not repeated, so that a
+comparison that was stopped goes on with the same command.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from rich.progress import (
 )
 
 from ..compare.plan import (
-    Cell,
+    Run,
     base_batch_size,
-    cell_config,
     check_config,
     digest,
     norm_cfg_of,
-    plan_cells,
+    plan_runs,
+    run_config,
     switch,
 )
 from ..compare.report import write_report
@@ -118,6 +118,11 @@ def make_quick_data(out: Path, program: Sequence[str]) -> None:
 def load(args: Namespace) -> tuple[Config, IO[str]]:
     """The config, complete and with its data, and the lock of the comparison's folder."""
     check_folder('--out', args.out)
+    if (args.out / 'cells.jsonl').is_file():
+        raise InputError(
+            f'--out {args.out} is a comparison of version 1.0, which plot-norms reads and this '
+            'command does not continue: name another folder'
+        )
     if args.quick:  # whose data are in the folder
         held = lock(args.out)
         make_quick_data(args.out, args.program)
@@ -142,17 +147,17 @@ def load_checked(args: Namespace) -> Config:
 
 
 class Configs:
-    """The configs of the cells; each norm is switched to once."""
+    """The configs of the runs; each norm is switched to once."""
 
     def __init__(self, cfg: Config, base_batch: int, extent: str) -> None:
         self.base_batch = base_batch
         self.switched = lru_cache(maxsize=None)(lambda norm: switch(cfg, norm, extent))
 
-    def __call__(self, cell: Cell) -> Config:
-        return cell_config(self.switched(cell.norm)[0], cell, self.base_batch)
+    def __call__(self, run: Run) -> Config:
+        return run_config(self.switched(run.norm)[0], run, self.base_batch)
 
     def notes(self, norms: Iterable[str]) -> list[str]:
-        """What the reader should know of the norms; of one that does not fit its cells say so."""
+        """What the reader should know of the norms; of one that does not fit its runs say so."""
         told: dict[str, list[str]] = {}
         for norm in dict.fromkeys(norms):
             with suppress(Exception):
@@ -162,48 +167,48 @@ class Configs:
 
 
 def still_to_run(
-    cells: list[Cell], records: dict[str, dict], configs: Configs, args: Namespace
-) -> Iterator[Cell]:
-    """The cells without a result, or without the batch average that is asked for.
+    runs: list[Run], records: dict[str, dict], configs: Configs, args: Namespace
+) -> Iterator[Run]:
+    """The runs without a result, or without the batch average that is asked for.
 
     Raises:
         InputError: A result is of a training with other settings.
     """
-    for cell in cells:
-        record = records.get(cell.name)
-        begun = record or read_found(args.out / 'cells' / cell.name)
-        cfg = configs(cell) if 'digest' in begun else None  # without: it could not be made
+    for run in runs:
+        record = records.get(run.name)
+        begun = record or read_found(args.out / 'runs' / run.name)
+        cfg = configs(run) if 'digest' in begun else None  # without: it could not be made
         if cfg is not None and begun['digest'] != digest(cfg):
             raise InputError(
-                f'--out has a training of {cell} with other settings: name another folder, or move '
+                f'--out has a training of {run} with other settings: name another folder, or move '
                 'this one away'
             )
         if record is None:
-            yield cell
+            yield run
         elif 'error' in record or 'batch_average_error' in record:
             if args.retry_failed:
-                yield cell
+                yield run
         elif args.batch_average and cfg is not None and has_average(cfg):
             if record.get('batch_average_iters') != args.batch_average:
-                yield cell
+                yield run
 
 
-def failed_before(cells: list[Cell], remaining: list[Cell], records: dict[str, dict]) -> list[str]:
-    """A line for each cell that failed in an earlier run and is not run again: why it failed."""
-    kept = [cell.name for cell in cells if cell not in remaining]
+def failed_before(runs: list[Run], remaining: list[Run], records: dict[str, dict]) -> list[str]:
+    """A line for each run that failed before and is not repeated: why it failed."""
+    kept = [run.name for run in runs if run not in remaining]
     return [
-        f'{name}: {records[name]["error"]} (in an earlier run; --retry-failed runs it again)'
+        f'{name}: {records[name]["error"]} (of an earlier call; --retry-failed repeats it)'
         for name in kept
         if 'error' in records[name]
     ]
 
 
-def describe_comparison(cells: list[Cell], base: int, origin: str, cfg: Config) -> list[str]:
+def describe_comparison(runs: list[Run], base: int, origin: str, cfg: Config) -> list[str]:
     """What will be trained, before hours of it."""
     rate = cfg.optim_wrapper.optimizer.lr
-    rates = {cell.batch: f'{rate * cell.batch / base:g} at {cell.batch} images' for cell in cells}
+    rates = {run.batch: f'{rate * run.batch / base:g} at {run.batch} images' for run in runs}
     return [
-        f'{len(cells)} cells. Learning rate: {rate:g} for {base} images ({origin}), so '
+        f'{len(runs)} runs. Learning rate: {rate:g} for {base} images ({origin}), so '
         + ', '.join(rates.values()),
     ]
 
@@ -218,7 +223,7 @@ def describe_machine() -> str:
 
 
 def describe_report(
-    args: Namespace, cells: int, base: int, origin: str, notes: list[str]
+    args: Namespace, runs: int, base: int, origin: str, notes: list[str]
 ) -> dict[str, Any]:
     """What the report says besides the results."""
     memory = 'GPU' if torch.cuda.is_available() else 'Resident'
@@ -231,7 +236,7 @@ def describe_report(
         'base_batch': base,
         'base_from': origin,
         'notes': notes,
-        'cells': cells,
+        'runs': runs,
         'memory': f'{memory} memory of the process that needs most; medians over the seeds.',
     }
 
@@ -251,12 +256,12 @@ def progress_bar() -> Progress:
 
 @report_input_errors
 def run(args: Namespace) -> None:
-    """Runs the cells that have no result yet, and writes the report after each.
+    """Does the runs that have no result yet, and writes the report after each.
 
     Raises:
         InputError: Arguments or a config that no comparison can be made of.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the running cells as well
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the runs at work as well
     complete(args)
     for norm in args.norms:
         norm_cfg_of(norm)
@@ -268,25 +273,25 @@ def run(args: Namespace) -> None:
         base, origin = args.base_batch_size, '--base-batch-size'
     else:
         base, origin = base_batch_size(cfg, args.processes)
-    cells = plan_cells(args.norms, args.processes, args.images, args.seeds)
+    runs = plan_runs(args.norms, args.processes, args.images, args.seeds)
     configs = Configs(cfg, base, args.norm_extent)
     records = finished(args.out)
-    remaining = list(still_to_run(cells, records, configs, args))
+    remaining = list(still_to_run(runs, records, configs, args))
     notes = configs.notes(args.norms)
-    failed = failed_before(cells, remaining, records)
-    print(*describe_comparison(cells, base, origin, cfg), *notes, *failed, sep='\n', flush=True)
-    header = describe_report(args, len(cells), base, origin, notes)
+    failed = failed_before(runs, remaining, records)
+    print(*describe_comparison(runs, base, origin, cfg), *notes, *failed, sep='\n', flush=True)
+    header = describe_report(args, len(runs), base, origin, notes)
     bar = progress_bar()
-    names = [cell.name for cell in cells]
+    names = [run.name for run in runs]
     runner = Runner(args.out, held, args.program, args.jobs, args.batch_average)
     with bar:
-        task = bar.add_task('cells', total=len(cells), completed=len(cells) - len(remaining))
+        task = bar.add_task('runs', total=len(runs), completed=len(runs) - len(remaining))
         for record in runner.run(remaining, configs):
             records[record['name']] = record
             bar.advance(task)
             bar.console.print(_line(record, metric, bar.tasks[0].time_remaining))
             done = [records[name] for name in names if name in records]
-            with suppress(InputError):  # without this metric: said when all cells are done
+            with suppress(InputError):  # without this metric: said when all runs are done
                 write_report(args.out, header, done, metric)
     done = [records[name] for name in names]
     write_report(args.out, header, done, metric)

@@ -44,7 +44,7 @@ def run(args: Namespace) -> None:
     for folder, label in zip(args.folders, labels):
         records = list(finished(folder).values())
         if not records:
-            raise InputError(f'{folder} has no cells.jsonl of compare_norms with a result')
+            raise InputError(f'{folder} has no runs.jsonl of compare_norms with a result')
         metric = args.metric or metric_of(records)
         panels[label] = group(records, metric), metric_name(metric)
         processes |= {record['processes'] for record in records}

@@ -23,7 +23,7 @@ def draw_metric(comparisons: Mapping[str, tuple[Mapping, str]], processes: int) 
 
     Args:
         comparisons: By title, the groups of a comparison and the name of its metric: a panel each.
-        processes: Of each cell.
+        processes: Of each run.
     """
     norms = list(dict.fromkeys(norm for groups, _ in comparisons.values() for norm, _ in groups))
     columns = min(len(comparisons), 3)

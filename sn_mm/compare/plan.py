@@ -1,4 +1,4 @@
-"""The cells of a comparison, and the config of each: all else equal."""
+"""The runs of a comparison, and the config of each: all else equal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOG_INTERVAL = 10
 
 
 @dataclass(frozen=True)
-class Cell:
+class Run:
     """One training.
 
     Attributes:
@@ -49,7 +49,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The cell's folder."""
+        """The run's folder."""
         norm = re.sub(r'[^\w.=,-]+', '_', self.norm).strip('_')
         return f'{norm}-{self.processes}x{self.images}-seed{self.seed}'
 
@@ -57,25 +57,23 @@ class Cell:
         return f'{self.norm}, {self.processes} x {self.images}, seed {self.seed}'
 
 
-def plan_cells(
-    norms: Sequence[str], processes: int, images: Sequence[int], seeds: int
-) -> list[Cell]:
-    """All cells, seed by seed, so that an unfinished comparison has each norm and batch.
+def plan_runs(norms: Sequence[str], processes: int, images: Sequence[int], seeds: int) -> list[Run]:
+    """All runs, seed by seed, so that an unfinished comparison has each norm and batch.
 
     Raises:
         InputError: Two norms are written differently and have the same folder.
     """
-    cells = [
-        Cell(norm, processes, count, seed)
+    runs = [
+        Run(norm, processes, count, seed)
         for seed in range(seeds)
         for count in dict.fromkeys(images)
         for norm in dict.fromkeys(norms)
     ]
-    names = [cell.name for cell in cells]
-    twice = next((cell for cell in cells if names.count(cell.name) > 1), None)
+    names = [run.name for run in runs]
+    twice = next((run for run in runs if names.count(run.name) > 1), None)
     if twice:
         raise InputError(f'--norms has {twice.norm!r} and another spelling of the same norm')
-    return cells
+    return runs
 
 
 def norm_cfg_of(norm: str) -> dict:
@@ -173,24 +171,24 @@ def switch(cfg: Config, norm: str, extent: str) -> tuple[Config, list[str]]:
     return switched, notes_of(norm, norm_cfg, switched, before, report)
 
 
-def cell_config(switched: Config, cell: Cell, base_batch: int) -> Config:
-    """The config of one cell.
+def run_config(switched: Config, run: Run, base_batch: int) -> Config:
+    """The config of one run.
 
     The learning rate is scaled linearly with the batch. Whatever counts iterations is scaled the
-    other way, so that each cell sees the same number of images. Nothing is validated: the cell is
+    other way, so that each run sees the same number of images. Nothing is validated: the run is
     tested when its training is done.
 
     Args:
-        switched: The config with the cell's norm.
-        cell: The cell.
+        switched: The config with the run's norm.
+        run: The run.
         base_batch: The images of one iteration that the config is for.
 
     Returns:
         A new config.
     """
     cfg = copy.deepcopy(switched)
-    ratio = cell.batch / base_batch
-    cfg.train_dataloader.batch_size = cell.images
+    ratio = run.batch / base_batch
+    cfg.train_dataloader.batch_size = run.images
     cfg.optim_wrapper.optimizer.lr *= ratio
     cfg.auto_scale_lr = {**_settings(cfg.get('auto_scale_lr')), 'enable': False}
     cfg.param_scheduler = [_scale(scheduler, ratio) for scheduler in _schedulers(cfg)]
@@ -210,7 +208,7 @@ def cell_config(switched: Config, cell: Cell, base_batch: int) -> Config:
     hooks.checkpoint = checkpoint
     logger = {'type': 'LoggerHook', **_settings(hooks.get('logger'))}
     hooks.logger = {**logger, 'interval': min(logger.get('interval', 10), LOG_INTERVAL)}
-    cfg.randomness = {**_settings(cfg.get('randomness')), 'seed': cell.seed}
+    cfg.randomness = {**_settings(cfg.get('randomness')), 'seed': run.seed}
     cfg.pop('work_dir', None)
     return cfg
 
@@ -251,13 +249,13 @@ def _iterations(count: int, ratio: float) -> int:
 
 
 def digest(cfg: Config) -> str:
-    """Stands for all settings of a cell's config."""
+    """Stands for all settings of a run's config."""
     text = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
     return hashlib.sha1(text.encode()).hexdigest()[:12]
 
 
 def settings_of(cfg: Config) -> dict[str, Any]:
-    """What the report says about the training of a cell."""
+    """What the report says about the training of a run."""
     return {
         'lr': cfg.optim_wrapper.optimizer.lr,
         'optimizer': _name(cfg.optim_wrapper.optimizer.type),

@@ -1,4 +1,4 @@
-"""The report of a comparison, from the records of its cells."""
+"""The report of a comparison, from the records of its runs."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def write_report(
     Args:
         out: Folder of the comparison.
         header: ``config``, ``command``, ``machine``, ``processes``, ``base_batch``, ``base_from``,
-            ``notes``, ``memory``, and ``cells``, their number in all.
-        records: Of the cells that are done.
+            ``notes``, ``memory``, and ``runs``, their number in all.
+        records: Of the runs that are done.
         metric: The figure to compare.
 
     Raises:
@@ -123,8 +123,8 @@ def write_report(
         '',
         *(
             [f'- {sentence}.' for sentence in verdict(groups, processes, metric)]
-            if len(records) == header['cells']
-            else [f'{len(records)} of {header["cells"]} cells are done.']
+            if len(records) == header['runs']
+            else [f'{len(records)} of {header["runs"]} runs are done.']
         ),
         '',
         'One seed: differences between norms may be chance.'
@@ -135,7 +135,7 @@ def write_report(
         table,
         '',
         *[f'{note}  ' for note in notes],
-        *(['`--retry-failed` runs these cells again.'] if notes else []),
+        *(['`--retry-failed` repeats these runs.'] if notes else []),
     ]
     drawn = {'metric': figures.draw_metric({'': (groups, metric_name(metric))}, processes)}
     lines += ['', '![by images per process](metric.png)', '']
@@ -150,7 +150,7 @@ def write_report(
             for r in records
             if 'batch_average_error' in r
         ]
-    lines += ['## How the cells were made equal', '', *_settings(header, records), '']
+    lines += ['## How the runs were made equal', '', *_settings(header, records), '']
     weights = importance_of(records)
     if weights:
         lines += ['## Importance weights', '', 'Averaged over all layers and seeds.', '']
@@ -163,17 +163,17 @@ def write_report(
         drawn['cost'] = figures.draw_cost(found, norms, processes)
     iterations = {r['batch_average_iters'] for r in records if 'batch_average' in r}
     averaging = [
-        'sn-mm batch-average cells/NAME/config.py CHECKPOINT AVERAGED --bn --num-iters '
+        'sn-mm batch-average runs/NAME/config.py CHECKPOINT AVERAGED --bn --num-iters '
         f'{count} --processes {processes}  # and the test again'
         for count in iterations
     ]
     lines += ['## Commands', '', '```shell', header['command'], '```', '']
     lines += [
-        'It runs these commands for each cell, whose folder has the complete config and the logs:',
+        'It runs these commands for each run, whose folder has the complete config and the logs:',
         '',
         '```shell',
-        f'sn-mm train cells/NAME/config.py --work-dir cells/NAME/train --processes {processes}',
-        f'sn-mm test cells/NAME/config.py CHECKPOINT --processes {processes}',
+        f'sn-mm train runs/NAME/config.py --work-dir runs/NAME/train --processes {processes}',
+        f'sn-mm test runs/NAME/config.py CHECKPOINT --processes {processes}',
         *averaging,
         '```',
         '',
@@ -188,10 +188,10 @@ def write_report(
 def _settings(header: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
     """What differs between batches, and what a norm stands for."""
     lines = [
-        'Each cell of a column has the same config but for its norms. The learning rate is scaled '
+        'Each run of a column has the same config but for its norms. The learning rate is scaled '
         f'linearly with the batch, from that for {header["base_batch"]} images '
         f'({header["base_from"]}); the length and the schedules, where they count iterations, are '
-        'scaled the other way, so that all cells see the same number of images, but for rounding. '
+        'scaled the other way, so that all runs see the same number of images, but for rounding. '
         'Hooks that count iterations stay as they are.',
         '',
     ]

@@ -16,7 +16,7 @@ _NAMES = {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP', 'mIoU': 'mIoU'}
 
 
 class Group:
-    """The cells of one norm and batch, which differ in the seed.
+    """The runs of one norm and batch, which differ in the seed.
 
     Args:
         records: Their records.
@@ -78,7 +78,7 @@ def best_apart(groups: Mapping[str, Group]) -> str | None:
 def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str) -> list[str]:
     """Whether SN pays: for each batch the best norm that is SN beside the best that is not.
 
-    For a comparison whose cells are all done. It is decided where one is apart from all norms of
+    For a comparison whose runs are all done. It is decided where one is apart from all norms of
     the other kind, as by :func:`best_apart`.
 
     Returns:
@@ -125,7 +125,7 @@ def digits_of(metric: str) -> int:
 def costs(
     records: Sequence[Mapping[str, Any]], norm: str, images: int
 ) -> tuple[float, float] | None:
-    """Seconds per iteration and MiB of one norm and batch; None if no cell of it ran."""
+    """Seconds per iteration and MiB of one norm and batch; None if no run of it succeeded."""
     ran = [
         r
         for r in records

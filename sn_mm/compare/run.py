@@ -1,4 +1,4 @@
-"""One cell: trained, tested and measured by the real scripts, in a folder of its own."""
+"""One run: trained, tested and measured by the real commands, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from ..functional import canonical_normalizers
 from ..output.files import append_record, atomic_path, read_records
 from ..switch.toolbox import toolbox
 from .notes import component_settings
-from .plan import Cell, digest, settings_of
+from .plan import Run, digest, settings_of
 
 _ERROR = re.compile(r'^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$', re.M)
 _REFUSED = re.compile(r'^sn-mm [\w-]+: error: (.*)$', re.M)
 
 
-class CellFailed(Exception):
-    """A script of a cell ended with an error."""
+class RunFailed(Exception):
+    """A command of a run ended with an error."""
 
 
 class Runner:
-    """Runs cells, a number of them at a time.
+    """Does the runs of a comparison, a number of them at a time.
 
     Args:
-        out: Folder of the comparison: ``cells/NAME`` for each cell, ``cells.jsonl`` with a line for
+        out: Folder of the comparison: ``runs/NAME`` for each run, ``runs.jsonl`` with a line for
             each that is done.
         held: Its lock, from :func:`lock`.
         program: The words that start ``sn-mm``.
-        jobs: Cells at a time. Default: 1.
+        jobs: Runs at a time. Default: 1.
         batch_average: Mini-batches for a second test with the batch average. Default: 0, none.
     """
 
@@ -69,22 +69,22 @@ class Runner:
         self.processes: set[subprocess.Popen] = set()
         self.stopping = False
 
-    def run(self, cells: Sequence[Cell], config_of: Callable[[Cell], Config]) -> Iterator[dict]:
-        """Runs cells, and appends the record of each to ``cells.jsonl``.
+    def run(self, runs: Sequence[Run], config_of: Callable[[Run], Config]) -> Iterator[dict]:
+        """Does runs, and appends the record of each to ``runs.jsonl``.
 
         Args:
-            cells: The cells.
-            config_of: Gives the config of a cell; an error of it is the result of the cell.
+            runs: The runs.
+            config_of: Gives the config of a run; an error of it is the result of the run.
 
         Yields:
-            The records, in the order in which the cells end.
+            The records, in the order in which the runs end.
         """
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = [pool.submit(self._cell, cell, config_of) for cell in cells]
+            futures = [pool.submit(self._run, run, config_of) for run in runs]
             try:
                 for future in as_completed(futures):
                     record = future.result()
-                    append_record(self.out / 'cells.jsonl', record)
+                    append_record(self.out / 'runs.jsonl', record)
                     yield record
             finally:
                 self.stopping = True
@@ -93,15 +93,15 @@ class Runner:
                 for process in list(self.processes):
                     process.terminate()
 
-    def _cell(self, cell: Cell, config_of: Callable[[Cell], Config]) -> dict:
+    def _run(self, run: Run, config_of: Callable[[Run], Config]) -> dict:
         slot = self.slots.get()
         start = time.monotonic()
-        record: dict[str, Any] = {'name': cell.name, **asdict(cell)}
+        record: dict[str, Any] = {'name': run.name, **asdict(run)}
         try:
-            cfg = config_of(cell)
+            cfg = config_of(run)
             record.update(digest=digest(cfg), **settings_of(cfg))
-            record.update(self._train_and_test(cell, cfg, slot))
-        except CellFailed as error:
+            record.update(self._train_and_test(run, cfg, slot))
+        except RunFailed as error:
             record['error'] = str(error)
         except Exception as error:  # of a model that cannot be built: a result, as any other
             kind = '' if isinstance(error, InputError) else f'{type(error).__name__}: '
@@ -111,66 +111,66 @@ class Runner:
         record['seconds'] = round(time.monotonic() - start, 1)
         return record
 
-    def _train_and_test(self, cell: Cell, cfg: Config, slot: int) -> dict[str, Any]:
-        folder = self.out / 'cells' / cell.name
+    def _train_and_test(self, run: Run, cfg: Config, slot: int) -> dict[str, Any]:
+        folder = self.out / 'runs' / run.name
         folder.mkdir(parents=True, exist_ok=True)
         config, train = folder / 'config.py', folder / 'train'
         found = read_found(folder)
         if found.setdefault('digest', digest(cfg)) != digest(cfg):
-            raise CellFailed(f'{folder} has a training with other settings: move it away')
+            raise RunFailed(f'{folder} has a training with other settings: move it away')
         write_found(folder, found)
         cfg.dump(config)
         if 'checkpoint' not in found:
             resume = ['--resume'] if (train / 'last_checkpoint').is_file() else []
-            peak = self._call(cell, slot, 'train', ['train', config, '--work-dir', train, *resume])
+            peak = self._call(run, slot, 'train', ['train', config, '--work-dir', train, *resume])
             last = Path((train / 'last_checkpoint').read_text().strip())
             found.update(peak_memory_mib=peak, importance=read_importance(cfg, last))
             found.update(read_scalars(train), checkpoint=os.path.relpath(last, self.out))
             write_found(folder, found)
         checkpoint = self.out / found['checkpoint']
         if 'metrics' not in found:
-            found['metrics'] = self._test(cell, slot, config, checkpoint, 'test')
+            found['metrics'] = self._test(run, slot, config, checkpoint, 'test')
             write_found(folder, found)
         count = self.batch_average
         if count and has_average(cfg) and found.get('batch_average_iters') != count:
             found.pop('batch_average', None)
             try:
-                found['batch_average'] = self._average(cell, slot, config, checkpoint)
+                found['batch_average'] = self._average(run, slot, config, checkpoint)
                 found['batch_average_iters'] = count
                 write_found(folder, found)
-            except CellFailed as error:  # which leaves the cell its other results
+            except RunFailed as error:  # which leaves the run its other results
                 found['batch_average_error'] = str(error)
         return found
 
-    def _average(self, cell: Cell, slot: int, config: Path, checkpoint: Path) -> dict:
+    def _average(self, run: Run, slot: int, config: Path, checkpoint: Path) -> dict:
         """Tests with the batch average, measured on all processes as the training was."""
         averaged = config.parent / 'batch_average.pth'
         command = ['batch-average', config, checkpoint, averaged]
         options = ['--bn', '--num-iters', self.batch_average]
-        self._call(cell, slot, 'batch_average', [*command, *options])
-        return self._test(cell, slot, config, averaged, 'test_average')
+        self._call(run, slot, 'batch_average', [*command, *options])
+        return self._test(run, slot, config, averaged, 'test_average')
 
-    def _test(self, cell: Cell, slot: int, config: Path, checkpoint: Path, name: str) -> dict:
+    def _test(self, run: Run, slot: int, config: Path, checkpoint: Path, name: str) -> dict:
         folder = config.parent / name
-        self._call(cell, slot, name, ['test', config, checkpoint, '--work-dir', folder])
+        self._call(run, slot, name, ['test', config, checkpoint, '--work-dir', folder])
         return json.loads((folder / 'metrics.json').read_text())
 
-    def _call(self, cell: Cell, slot: int, name: str, command: Sequence[object]) -> float:
-        """Runs a command on the cell's processes, with its log in the cell's folder.
+    def _call(self, run: Run, slot: int, name: str, command: Sequence[object]) -> float:
+        """Runs a command on the run's processes, with its log in the run's folder.
 
         Returns:
             The largest memory of one of its processes, in MiB.
 
         Raises:
-            CellFailed: It ended with an error; the message is its last line.
+            RunFailed: It ended with an error; the message is its last line.
         """
         if self.stopping:
-            raise CellFailed('stopped')
-        log = self.out / 'cells' / cell.name / f'{name}.log'
+            raise RunFailed('stopped')
+        log = self.out / 'runs' / run.name / f'{name}.log'
         with log.open('w') as file:
             process = subprocess.Popen(
-                [*self.program, *map(str, command), '--processes', str(cell.processes)],
-                env=environment(slot, cell.processes, self.jobs),
+                [*self.program, *map(str, command), '--processes', str(run.processes)],
+                env=environment(slot, run.processes, self.jobs),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -184,7 +184,7 @@ class Runner:
                 self.processes.discard(process)
         process.returncode = code = os.waitstatus_to_exitcode(status)
         if code != 0:
-            raise CellFailed(reason_of(log.read_text(errors='replace'), code))
+            raise RunFailed(reason_of(log.read_text(errors='replace'), code))
         return round(usage.ru_maxrss / 1024, 1)
 
 
@@ -207,12 +207,12 @@ def lock(out: Path) -> IO[str]:
 
 
 def environment(slot: int, processes: int, jobs: int) -> dict[str, str]:
-    """The environment of a cell: threads and GPUs of its own; the scripts take a free port.
+    """The environment of a run: threads and GPUs of its own; the scripts take a free port.
 
     Args:
-        slot: Number of the cell among those that run at the same time.
+        slot: Number of the run among those that run at the same time.
         processes: Number of its processes.
-        jobs: Cells at a time.
+        jobs: Runs at a time.
     """
     threads = str(max(1, (os.cpu_count() or 1) // (processes * jobs)))
     variables = {'OMP_NUM_THREADS': threads, **os.environ}
@@ -299,17 +299,18 @@ def _norms(config: Any, owner: dict) -> Iterator[tuple[dict, dict]]:
 
 
 def read_found(folder: Path) -> dict[str, Any]:
-    """What a cell's scripts have found so far, so that none of them runs twice."""
+    """What a run's scripts have found so far, so that none of them runs twice."""
     file = folder / 'found.json'
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def write_found(folder: Path, found: dict[str, Any]) -> None:
-    """Keeps it in the cell's folder."""
+    """Keeps it in the run's folder."""
     with atomic_path(folder / 'found.json') as path:
         path.write_text(json.dumps(found))
 
 
 def finished(out: Path) -> dict[str, dict]:
-    """The records of the cells that are done, by name."""
-    return read_records(out / 'cells.jsonl', 'name')
+    """The records of the runs that are done, by name; also of a comparison of version 1.0."""
+    log, old = out / 'runs.jsonl', out / 'cells.jsonl'
+    return read_records(old if old.is_file() else log, 'name')

@@ -1,4 +1,4 @@
-"""``sn-mm compare-norms``: equal cells, honest reports, and comparisons that go on."""
+"""``sn-mm compare-norms``: equal runs, honest reports, and comparisons that go on."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from test_tools.small_runs import DETECTION, SEGMENTATION, run, start, write_spl
 import sn_mm
 from sn_mm.cli import compare_norms
 from sn_mm.cli.compare_norms import Configs, check_quick, failed_before, still_to_run
-from sn_mm.compare import run as cells_run
+from sn_mm.compare import run as comparison
 from sn_mm.compare.notes import notes_of
 from sn_mm.compare.plan import (
-    Cell,
+    Run,
     base_batch_size,
-    cell_config,
     check_config,
     digest,
     norm_cfg_of,
-    plan_cells,
+    plan_runs,
+    run_config,
     settings_of,
     switch,
 )
@@ -71,7 +71,7 @@ def record(norm: str, images: int, seed: int, value: float, **others: object) ->
 
 def test_all_cells_see_the_same_images_with_a_learning_rate_of_their_batch(segmentation):
     small, large = (
-        cell_config(segmentation, Cell('SN', 2, images, 7), base_batch=8) for images in (1, 4)
+        run_config(segmentation, Run('SN', 2, images, 7), base_batch=8) for images in (1, 4)
     )
     assert (small.train_cfg.max_iters, large.train_cfg.max_iters) == (96, 24)
     assert (small.train_dataloader.batch_size, large.train_dataloader.batch_size) == (1, 4)
@@ -92,7 +92,7 @@ def test_all_cells_see_the_same_images_with_a_learning_rate_of_their_batch(segme
 )
 def test_a_cell_has_its_norm_and_no_other(segmentation, norm, kind):
     switched, _ = switch(segmentation, norm, 'existing')
-    types = [found['type'] for found, _ in cells_run._norms(switched.model, {})]
+    types = [found['type'] for found, _ in comparison._norms(switched.model, {})]
     assert types and set(types) == {kind}
 
 
@@ -105,9 +105,9 @@ def test_syncbn_on_a_cpu_is_sn_over_bn_alone(monkeypatch):
 
 
 def test_cells_go_seed_by_seed():
-    cells = plan_cells(['BN', 'SN', 'BN'], 2, [1, 2], 2)
-    assert [c.seed for c in cells] == [0] * 4 + [1] * 4
-    assert len({c.name for c in cells}) == len(cells)
+    runs = plan_runs(['BN', 'SN', 'BN'], 2, [1, 2], 2)
+    assert [c.seed for c in runs] == [0] * 4 + [1] * 4
+    assert len({c.name for c in runs}) == len(runs)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_report_says_all_that_was_measured(tmp_path):
     header = {
         'config': 'a.py', 'command': 'sn-mm compare-norms a.py', 'machine': 'Here.',
         'processes': 2, 'base_batch': 4, 'base_from': 'somebody', 'notes': ['`BN`: a note'],
-        'memory': 'Resident memory.', 'cells': 6,
+        'memory': 'Resident memory.', 'runs': 6,
     }  # fmt: skip
     write_report(tmp_path, header, records, 'mIoU')
     text = (tmp_path / 'README.md').read_text()
@@ -188,7 +188,7 @@ def test_a_report_says_all_that_was_measured(tmp_path):
         '| `SN` | 65.0, 1 of 2 seeds, 1 diverged | **70.5 (70.0 to 71.0)** |',
         '| `BN` | - [1] | 60.5 (60.0 to 61.0) |',
         '[1] does not run: ValueError: one value per channel',
-        '`--retry-failed` runs these cells again.',
+        '`--retry-failed` repeats these runs.',
         '| `SN` | 2 x 2 | 0.500, 0.300, 0.200 | 0.500, 0.300, 0.200 |',
         '| `BN` | - | 0.200, 100 |',
         '| 2 x 2 | 0.02 (SGD) | 12 iterations | 48 |',
@@ -199,9 +199,9 @@ def test_a_report_says_all_that_was_measured(tmp_path):
     for name in ('metric', 'importance', 'cost'):
         assert (tmp_path / f'{name}.png').stat().st_size > 5000
         assert (tmp_path / f'{name}.svg').read_text().startswith('<?xml')
-    write_report(tmp_path, {**header, 'cells': 7}, records, 'mIoU')
+    write_report(tmp_path, {**header, 'runs': 7}, records, 'mIoU')
     text = (tmp_path / 'README.md').read_text()
-    assert '6 of 7 cells are done.' in text and 'SN pays' not in text
+    assert '6 of 7 runs are done.' in text and 'SN pays' not in text
     with pytest.raises(InputError, match="--metric must be one of mIoU, got 'AP'"):
         write_report(tmp_path, header, records, 'AP')
 
@@ -217,42 +217,54 @@ def test_comparisons_are_drawn_side_by_side(tmp_path, monkeypatch, capsys):
         folder = tmp_path / f'out{number}'
         folder.mkdir()
         records = [record(norm, images, 0, 50 + images) for norm in norms for images in (1, 2)]
-        (folder / 'cells.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
+        (folder / 'runs.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
     assert 'pictures/norms.png' in call('out0', 'out1', '--out', 'pictures/norms')
     drawn = (tmp_path / 'pictures/norms.svg').read_text()
     for text in ('out0', 'out1', 'SN', 'BN', 'GN', 'mIoU'):
         assert f'<!-- {text} -->' in drawn
     assert 'must name each of the 2 comparisons' in call('out0', 'out1', '--labels', 'one')
-    assert 'none has no cells.jsonl' in call('none')
+    assert 'none has no runs.jsonl' in call('none')
     assert '--metric must be one of mIoU' in call('out0', '--metric', 'AP')
     assert '--out must be the name of a figure' in call('out0', '--out', '..')
 
 
+def test_a_comparison_of_version_1_0_is_drawn_and_not_continued(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = (json.dumps(record('SN', images, 0, 50.0)) + '\n' for images in (1, 2))
+    Path('cells.jsonl').write_text(''.join(lines))
+    main(['plot-norms', '.', '--out', 'drawn'])
+    assert Path('drawn.png').is_file()
+    with pytest.raises(SystemExit):
+        main(['compare-norms', 'a.py', '--out', '.'])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert '--out . is a comparison of version 1.0' in line
+
+
 def test_a_training_with_other_settings_is_not_gone_on_with(segmentation, tmp_path):
-    cell = Cell('SN', 1, 4, 0)
-    cfg = cell_config(segmentation, cell, 4)
-    folder = tmp_path / 'cells' / cell.name
+    planned = Run('SN', 1, 4, 0)
+    cfg = run_config(segmentation, planned, 4)
+    folder = tmp_path / 'runs' / planned.name
     folder.mkdir(parents=True)
-    cells_run.write_found(folder, {'digest': 'of another'})
-    with cells_run.lock(tmp_path) as held:
-        (found,) = cells_run.Runner(tmp_path, held, PROGRAM).run([cell], lambda _: cfg)
+    comparison.write_found(folder, {'digest': 'of another'})
+    with comparison.lock(tmp_path) as held:
+        (found,) = comparison.Runner(tmp_path, held, PROGRAM).run([planned], lambda _: cfg)
     assert 'has a training with other settings' in found['error']
 
 
 def test_results_of_other_settings_are_refused(tmp_path):
-    cell = Cell('SN', 2, 1, 0)
+    planned = Run('SN', 2, 1, 0)
     args = Namespace(retry_failed=True, batch_average=0, out=tmp_path)
     for other in ({}, {'error': 'x'}):
-        done = {cell.name: {**record('SN', 1, 0, 1.0), 'digest': 'old', **other}}
+        done = {planned.name: {**record('SN', 1, 0, 1.0), 'digest': 'old', **other}}
         with pytest.raises(InputError, match='with other settings'):
-            list(still_to_run([cell], done, lambda _: Config(), args))
-    folder = tmp_path / 'cells' / cell.name
+            list(still_to_run([planned], done, lambda _: Config(), args))
+    folder = tmp_path / 'runs' / planned.name
     folder.mkdir(parents=True)
-    cells_run.write_found(folder, {'digest': 'of a training that was stopped'})
+    comparison.write_found(folder, {'digest': 'of a training that was stopped'})
     with pytest.raises(InputError, match='with other settings'):
-        list(still_to_run([cell], {}, lambda _: Config(), args))
+        list(still_to_run([planned], {}, lambda _: Config(), args))
     with pytest.raises(InputError, match='another spelling'):
-        plan_cells(['SN normalizers=[in,ln]', 'SN normalizers=(in,ln)'], 2, [1], 1)
+        plan_runs(['SN normalizers=[in,ln]', 'SN normalizers=(in,ln)'], 2, [1], 1)
 
 
 @pytest.mark.parametrize(
@@ -273,19 +285,19 @@ def test_results_of_other_settings_are_refused(tmp_path):
     ],
 )
 def test_what_is_still_to_run(segmentation, norm, done, asked, runs):
-    cell = Cell(norm, 2, 1, 0)
+    planned = Run(norm, 2, 1, 0)
     cfg, _ = switch(segmentation, norm, 'existing')
-    found = {cell.name: {**record(norm, 1, 0, 1.0), 'digest': digest(cfg), **done}}
+    found = {planned.name: {**record(norm, 1, 0, 1.0), 'digest': digest(cfg), **done}}
     args = Namespace(**{'retry_failed': False, 'batch_average': 0, 'out': Path(), **asked})
-    assert list(still_to_run([cell], found, lambda _: cfg, args)) == [cell] * runs
+    assert list(still_to_run([planned], found, lambda _: cfg, args)) == [planned] * runs
 
 
 def test_a_failure_that_is_kept_is_said_again():
-    cells = [Cell(norm, 1, 2, 0) for norm in ('BN', 'GN', 'SN')]
-    bn, gn, sn = (cell.name for cell in cells)
+    runs = [Run(norm, 1, 2, 0) for norm in ('BN', 'GN', 'SN')]
+    bn, gn, sn = (planned.name for planned in runs)
     found = {bn: {'error': 'ValueError: one value'}, gn: {'error': 'groups'}, sn: {'metrics': {}}}
-    assert failed_before(cells, [cells[1]], found) == [
-        f'{bn}: ValueError: one value (in an earlier run; --retry-failed runs it again)'
+    assert failed_before(runs, [runs[1]], found) == [
+        f'{bn}: ValueError: one value (of an earlier call; --retry-failed repeats it)'
     ]
 
 
@@ -299,11 +311,11 @@ def test_quick_names_the_extra_that_it_lacks(monkeypatch, package, extra):
 def test_norm_eval_leaves_batchnorm_no_average(segmentation):
     cfg = Config(segmentation.to_dict())
     cfg.model = {'type': 'mmdet.ResNet', 'norm_cfg': {'type': 'BN'}}  # norm_eval=True by default
-    assert not cells_run.has_average(cfg)
+    assert not comparison.has_average(cfg)
     cfg.model.norm_eval = False
-    assert cells_run.has_average(cfg)
+    assert comparison.has_average(cfg)
     cfg.model.update(norm_eval=True, norm_cfg={'type': 'SN'})
-    assert cells_run.has_average(cfg)
+    assert comparison.has_average(cfg)
 
 
 @pytest.mark.parametrize(
@@ -348,13 +360,13 @@ def test_a_lazy_config_makes_cells(tmp_path):
     (tmp_path / 'lazy.py').write_text(LAZY)
     cfg = Config.fromfile(tmp_path / 'lazy.py', lazy_import=True)
     check_config(cfg)
-    cell = cell_config(cfg, Cell('SN', 1, 1, 0), base_batch=2)
-    cell.dump(tmp_path / 'cell.py')
-    dumped = Config.fromfile(tmp_path / 'cell.py')
+    planned = run_config(cfg, Run('SN', 1, 1, 0), base_batch=2)
+    planned.dump(tmp_path / 'run.py')
+    dumped = Config.fromfile(tmp_path / 'run.py')
     (scheduler,) = dumped.param_scheduler
     assert (scheduler.eta_min, scheduler.end, scheduler.T_max) == (0.005, 20, 20)
     assert dumped.default_hooks.checkpoint.save_last
-    assert settings_of(cfg)['optimizer'] == 'SGD' and len(digest(cell)) == 12
+    assert settings_of(cfg)['optimizer'] == 'SGD' and len(digest(planned)) == 12
 
 
 PRETRAINED = {'type': 'Pretrained', 'checkpoint': 'there.pth'}
@@ -440,23 +452,23 @@ def test_what_holds_for_several_norms_is_said_once(segmentation):
 
 
 def test_a_failed_batch_average_leaves_the_other_results(segmentation, tmp_path, monkeypatch):
-    cell = Cell('BN', 1, 1, 0)
+    planned = Run('BN', 1, 1, 0)
     cfg, _ = switch(segmentation, 'BN', 'existing')
-    folder = tmp_path / 'cells' / cell.name
+    folder = tmp_path / 'runs' / planned.name
     folder.mkdir(parents=True)
     metrics = {'mIoU': 50.0}
     done = {'digest': digest(cfg), 'checkpoint': 'deleted.pth', 'metrics': metrics, 'loss': 1.0}
-    cells_run.write_found(folder, done)
-    with cells_run.lock(tmp_path) as held:
-        runner = cells_run.Runner(tmp_path, held, PROGRAM, batch_average=5)
-        (found,) = runner.run([cell], lambda _: cfg)
+    comparison.write_found(folder, done)
+    with comparison.lock(tmp_path) as held:
+        runner = comparison.Runner(tmp_path, held, PROGRAM, batch_average=5)
+        (found,) = runner.run([planned], lambda _: cfg)
     assert 'error' not in found and found['metrics'] == metrics
     assert 'deleted.pth' in found['batch_average_error']
-    assert cells_run.read_found(folder) == done
+    assert comparison.read_found(folder) == done
 
 
 def test_a_training_that_logged_nothing_has_not_diverged(tmp_path):
-    assert cells_run.read_scalars(tmp_path) == {'seconds_per_iteration': None}
+    assert comparison.read_scalars(tmp_path) == {'seconds_per_iteration': None}
     short = {**record('SN', 1, 0, 50.0), 'seconds_per_iteration': None}
     del short['loss']
     assert group([short], 'mIoU')['SN', 1].diverged == 0
@@ -467,16 +479,16 @@ def test_the_importance_is_read_in_the_layers_order(tmp_path):
     torch.save({'state_dict': {f'a.{k}': v for k, v in layer.state_dict().items()}}, tmp_path / 'a')
     for given in (['ln', 'in'], 'in,ln'.split(',')):
         cfg = Config({'model': {'norm_cfg': {'type': 'SN', 'normalizers': given}}})
-        found = cells_run.read_importance(cfg, tmp_path / 'a')
+        found = comparison.read_importance(cfg, tmp_path / 'a')
         assert found['mean']['in'] == pytest.approx(0.98)
 
 
 def test_a_record_that_was_cut_off_does_not_count(tmp_path):
     lines = [json.dumps(record('SN', 1, seed, 1.0)) for seed in range(2)]
-    (tmp_path / 'cells.jsonl').write_text(lines[0] + '\n' + lines[1][:-20])
+    (tmp_path / 'runs.jsonl').write_text(lines[0] + '\n' + lines[1][:-20])
     assert list(finished(tmp_path)) == ['SN-2x1-seed0']
-    append_record(tmp_path / 'cells.jsonl', record('SN', 1, 2, 1.0))
-    append_record(tmp_path / 'cells.jsonl', record('SN', 1, 3, 1.0))
+    append_record(tmp_path / 'runs.jsonl', record('SN', 1, 2, 1.0))
+    append_record(tmp_path / 'runs.jsonl', record('SN', 1, 3, 1.0))
     assert list(finished(tmp_path)) == [f'SN-2x1-seed{seed}' for seed in (0, 2, 3)]
 
 
@@ -495,18 +507,18 @@ def test_the_reason_of_a_failure_is_one_line(log, code, reason):
 
 
 def test_one_comparison_works_in_a_folder(tmp_path):
-    held = cells_run.lock(tmp_path)
+    held = comparison.lock(tmp_path)
     with pytest.raises(InputError, match='another comparison, .* is at work in'):
-        cells_run.lock(tmp_path)
+        comparison.lock(tmp_path)
     child = subprocess.Popen(['sleep', '60'], pass_fds=[held.fileno()])
     held.close()
     try:
         with pytest.raises(InputError, match='at work'):
-            cells_run.lock(tmp_path)
+            comparison.lock(tmp_path)
     finally:
         child.kill()
         child.wait()
-    cells_run.lock(tmp_path).close()
+    comparison.lock(tmp_path).close()
 
 
 @pytest.mark.parametrize(
@@ -537,19 +549,19 @@ def test_a_comparison_that_is_killed_goes_on(folder):
         'BN', '--processes', '1', '--images', '2', '--seeds', '1', '--out', 'out',
     ]  # fmt: skip
     process = start(folder, *command)
-    cells = folder / 'out/cells.jsonl'
+    runs = folder / 'out/runs.jsonl'
     deadline = time.monotonic() + 300
-    while not (cells.is_file() and cells.read_text().count('\n') >= 2):
+    while not (runs.is_file() and runs.read_text().count('\n') >= 2):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    before = cells.read_text().splitlines()
+    before = runs.read_text().splitlines()
 
     code, out, error = run(folder, *command)
     assert code == 0, error[-3000:]
     assert '1 x 2: not decided by these seeds: box AP' in out
-    after = cells.read_text().splitlines()
+    after = runs.read_text().splitlines()
     assert after[: len(before)] == before
     found = {r['norm']: r for r in map(json.loads, after)}
     assert set(found) == {'SN', 'GN num_groups=3', 'BN'} and len(after) == 3
@@ -561,12 +573,12 @@ def test_a_comparison_that_is_killed_goes_on(folder):
     text = (folder / 'out/README.md').read_text()
     assert '| `GN num_groups=3` | - [1] |' in text and '[1] does not run' in text
 
-    trained = (folder / 'out/cells/SN-1x2-seed0/train/last_checkpoint').stat().st_mtime_ns
+    trained = (folder / 'out/runs/SN-1x2-seed0/train/last_checkpoint').stat().st_mtime_ns
     code, out, error = run(folder, *command, '--batch-average', '2')
     assert code == 0, error[-3000:]
     records = finished(folder / 'out')
     assert [r['norm'] for r in records.values() if 'batch_average' in r] == ['SN']
-    again = (folder / 'out/cells/SN-1x2-seed0/train/last_checkpoint').stat().st_mtime_ns
+    again = (folder / 'out/runs/SN-1x2-seed0/train/last_checkpoint').stat().st_mtime_ns
     assert trained == again
     assert re.search(r'must be divisible by num_groups \(3\) .*--retry-failed', out)
     assert '`BN`: model.backbone.norm_eval=True reaches BatchNorm alone' in out
