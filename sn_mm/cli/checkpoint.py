@@ -11,65 +11,17 @@ from pickle import UnpicklingError
 from typing import Any
 from urllib.error import URLError
 
-import torch
 from mmengine.dist import broadcast_object_list
 from mmengine.logging import print_log
 from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner.checkpoint import load_state_dict
+from torch import nn
 
+from ..checkpoints.read import read_checkpoint, read_file
 from ..engine.checkpoint_loaders import imports_torchvision, torchvision_url
-from ..engine.safe_load import safe_load
 from ..engine.unwrap import unwrap
 from ..errors import InputError, some
 from .errors import local_rank
-
-
-def read_checkpoint(path: str, keys: Iterable[str] = ('state_dict',)) -> dict:
-    """Reads a local checkpoint, memory-mapped where its format allows.
-
-    Args:
-        path: A local file.
-        keys: Keys that may hold the weights; see :func:`weights_of`.
-
-    Returns:
-        The content of the file.
-
-    Raises:
-        InputError: If the file does not exist, is truncated, or is not a checkpoint.
-    """
-    checkpoint = _read(path)
-    weights = weights_of(checkpoint, keys) if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict) or not any(map(torch.is_tensor, weights.values())):
-        raise InputError(f'checkpoint {path} is not a checkpoint: it holds no weights')
-    unnamed = [key for key in weights if not isinstance(key, str)]
-    if unnamed:
-        raise InputError(f'checkpoint {path} is not a checkpoint: {unnamed[0]!r} names no weight')
-    return checkpoint
-
-
-def _read(path: str) -> Any:
-    """The content of a file that ``torch.save`` wrote; no code in it runs."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        others = sorted(other.name for other in file.parent.glob('*.pth'))
-        raise InputError(
-            f'checkpoint {path} {"is a folder" if file.is_dir() else "does not exist"}; '
-            f'checkpoints in {file.parent}: {some(others) or "none"}'
-        )
-    try:
-        return safe_load(file)
-    except Exception as error:  # a damaged file makes torch raise errors of many classes
-        forbidden = re.search(r"GLOBAL (\S+)|but got <class '(\S+)'>", str(error))
-        reason = (
-            f'it names {forbidden[1] or forbidden[2]}, and loading it could run any code'
-            if forbidden
-            else f'{file.stat().st_size} bytes, truncated or of another kind'
-        )
-        raise InputError(f'checkpoint {path} cannot be loaded: {reason}') from error
-
-
-def weights_of(checkpoint: dict, keys: Iterable[str] = ('state_dict',)) -> dict:
-    """The state dict in a checkpoint: under the first of ``keys`` that it has, else all of it."""
-    return next((checkpoint[key] for key in keys if key in checkpoint), checkpoint)
 
 
 def check_checkpoint(path: str, resume: bool = False) -> dict:
@@ -155,7 +107,7 @@ def check_pretrained(model: dict | list) -> None:
             raise InputError(f'{key}={value!r} in the model does not exist')
         if '://' not in value:
             try:
-                _read(value)
+                read_file(value)
             except InputError as error:
                 raise InputError(f'{key} in the model: {error}') from error
 
@@ -188,38 +140,40 @@ def downloading(model: dict, load_from: str | None) -> Iterator[None]:
         raise InputError(f'a download failed, of {remote}: {error.reason}') from error
 
 
-def _misfits(message: str) -> str:
-    """Shortens mmengine's message on a state dict that does not match: counts and three of each."""
-    keys = {
-        'missing': re.findall(r'missing keys in source state_dict: (.*)', message),
-        'unexpected': re.findall(r'unexpected key in source state_dict: (.*)', message),
-        'of another shape': re.findall(r'size mismatch for (\S+):', message),
-    }
-    lists = {kind: ', '.join(texts).split(', ') for kind, texts in keys.items() if texts}
-    if list(lists) == ['missing'] and lacks_importance(lists['missing']):
-        return lacks_importance(lists['missing'])
-    return '; '.join(
-        f'{len(names)} {kind} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
-        for kind, names in lists.items()
-    )
+def load_weights(model: nn.Module, weights: dict, path: str) -> None:
+    """Loads weights into a model, all of them or none.
 
-
-def lacks_importance(missing: Iterable[str]) -> str:
-    """Says of a BatchNorm's weights for a model with SN what they are, and what takes them.
+    Weights of whole components that the model does not have are reported and left out.
 
     Args:
-        missing: The keys that the model has and the checkpoint has not.
+        model: The model, changed in place.
+        weights: Its state dict.
+        path: Of the checkpoint, for the message.
 
-    Returns:
-        The reason for a message; empty if the importance is not all that is missing.
+    Raises:
+        InputError: Keys are missing or unexpected, or shapes differ.
     """
-    layers = {key.rpartition('.')[0] for key in missing}
-    if any(not key.endswith(('mean_weight', 'var_weight')) for key in missing):
-        return ''
-    return (
-        f"it holds BatchNorm's weights, without the importance of {len(layers)} SN layers; to "
-        'train from it, sn-mm train CONFIG --cfg-options load_from=CHECKPOINT'
-    )
+    hook = model.register_load_state_dict_post_hook(_leave_out_foreign)
+    try:
+        load_state_dict(model, weights, strict=True)
+    except RuntimeError as error:
+        raise InputError(
+            f'checkpoint {path} does not fit the model: {_misfits(str(error))}'
+        ) from error
+    finally:
+        hook.remove()
+
+
+def _leave_out_foreign(model: nn.Module, incompatible: Any) -> None:
+    """A hook of loading: weights of components that the model does not have are not unexpected."""
+    unexpected = incompatible.unexpected_keys
+    foreign = {key for key in unexpected if not hasattr(model, key.split('.')[0])}
+    if foreign:
+        owners = sorted({key.split('.')[0] for key in foreign})
+        print_log(
+            f'Left out {len(foreign)} weights of {", ".join(owners)}: not in the model.', 'current'
+        )
+        unexpected[:] = set(unexpected) - foreign
 
 
 def load_strictly(runner: Runner) -> None:
@@ -227,7 +181,8 @@ def load_strictly(runner: Runner) -> None:
 
     mmengine loads what fits and logs the rest. That is right for fine-tuning, but a test or a
     resumed run with a dropped weight gives wrong numbers. Weights of whole components that the
-    model does not have (an auxiliary head, a copy kept by EMA) are reported and left out.
+    model does not have (an auxiliary head, a copy kept by EMA) are reported and left out, as by
+    :func:`load_weights`.
 
     Args:
         runner: The runner, changed in place: its loading then raises :class:`InputError` if keys
@@ -236,19 +191,6 @@ def load_strictly(runner: Runner) -> None:
     if not isinstance(runner, Runner):
         return
     load = runner.load_checkpoint
-    model = unwrap(runner.model)
-
-    def leave_out_foreign(_: torch.nn.Module, incompatible: Any) -> None:
-        foreign = [
-            key for key in incompatible.unexpected_keys if not hasattr(model, key.split('.')[0])
-        ]
-        if foreign:
-            owners = sorted({key.split('.')[0] for key in foreign})
-            print_log(
-                f'Left out {len(foreign)} weights of {", ".join(owners)}: not in the model.',
-                'current',
-            )
-            incompatible.unexpected_keys[:] = set(incompatible.unexpected_keys) - set(foreign)
 
     def load_checkpoint(filename: str, *args: Any, **kwargs: Any) -> dict:
         checkpoint, misfits = {}, ['']
@@ -266,5 +208,36 @@ def load_strictly(runner: Runner) -> None:
             raise InputError(f'checkpoint {filename} does not fit the model: {misfits[0]}')
         return checkpoint
 
-    model.register_load_state_dict_post_hook(leave_out_foreign)
+    unwrap(runner.model).register_load_state_dict_post_hook(_leave_out_foreign)
     runner.load_checkpoint = load_checkpoint
+
+
+def _misfits(message: str) -> str:
+    """Shortens mmengine's message on a state dict that does not match: counts and three of each."""
+    keys = {
+        'missing': re.findall(r'missing keys in source state_dict: (.*)', message),
+        'unexpected': re.findall(r'unexpected key in source state_dict: (.*)', message),
+        'of another shape': re.findall(r'size mismatch for (\S+):', message),
+    }
+    lists = {kind: ', '.join(texts).split(', ') for kind, texts in keys.items() if texts}
+    if list(lists) == ['missing'] and _lacks_importance(lists['missing']):
+        return _lacks_importance(lists['missing'])
+    return '; '.join(f'{len(names)} {kind} ({some(names, 3)})' for kind, names in lists.items())
+
+
+def _lacks_importance(missing: Iterable[str]) -> str:
+    """Says of a BatchNorm's weights for a model with SN what they are, and what takes them.
+
+    Args:
+        missing: The keys that the model has and the checkpoint has not.
+
+    Returns:
+        The reason for a message; empty if the importance is not all that is missing.
+    """
+    layers = {key.rpartition('.')[0] for key in missing}
+    if any(not key.endswith(('mean_weight', 'var_weight')) for key in missing):
+        return ''
+    return (
+        f"it holds BatchNorm's weights, without the importance of {len(layers)} SN layers; to "
+        'train from it, sn-mm train CONFIG --cfg-options load_from=CHECKPOINT'
+    )

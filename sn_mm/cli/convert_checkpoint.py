@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.authors import convert
+from ..checkpoints.read import read_checkpoint, weights_of
 from ..errors import InputError, some
 from ..output.files import atomic_path, check_file
 from ..version import __version__
-from .checkpoint import read_checkpoint, weights_of
 from .errors import report_input_errors
 
 

@@ -18,10 +18,11 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checkpoints.read import read_checkpoint, weights_of
 from ..errors import InputError
 from ..output.files import atomic_path, check_file
 from ..switch.toolbox import toolbox
-from .checkpoint import lacks_importance, read_checkpoint, weights_of
+from .checkpoint import load_weights
 from .config import load_config
 from .errors import report_input_errors
 
@@ -128,20 +129,7 @@ def load(args: Namespace) -> nn.Module:
     if not hasattr(model, 'extract_feat'):
         raise InputError(f'config {args.config}: {type(model).__name__} has no backbone to export')
     weights = {key.removeprefix('module.'): tensor for key, tensor in weights.items()}
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # other shapes
-        raise InputError(f'checkpoint {args.checkpoint} does not fit the model: {error}') from error
-    if missing or unexpected:
-        reason = not unexpected and lacks_importance(missing)
-        raise InputError(
-            f'checkpoint {args.checkpoint} does not fit the model: '
-            + (
-                reason
-                or f'{len(missing)} weights missing ({", ".join(missing[:3])}), '
-                f'{len(unexpected)} unexpected ({", ".join(unexpected[:3])})'
-            )
-        )
+    load_weights(model, weights, args.checkpoint)
     return model.eval()
 
 

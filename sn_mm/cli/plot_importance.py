@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..analysis import figures, importance
+from ..checkpoints.read import read_checkpoint
 from ..errors import InputError
 from ..output.figures import save_figure
 from ..output.files import check_folder
-from .checkpoint import read_checkpoint
 from .errors import check_labels, report_input_errors
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoints.read import read_checkpoint
 from ..checkpoints.slim import slim
 from ..errors import InputError
 from ..output.files import atomic_path, check_folder
-from .checkpoint import read_checkpoint
 from .errors import report_input_errors
 
 

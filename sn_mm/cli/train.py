@@ -12,6 +12,7 @@ from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 
 from ..analysis.importance import describe, from_model
+from ..checkpoints.read import weights_of
 from ..engine.importance_constructor import LR_MULT, names_importance
 from ..engine.unwrap import unwrap
 from ..errors import InputError
@@ -25,7 +26,6 @@ from .checkpoint import (
     downloading,
     find_resumable,
     load_strictly,
-    weights_of,
 )
 from .config import load_config
 from .data import build_loops, check_data

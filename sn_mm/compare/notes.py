@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..errors import some
 from ..switch import SwitchReport
 from ..switch.components import constructor_arguments, resolve
 from ..switch.notes import checkpoint_of, component_around
@@ -37,8 +38,7 @@ def notes_of(
         if entry.norm:
             left.setdefault((entry.norm, entry.reason), []).append(entry.path)
     for (kind, reason), paths in left.items():
-        others = f' and {len(paths) - 1} more' if len(paths) > 1 else ''
-        lines.append(f'{paths[0]}{others} stay {kind}: {reason}.')
+        lines.append(f'{some(paths, 1)} stay {kind}: {reason}.')
     fresh: dict[str, list[str]] = {}
     for path, component in _components(cfg.model, report).items():
         settings = component_settings(component, toolbox(cfg))

@@ -22,7 +22,7 @@ import torch
 from mmengine.config import Config
 
 from ..analysis import importance
-from ..cli.checkpoint import read_checkpoint
+from ..checkpoints.read import read_checkpoint
 from ..errors import InputError
 from ..functional import canonical_normalizers
 from ..output.files import append_record, atomic_path, read_records

@@ -28,7 +28,8 @@ import torch
 from mmengine.config import Config
 from test_tools.small_runs import LIMIT, ROOT, TOOLS, assert_same, kill_tree, succeed
 
-from sn_mm.cli.checkpoint import check_checkpoint, read_checkpoint
+from sn_mm.checkpoints.read import read_checkpoint
+from sn_mm.cli.checkpoint import check_checkpoint
 from sn_mm.errors import InputError
 from sn_mm_cli import PROGRAM
 

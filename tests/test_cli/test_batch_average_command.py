@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from sn_mm.cli.checkpoint import read_checkpoint
+from sn_mm.checkpoints.read import read_checkpoint
 from sn_mm_cli import PROGRAM
 from sn_mm_cli.main import main
 

@@ -166,7 +166,7 @@ def test_another_function_is_refused(tmp_path: Path) -> None:
     ('change', 'message'),
     [
         ([], 'checkpoint weights.pth does not exist'),
-        (['--shape', '0', '64'], '--shape must be positive, got [0, 64]'),
+        (['--shape', '0', '64'], "--shape: a whole number of at least 1 is allowed, got '0'"),
         (['other'], 'checkpoint other.pth does not fit the model'),
     ],
 )
