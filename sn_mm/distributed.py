@@ -34,15 +34,20 @@ _DIRECTIONS = ('forward', 'backward')
 
 
 class Caller(NamedTuple):
-    """The layer that calls a collective: nothing in it depends on what became of the layer.
+    """The layer that calls a collective.
+
+    All but its name and the shape is as the layer was made with: a rank that has copied, loaded or
+    unpickled its layer compares as equal to one that has not.
 
     Attributes:
         name: Its name in the model (:func:`sn_mm.name_layers`), '' where it was given none.
+        shape: Of its input, for errors; ranks may differ in it.
         channels: Its ``num_features``.
         normalizers, eps, correction: As the layer's.
     """
 
     name: str
+    shape: tuple[int, ...]
     channels: int
     normalizers: tuple[str, ...]
     eps: float
@@ -53,7 +58,7 @@ class Caller(NamedTuple):
             return f'{self.name} (num_features={self.channels})'
         return (
             f'a layer without a name (num_features={self.channels}, '
-            f'normalizers={list(self.normalizers)}, eps={self.eps})'
+            f'normalizers={list(self.normalizers)}, eps={self.eps}, input of shape {self.shape})'
         )
 
 
@@ -174,11 +179,14 @@ def sum_over_ranks(
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        if 'CUDA error' in str(error):  # of an earlier kernel, an assertion in a loss for one
+            raise
         ranks = dist.get_process_group_ranks(process_group)
+        cause = ' '.join(str(error).split())
         raise RuntimeError(
             f'{caller or "an SN layer"} waited {direction} for the ranks {ranks} on rank '
-            f'{dist.get_rank()}, in vain: {str(error).splitlines()[0]}. A rank has ended, is too '
-            'slow for the timeout of the process group, or went another way through the model'
+            f'{dist.get_rank()}, in vain: {cause}. A rank may have ended, be too slow '
+            'for the timeout of the process group, or have gone another way through the model'
         ) from error
     return numbers
 
@@ -212,7 +220,7 @@ def _sum_with_same_caller(
         _ALWAYS if _wants_all_checks(device) else _CHECKS.get(process_group, CHECKED_CALLS) - 1
     )
     name = _digest(caller.name) if caller.name else 0
-    settings = _digest((*caller[1:], numbers.dtype))
+    settings = _digest((*caller[2:], numbers.dtype))
     mine = torch.tensor([settings, _DIRECTIONS.index(direction), name, further], device=device)
     carries = device.type == 'cpu' and ranks <= _FEW_RANKS
     if carries:

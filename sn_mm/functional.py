@@ -26,6 +26,9 @@ _CANONICAL = {
 }
 
 
+_SMALLEST = torch.finfo(torch.float32).tiny
+
+
 def canonical_normalizers(normalizers: Iterable[str]) -> tuple[str, ...]:
     """Checks ``normalizers`` and returns them in the order in, ln, bn.
 
@@ -117,7 +120,8 @@ def check_settings(eps: float, momentum: float | None, correction: int) -> None:
     Raises:
         InputError: ``eps`` or ``momentum`` out of range, or an unknown ``correction``.
     """
-    check_number('eps', eps, 0)
+    # Kernels add it in float32, in which a smaller one is 0; 0 makes constant input NaN.
+    check_number('eps', eps, _SMALLEST)
     if momentum is not None:
         check_number('momentum', momentum, 0, 1)
     if not isinstance(correction, int) or correction not in (0, 1):
@@ -166,7 +170,7 @@ def normalize(
         running = _unmoved(running, look)
     caller = None
     if process_group is not None and not look.compiling:
-        caller = Caller(name, x.shape[1], *settings)
+        caller = Caller(name, tuple(x.shape), x.shape[1], *settings)
     call = Call(running, training, settings, process_group, caller, look)
     return _in_passes(dense(x), parameters, call)
 

@@ -7,6 +7,7 @@ arXiv 1806.10779.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -93,6 +94,7 @@ class SwitchNorm(_InstanceNorm):
     # A cast, as TorchScript of torch 2.1 fails on an annotation that is a text.
     _dims = cast('tuple[int, ...] | None', None)
     sync_name = ''
+    _lost_group = False
 
     def __init__(
         self,
@@ -265,7 +267,15 @@ class SwitchNorm(_InstanceNorm):
         if 'bn' not in self.normalizers:
             return None
         resolve = constant_group if is_compiling() else resolve_group
-        return resolve(self.sync, self.process_group)
+        group = resolve(self.sync, self.process_group)
+        if self._lost_group and group is not None and self.process_group is None:
+            self._lost_group = False
+            warnings.warn(
+                f'{self.sync_name or type(self).__name__} had a process_group, which a pickle does '
+                'not hold, and pools over all ranks now: set its attribute process_group',
+                stacklevel=2,
+            )
+        return group
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         of_batch_norm = self._is_of_batch_norm(state_dict, prefix)  # before it is loaded by assign
@@ -294,7 +304,8 @@ class SwitchNorm(_InstanceNorm):
 
     def __getstate__(self) -> dict[str, Any]:
         """Process groups belong to a running job: they are not pickled."""
-        return {**self._state(), 'process_group': None}
+        lost = self._lost_group or self.process_group is not None
+        return {**self._state(), 'process_group': None, '_lost_group': lost}
 
     def _state(self) -> dict[str, Any]:
         """All but the compiled forward of ``Module.compile``, which belongs to this very layer."""

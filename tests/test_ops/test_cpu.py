@@ -280,6 +280,19 @@ def test_a_first_value_far_from_the_others_costs_no_digits():
             torch.testing.assert_close(var.double(), expected_var, rtol=1e-6, atol=0)
 
 
+def test_means_near_the_end_of_float32_are_finite():
+    """Their sums are not, in float32."""
+    for x in both_formats(2, 70, 64, 65):
+        x = (x.abs() + 1) * 1e36
+        x[:, :, 0, 0] = 0
+        for mean, _ in (k.unbind() for k in cpu.measure(x, ALL, None, True).values()):
+            assert mean.isfinite().all()
+        expected = judge_moments(x, ALL)['bn'][0]
+        torch.testing.assert_close(
+            cpu.measure(x, ALL, None, True)['bn'][0].double(), expected, rtol=1e-6, atol=0
+        )
+
+
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize('where', [(0, 0), (13, 7)], ids=['first', 'inside'])
 @pytest.mark.parametrize('scopes', ['in', 'ln', 'bn', 'in ln', 'in ln bn'])

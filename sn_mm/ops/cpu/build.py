@@ -3,7 +3,8 @@
 The library's name is a hash of all that it depends on: source, flags, compiler and kind of CPU. So
 a home that machines of several kinds share holds one library for each, and an old one is never
 taken for a new one. Only a complete library gets its name: a compile that was killed leaves a
-temporary file, which nothing loads.
+temporary file, which nothing loads. A digest of the library stands behind it in its file: one that
+a crash of the machine or a full disk has damaged would kill Python, and is compiled anew instead.
 """
 
 from __future__ import annotations
@@ -44,11 +45,10 @@ def load() -> ctypes.CDLL:
         path = _private_folder() / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.so'
         if not os.path.lexists(path):
             _compile(compiler, path)
-        try:
-            return _load(path)
-        except OSError:  # cut short by a crash of the machine, say
+        _check_private(path, stat.S_ISREG)
+        if not _is_whole(path):
             _compile(compiler, path)
-            return _load(path)
+        return ctypes.CDLL(str(path))
     except (OSError, RuntimeError, ValueError) as error:  # no home folder; CC's quotes not closed
         raise BuildError(' '.join(str(error).split())) from error
 
@@ -126,12 +126,18 @@ def _compile(compiler: list[str], path: Path) -> None:
         except BuildError:  # some compilers for other CPUs than x86 have no such flag
             _run(command)
         os.chmod(temporary, 0o700)  # whatever the umask
+        with open(temporary, 'r+b') as file:
+            digest = hashlib.sha256(file.read()).digest()
+            file.write(digest)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         if os.path.lexists(temporary):
             os.unlink(temporary)
 
 
-def _load(path: Path) -> ctypes.CDLL:
-    _check_private(path, stat.S_ISREG)
-    return ctypes.CDLL(str(path))
+def _is_whole(path: Path) -> bool:
+    content = path.read_bytes()
+    size = hashlib.sha256().digest_size
+    return hashlib.sha256(content[:-size]).digest() == content[-size:]

@@ -280,16 +280,18 @@ INLINE vec pivots_of(vec v)
     return (vec)((ivec)v & (v - v == 0));
 }
 
+/* In double: float32 overflows in sums of values near 1e36, whose mean is finite. */
 INLINE double sum_lanes(vec v)
 {
     typedef float four __attribute__((vector_size(16)));
+    typedef double four_wide __attribute__((vector_size(32)));
     union {
         vec all;
         four fours[LANES / 4];
     } parts = {v};
-    four sum = parts.fours[0];
+    four_wide sum = __builtin_convertvector(parts.fours[0], four_wide);
     for (int k = 1; k < LANES / 4; k++)
-        sum += parts.fours[k];
+        sum += __builtin_convertvector(parts.fours[k], four_wide);
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
