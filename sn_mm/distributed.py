@@ -205,11 +205,13 @@ def _sum_with_same_caller(
 ) -> Tensor:
     """Compares the ranks' callers, in an all_gather that comes before a collective.
 
-    gloo ends the process when sizes differ, nccl waits for ever, and where they do not differ two
-    layers' statistics would mix. On the CPU it comes before every collective; on an accelerator,
-    which it makes wait, before a group's first. How often is counted for the group, whose calls all
-    ranks make, and nothing in a layer: a rank that has loaded or copied its own does the same. Nor
-    does a rank decide by itself: the one that wants most checks, by its environment, has its will.
+    Without it ranks that meet in different layers end their process (gloo, if sizes differ), wait
+    for ever (nccl), or add up statistics of two layers (if sizes do not differ).
+
+    On the CPU it comes before every collective. On an accelerator, which has to wait for it, it
+    comes before a group's first ones only. All ranks must agree on which: so what is left is
+    counted for the group, whose collectives all ranks call, and not in a layer, which one rank may
+    have loaded or copied; and each comparison settles on the largest number that a rank wants.
 
     Returns:
         The part of ``numbers`` that is still to be summed. The part before it has travelled with

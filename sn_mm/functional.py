@@ -68,8 +68,8 @@ def switch_norm(
     Args:
         input: (N, C, \*S) with any number of spatial axes, floating point. Statistics are taken in
             float32 (float64 for float64), the output has the dtype and memory format of the input.
-        mean_weight: Importance of each scope's mean before the softmax, (K,) in the order in, ln,
-            bn.
+        mean_weight: (K,), the logits of the scopes' means in the order in, ln, bn: their softmax is
+            the importance.
         var_weight: The same for the variances.
         running_mean: (C,), the batch scope's mean in evaluation; updated in place in training.
         running_var: (C,), its variance, unbiased as ``torch.nn.BatchNorm2d``'s.

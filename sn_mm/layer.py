@@ -30,8 +30,9 @@ from .warm_start import FROM_BATCH_NORM, initial_logits
 class SwitchNorm(_InstanceNorm):
     r"""Switchable Normalization over (N, C, \*S) with any number of spatial axes.
 
-    A learned mix, per layer, of instance (in), layer (ln) and minibatch (bn) statistics, one
-    softmax for the means and one for the variances (arXiv 1806.10779, equations 3 to 5):
+    Mixes instance (in), layer (ln) and minibatch (bn) statistics by their importance, which each
+    layer learns: one softmax for the means and one for the variances (arXiv 1806.10779, equations
+    3 to 5):
 
     .. math::
         y = \gamma \frac{x - \sum_k p_k \mu_k}{\sqrt{\sum_k q_k \sigma_k^2 + \epsilon}} + \beta
@@ -52,26 +53,29 @@ class SwitchNorm(_InstanceNorm):
         process_group: The ranks that ``sync=True`` pools over. Default: all.
         correction: 0 for the paper's biased instance variance, 1 for the unbiased one of the
             authors' released code (for their checkpoints). Default: 0.
-        init_importance: The mix to start from. None: equal shares, but ``{'bn': 0.9}`` where
-            weights of a BatchNorm are loaded, and 'bn' where the importance is frozen by then.
-            'equal': equal shares whatever is loaded. A scope: all but 1e-7 on it, so that 'bn'
-            keeps the function of the BatchNorm network whose weights are loaded; the importance
-            then hardly moves. A mapping such as ``{'bn': 0.9}``: these shares, the rest equally
-            among the other scopes; the importance moves, the function changes. docs/warm_start.md
-            measures all. Default: None.
+        init_importance: The importance to start from, the same for means and for variances.
+            Default: None. docs/warm_start.md measures them all.
+
+            - None: equal. Where weights of a BatchNorm are loaded it becomes ``{'bn': 0.9}``, or
+              'bn' if the logits are frozen by then.
+            - 'equal': equal, whatever is loaded.
+            - A scope: all but 1e-7 on it. A network whose BatchNorm weights are loaded keeps its
+              function with 'bn', but the importance hardly moves from there.
+            - A mapping such as ``{'bn': 0.9}``: these, and the rest equally among the other scopes.
+              The function of a loaded network changes, and the importance moves.
         device, dtype: Of the parameters and buffers.
         bias: False leaves ``bias`` out where ``affine`` is True. Default: True.
 
     Attributes:
         weight, bias: (C,), initialised to 1 and 0; None where they are left out.
-        mean_weight, var_weight: (K,), importance before the softmax in the order in, ln, bn,
-            initialised to 1, or so that their softmax is ``init_importance``.
+        mean_weight, var_weight: (K,), the logits in the order in, ln, bn, whose softmax is the
+            importance. Initialised to 1, or so that their softmax is ``init_importance``.
         running_mean, running_var, num_batches_tracked: As ``nn.BatchNorm2d``'s.
         sync_name: The layer's name in its model, for errors: :func:`sn_mm.name_layers` sets it.
 
     Shape:
-        - Input: (N, C, \*S). With one position per channel (S all ones, or (N, C)) 'in' is left
-          out and the softmax taken over the rest.
+        - Input: (N, C, \*S). With one position per channel (S all ones, or (N, C)) an instance
+          has no statistics of its own: the softmax is taken over the other scopes.
         - Output: as the input, with its dtype and memory format.
 
     Raises:
@@ -177,7 +181,7 @@ class SwitchNorm(_InstanceNorm):
                 weight.copy_(placed_as(weight, logits))
 
     def importance(self) -> dict[str, dict[str, float]]:
-        """The learned mix: softmax of the importance weights.
+        """The learned importance of each scope: the softmax of the logits.
 
         Where FSDP2 shards them, every rank must ask.
 
@@ -356,8 +360,8 @@ class SwitchNorm1d(SwitchNorm):
     Arguments, attributes and errors are those of :class:`SwitchNorm`.
 
     Shape:
-        - Input: (N, C) or (N, C, L). For (N, C) and for L = 1 'in' is left out and the softmax
-          taken over the rest, the paper's form for one dimension.
+        - Input: (N, C) or (N, C, L). For (N, C) and for L = 1 the softmax is taken over the
+          scopes but 'in', the paper's form for one dimension.
         - Output: as the input.
 
     Examples::
@@ -374,7 +378,7 @@ class SwitchNorm2d(SwitchNorm):
     Arguments, attributes and errors are those of :class:`SwitchNorm`.
 
     Shape:
-        - Input: (N, C, H, W). With H = W = 1 'in' is left out and the softmax taken over the rest.
+        - Input: (N, C, H, W). With H = W = 1 the softmax is taken over the scopes but 'in'.
         - Output: as the input, with its dtype and memory format.
 
     Examples::
@@ -391,8 +395,8 @@ class SwitchNorm3d(SwitchNorm):
     Arguments, attributes and errors are those of :class:`SwitchNorm`.
 
     Shape:
-        - Input: (N, C, D, H, W). With D = H = W = 1 'in' is left out and the softmax taken over the
-          rest.
+        - Input: (N, C, D, H, W). With D = H = W = 1 the softmax is taken over the scopes but
+          'in'.
         - Output: as the input, with its dtype and memory format.
 
     Examples::

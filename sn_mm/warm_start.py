@@ -1,4 +1,4 @@
-"""The mix that a layer starts from: equal shares, or those that ``init_importance`` names."""
+"""The importance that a layer starts from: equal, or what ``init_importance`` names."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .errors import InputError
 __all__ = ['FROM_BATCH_NORM', 'OFF_SCOPE', 'initial_logits', 'initial_shares']
 
 FROM_BATCH_NORM = {'bn': 0.9}
-"""The mix of a layer that takes over the weights of a BatchNorm: close to the function that these
-were trained for, and with importance that learns (docs/warm_start.md)."""
+"""The importance in a layer that takes over the weights of a BatchNorm: close to the function that
+these were trained for, and with logits that learn (docs/warm_start.md)."""
 
 OFF_SCOPE = 1e-7
 """The share that a scope named alone leaves to the others: a softmax of finite logits is never 0.
