@@ -147,7 +147,7 @@ def build_loops(runner: Runner, splits: Iterable[str]) -> None:
         for key, dataset in _leaves(f'{split}_dataloader.dataset', loop.dataloader.dataset):
             _check_first_image(key, dataset)
             _check_classes(runner, split, key, dataset)
-            check_label_maps(key, dataset, split == 'train')
+            check_label_maps(key, dataset, unwrap(runner.model), split == 'train')
 
 
 def _no_samples(split: str) -> InputError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ..errors import InputError, some
 from ..switch.components import ancestors
@@ -21,13 +22,14 @@ from ..switch.components import ancestors
 _FEW, _MANY = 8, 64  # that are read; the second while they hold too few classes
 
 
-def check_label_maps(key: str, dataset: Any, training: bool) -> None:
+def check_label_maps(key: str, dataset: Any, model: nn.Module, training: bool) -> None:
     """Checks that the label maps exist, and the labels of a few that are spread over the data set.
 
     Args:
         key: The data set's key in the config, for the messages.
         dataset: A data set. One that is not MMSegmentation's, reads no label maps or not from this
             disk is left alone.
+        model: The model, whose heads may ignore another label than the data set.
         training: Whether the labels are to train on: of one class alone nothing is learned.
 
     Raises:
@@ -52,28 +54,30 @@ def check_label_maps(key: str, dataset: Any, training: bool) -> None:
     if '://' in samples[0]['seg_map_path']:
         return
     _check_existence(key, samples, dataset.seg_map_suffix)
-    classes, ignored = dataset.metainfo['classes'], dataset.ignore_index
+    classes = dataset.metainfo['classes']
+    ignored = {getattr(part, 'ignore_index', None) for part in (dataset, *model.modules())}
     wanted = 2 if training and len(classes) > 1 else 1
     found: set[int] = set()
     count = 0
     for sample in _spread(samples):
-        if count >= _FEW and len(found - {ignored}) >= wanted:
+        if count >= _FEW and len(found - ignored) >= wanted:
             break
         labels = _labels(key, step, sample)
-        wrong = sorted(label for label in labels - {ignored} if label >= len(classes))
+        wrong = sorted(label for label in labels - ignored if label >= len(classes))
         if wrong:
             raise InputError(
                 f'{key}: the label map {sample["seg_map_path"]!r} has the labels {some(wrong)}; '
-                f'its {len(classes)} classes are 0 to {len(classes) - 1}, and {ignored} is ignored'
+                f'its {len(classes)} classes are 0 to {len(classes) - 1}, and '
+                f'{dataset.ignore_index} is ignored'
                 + (' (with reduce_zero_label, after 1 is taken from each)' if reduced else '')
             )
         found |= labels
         count += 1
-    named = sorted(found - {ignored})
+    named, rest = sorted(found - ignored), sorted(found & ignored)
     if len(named) < wanted:
         what = f'hold class {named[0]} ({classes[named[0]]}) alone' if named else 'hold no class'
         reason = '; reduce_zero_label ignores 0 and takes 1 from the others' if reduced else ''
-        besides = f', and {ignored}, which is ignored{reason}' if ignored in found else ''
+        besides = f', and {some(rest)}, which is ignored{reason}' if rest else ''
         raise InputError(
             f'{key}: the {count} label maps that were read {what}{besides}; the '
             f'{len(classes)} classes are written as 0 to {len(classes) - 1 + reduced}'

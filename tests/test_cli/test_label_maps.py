@@ -11,6 +11,8 @@ import pytest
 pytest.importorskip('mmseg')
 
 from mmseg.datasets import ADE20KDataset, BaseSegDataset, CityscapesDataset
+from mmseg.models import FCNHead
+from torch import nn
 
 from sn_mm.cli.label_maps import check_label_maps
 from sn_mm.errors import InputError
@@ -41,12 +43,18 @@ def ade(kind: type = BaseSegDataset, pipeline: list = LOAD, **more: object) -> B
     return kind(data_prefix=prefix, pipeline=pipeline, **more)
 
 
-def check(dataset: BaseSegDataset, said: str | None = None, training: bool = True) -> None:
+def check(
+    dataset: BaseSegDataset,
+    said: str | None = None,
+    training: bool = True,
+    model: nn.Module | None = None,
+) -> None:
+    given = 'data', dataset, model or nn.Identity(), training
     if said is None:
-        check_label_maps('data', dataset, training)
+        check_label_maps(*given)
         return
     with pytest.raises(InputError) as refusal:
-        check_label_maps('data', dataset, training)
+        check_label_maps(*given)
     assert said in str(refusal.value)
 
 
@@ -92,6 +100,16 @@ def test_a_label_of_no_class_is_named():
         "data: the label map 'annotations/training/0.png' has the labels 2, 7; its 2 classes are "
         '0 to 1, and 255 is ignored',
     )
+
+
+def test_a_label_that_the_head_ignores_is_none_of_a_class():
+    write_ade([[0, 1], [11, 1]])
+    head = FCNHead(in_channels=4, channels=4, num_classes=2, ignore_index=11)
+    check(ade(metainfo=ROAD), model=nn.Sequential(head))
+    check(ade(metainfo=ROAD), 'has the labels 11;')
+    write_ade([[0, 11], [11, 0]])
+    said = 'hold class 0 (ground) alone, and 11, which is ignored; the 2 classes'
+    check(ade(metainfo=ROAD), said, model=nn.Sequential(head))
 
 
 def test_what_reduce_zero_label_makes_of_the_labels_is_said():
