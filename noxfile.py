@@ -1,6 +1,6 @@
 """Tests with other versions of Python, torch and the toolboxes, an environment for each row.
 
-    nox                                  # all rows, then docs/versions.md
+    nox                                  # all rows, then docs/reference/versions.md
     nox -s 'versions(2.4.1)' page        # one row, and the page with it
     nox --list
 
@@ -90,6 +90,6 @@ def versions(session: nox.Session, row: str) -> None:
 
 @nox.session(python=False)
 def page(session: nox.Session) -> None:
-    """docs/versions.md, from the reports of the rows that ran."""
-    command = ('-m', 'checks.versions_page', str(REPORTS), 'docs/versions.md')
+    """docs/reference/versions.md, from the reports of the rows that ran."""
+    command = ('-m', 'checks.versions_page', str(REPORTS), 'docs/reference/versions.md')
     session.run(sys.executable, *command, external=True, env={'PYTHONPATH': 'tests'})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.writers.html5 import HTML5Translator
 
 import sn_mm
@@ -40,6 +41,14 @@ def _block(self: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def _records(app: Sphinx, env: BuildEnvironment) -> None:
+    """Records stand beside the navigation: pages link to them where a sentence rests on them."""
+    for page in env.found_docs:
+        if page.startswith('records/'):
+            env.metadata[page]['orphan'] = True
+
+
 def setup(app: Sphinx) -> None:
     """Equations as MathML, which browsers draw by themselves: nothing is fetched to read a page."""
     app.add_html_math_renderer('mathml', (_inline, None), (_block, None))
+    app.connect('env-updated', _records)

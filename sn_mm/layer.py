@@ -54,7 +54,7 @@ class SwitchNorm(_InstanceNorm):
         correction: 0 for the paper's biased instance variance, 1 for the unbiased one of the
             authors' released code (for their checkpoints). Default: 0.
         init_importance: The importance to start from, the same for means and for variances.
-            Default: None. docs/warm_start.md measures them all.
+            Default: None. docs/use/training.md measures them all.
 
             - None: equal. Where weights of a BatchNorm are loaded it becomes ``{'bn': 0.9}``, or
               'bn' if the logits are frozen by then.

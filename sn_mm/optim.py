@@ -2,7 +2,7 @@
 
 The logits of the importance have no scale that they share with other parameters: a share changes
 when a logit moves by about 1, in a training of 200 steps as in one of 200,000. At the learning
-rate of the others they stay where they are in all but long trainings (docs/importance.md).
+rate of the others they stay where they are in all but long trainings (docs/use/training.md).
 """
 
 from __future__ import annotations

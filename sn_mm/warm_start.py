@@ -12,12 +12,12 @@ __all__ = ['FROM_BATCH_NORM', 'OFF_SCOPE', 'initial_logits', 'initial_shares']
 
 FROM_BATCH_NORM = {'bn': 0.9}
 """The importance in a layer that takes over the weights of a BatchNorm: close to the function that
-these were trained for, and with logits that learn (docs/warm_start.md)."""
+these were trained for, and with logits that learn (docs/use/training.md)."""
 
 OFF_SCOPE = 1e-7
 """The share that a scope named alone leaves to the others: a softmax of finite logits is never 0.
 float32 rounds by as much. ResNets of 18 to 101 layers differ from all weight on the scope by no
-more than rounding (docs/warm_start.md)."""
+more than rounding (docs/use/training.md)."""
 
 
 def initial_shares(

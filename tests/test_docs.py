@@ -22,7 +22,7 @@ from mmdet.datasets import CocoDataset
 from test_tools.small_runs import DETECTION, LIMIT, ROOT, write_split
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
-SAMPLE = ('projects.md',)
+SAMPLE = ('configs.md',)
 """The pages of an ordinary run of the tests; `pytest -m every_command` has the others."""
 
 COMMANDS = 'python|bash|sn-mm|mim|pip|source'
@@ -34,7 +34,7 @@ ELSEWHERE = {
     r'python -m sphinx': 'test_the_site_builds_without_a_warning',
     r'python tools/misc/mend_packages\.py': 'tests/test_tools/test_mend_packages.py',
     r'.*convert[-_]checkpoint': 'tests/test_cli/test_convert_checkpoint.py, on files of theirs',
-    r'mim ': 'openmim wants an environment of its own: docs/runs.md',
+    r'mim ': 'openmim wants an environment of its own: docs/records/runs.md',
     r'(sn-mm|sn-mm help NAME|sn-mm [a-z-]+|python tools/train\.py)$': 'the name of a command',
     r'bash tools/check_gpu\.sh': 'tests/checks/test_gpu.py',
     r'(DATA=\S+ )?(sn-mm |\$)(compare|plot-norms)': 'test_compare_norms.py',
@@ -219,4 +219,4 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert '<math' in (tmp_path / 'site/layer.html').read_text()
+    assert '<math' in (tmp_path / 'site/understand/layer.html').read_text()

@@ -1,4 +1,4 @@
-"""An ATSS for docs/shared_heads.md: one head with SN, whose weights serve four pyramid levels.
+"""An ATSS for docs/records/shared_heads.md. One head with SN serves four levels.
 
     sn-mm make-scenes data/shared --layout coco --size 128 --digits 2 4 \
         --digit-size 0.16 0.6 --train 1040 --val 100

@@ -5,7 +5,7 @@ custom_imports = dict(imports=['sn_mm'])
 
 norm_cfg = dict(type='SN')
 model = dict(
-    # A frozen stage would stay the BatchNorm that it starts as (docs/warm_start.md).
+    # A frozen stage would stay the BatchNorm that it starts as (docs/use/training.md).
     backbone=dict(frozen_stages=-1, norm_cfg=norm_cfg),
     neck=dict(norm_cfg=norm_cfg),
     roi_head=dict(

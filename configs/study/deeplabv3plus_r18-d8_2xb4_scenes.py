@@ -1,6 +1,7 @@
 """The study's segmentor: a DeepLabV3+ for kinds of ground, which 2 CPU cores train in a minute.
 
-Half as wide as the demo's, and 2400 images of 96 pixels in all. docs/study.md has the commands.
+Half as wide as the demo's, and 2400 images of 96 pixels in all.
+Commands: docs/understand/study.md.
 """
 
 _base_ = '../demo/deeplabv3plus_r18-d8-sn_2xb2-150_scenes.py'

@@ -1,6 +1,7 @@
 """The study's detector: a Mask R-CNN for digits of one class, which 2 CPU cores train in a minute.
 
-Half as wide as the demo's, and 1600 images of 96 pixels in all. docs/study.md has the commands.
+Half as wide as the demo's, and 1600 images of 96 pixels in all.
+Commands: docs/understand/study.md.
 """
 
 _base_ = '../demo/mask-rcnn_r18-sn_fpn_2xb2-3e_scenes.py'

@@ -66,7 +66,7 @@ def group_importance(cfg: Config, lr_mult: float | None = None) -> list[str]:
     times = f', {settings["lr_mult"]:g} times the others' if 'lr_mult' in settings else ''
     return [
         'optim_wrapper: the importance has no weight decay, and a learning rate of its own'
-        f'{times} (docs/importance.md)'
+        f'{times} (docs/use/training.md)'
     ]
 
 

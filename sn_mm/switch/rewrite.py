@@ -63,7 +63,7 @@ def switch_norm_cfg(
     norms that are hard-coded in a model (:class:`sn_mm.engine.hooks.UnconvertedNormHook`) and of
     what its optimizer does to SN (:class:`sn_mm.engine.hooks.OptimizerCheckHook`). The importance
     of SN gets a parameter group of its own, without weight decay and with a learning rate of its
-    own (``optim_wrapper.paramwise_cfg.importance``, docs/importance.md).
+    own (``optim_wrapper.paramwise_cfg.importance``, docs/use/training.md).
 
     A head whose one set of weights serves several levels of a feature pyramid gets
     ``normalizers=['in', 'ln']``, unless ``norm_cfg`` names its normalizers. Parts that a rank may

@@ -1,4 +1,4 @@
-"""What a check has found, written into the page of docs/ that shows it."""
+"""What a check has found, written into the page of docs/records/ that shows it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 
 from sn_mm.cli.machine import describe
 
-DOCS = Path(__file__).parents[2] / 'docs'
+RECORDS = Path(__file__).parents[2] / 'docs/records'
 
 
 def write_record(page: str, name: str, text: str) -> None:
     """Replaces what stands in a page between ``<!-- record: NAME -->`` and ``<!-- end -->``.
 
     Args:
-        page: The file in docs/.
+        page: The file in docs/records/.
         name: Of the record, as the page may have several.
         text: Markdown.
     """
     before, _, after = _split(page, name)
-    (DOCS / page).write_text(f'{before}\n\n{text}\n\n{after}')
+    (RECORDS / page).write_text(f'{before}\n\n{text}\n\n{after}')
 
 
 def read_record(page: str, name: str) -> str:
@@ -33,8 +33,8 @@ def read_record(page: str, name: str) -> str:
 
 def _split(page: str, name: str) -> tuple[str, str, str]:
     mark = rf'.*<!-- record: {re.escape(name)} -->'
-    found = re.fullmatch(rf'({mark})(.*?)(<!-- end -->.*)', (DOCS / page).read_text(), re.S)
-    assert found, f'docs/{page} has no record {name!r}'
+    found = re.fullmatch(rf'({mark})(.*?)(<!-- end -->.*)', (RECORDS / page).read_text(), re.S)
+    assert found, f'docs/records/{page} has no record {name!r}'
     return found[1], found[2].strip(), found[3]
 
 

@@ -83,7 +83,7 @@ def rows(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, ...]]]:
         return
     if len(rows) < len(EVERY):
         warnings.warn(
-            f'docs/recipes.md stays as it is: {len(rows)} of {len(EVERY)} ran', stacklevel=1
+            f'docs/records/recipes.md stays as it is: {len(rows)} of {len(EVERY)} ran', stacklevel=1
         )
         return
     head = ['recipe', 'script', 'first loss', 'last loss', 'seconds']

@@ -1,4 +1,4 @@
-"""noxfile.py has the rows of docs/versions.md, and its page is made of pytest's reports."""
+"""noxfile.py has the rows of the page of versions, which is made of pytest's reports."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_nox_has_the_rows_of_the_page():
     command = [sys.executable, '-m', 'nox', '--list', '-f', str(ROOT / 'noxfile.py')]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = set(re.findall(r'versions\((\S+)\)', listed.split('Sessions defined')[1]))
-    text = (ROOT / 'docs/versions.md').read_text(encoding='utf-8')
+    text = (ROOT / 'docs/reference/versions.md').read_text(encoding='utf-8')
     recorded = set(re.findall(r'^## (\S+)$', text, re.M))
     assert recorded and recorded <= rows
     assert set(re.findall(r"versions\((\S+)\)'", text)) <= rows

@@ -45,7 +45,7 @@ build_norm_layer = pytest.importorskip('mmcv.cnn').build_norm_layer
 MODELS = pytest.importorskip('mmseg.registry').MODELS
 
 ROOT = Path(__file__).parents[2]
-RECORD = ROOT / 'docs/zoo'
+RECORD = ROOT / 'docs/records/zoo'
 LIMITS = Limits()
 # Quick ones: semantic maps; norms converted in place; GroupNorm; proposals; masks.
 FEW = [

@@ -1,4 +1,4 @@
-"""Writes docs/versions.md from the reports of noxfile.py: ``versions_page REPORTS PAGE``."""
+"""Writes the page of versions from the reports of noxfile.py: ``versions_page REPORTS PAGE``."""
 
 from __future__ import annotations
 

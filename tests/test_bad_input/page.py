@@ -1,4 +1,4 @@
-"""Writes docs/bad_input.md from cases.yaml: python tests/test_bad_input/page.py"""
+"""Writes docs/records/bad_input.md from cases.yaml: python tests/test_bad_input/page.py"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 FOLDER = Path(__file__).parent
-PAGE = FOLDER.parents[1] / 'docs/bad_input.md'
+PAGE = FOLDER.parents[1] / 'docs/records/bad_input.md'
 CASES: dict[str, dict] = yaml.safe_load((FOLDER / 'cases.yaml').read_text('utf-8'))
 
 

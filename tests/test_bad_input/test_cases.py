@@ -1,4 +1,4 @@
-"""Bad input of every kind ends in the line that docs/bad_input.md promises, and runs no code."""
+"""Bad input of every kind ends in the line that docs/records/bad_input.md has, and runs no code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``import sn_mm`` changes for others' ``torch.load``: nothing; docs/security.md's table."""
+"""``import sn_mm`` changes nothing for others' ``torch.load``, as docs/use/security.md says."""
 
 from __future__ import annotations
 
@@ -72,6 +72,6 @@ def test_an_import_leaves_torch_load_to_others(tmp_path):
 
 
 def test_the_page_names_exactly_what_a_checkpoint_may_name():
-    page = (ROOT / 'docs/security.md').read_text(encoding='utf-8')
+    page = (ROOT / 'docs/use/security.md').read_text(encoding='utf-8')
     documented = set(re.findall(r'^\| `([^`]+)` \|', page, re.MULTILINE))
     assert documented == safe_globals().keys()

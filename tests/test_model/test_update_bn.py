@@ -16,7 +16,7 @@ from torch.optim.swa_utils import update_bn as torchs
 from sn_mm import SwitchNorm2d, update_bn
 from sn_mm.errors import InputError
 
-PAGE = Path(__file__).parents[2] / 'docs/swa.md'
+PAGE = Path(__file__).parents[2] / 'docs/use/swa.md'
 
 
 def batches() -> list[Tensor]:

@@ -70,7 +70,7 @@ class ImportanceHook(Hook):
         print_log(
             f'The importance of SN hardly moved: its shares changed by '
             f'{sum(moved) / len(moved):.2g} on average, {max(moved):.2g} at most; {remedy} '
-            '(docs/importance.md).',
+            '(docs/use/training.md).',
             'current',
             logging.WARNING,
         )
