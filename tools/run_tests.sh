@@ -1,7 +1,20 @@
 #!/usr/bin/env bash
-# Set up, then run the tests. Arguments go to pytest: bash tools/run_tests.sh -k layer
+# Set up, then run the tests:
+#
+#     bash tools/run_tests.sh                     the everyday ones
+#     bash tools/run_tests.sh --all               all
+#     bash tools/run_tests.sh tests/test_layer.py -k batch_norm      arguments go to pytest
+#
+# The first two share the files out over the cores, eight at most; options may follow --all.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=$(bash tools/setup_env.sh)
-exec "$python" -m pytest "$@"
+case ${1:-} in
+    '') tests=(-m 'not slow and not every_command') ;;
+    --all) tests=("${@:2}") ;;
+    *) exec "$python" -m pytest "$@" ;;
+esac
+cores=$(getconf _NPROCESSORS_ONLN)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the cores are taken
+exec "$python" -m pytest -n $((cores < 8 ? cores : 8)) --dist loadfile "${tests[@]}"
