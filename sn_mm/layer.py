@@ -23,6 +23,7 @@ from .distributed import check_group, check_sync, constant_group, resolve_group
 from .equations import SCOPES, Parameters, Running, Settings
 from .errors import InputError, check_bool, check_positive_int, check_type
 from .functional import canonical_normalizers, check_settings, normalize
+from .fusing import GuardedEps
 from .sharding import full_weight, placed_as
 from .warm_start import FROM_BATCH_NORM, initial_logits
 
@@ -99,6 +100,7 @@ class SwitchNorm(_InstanceNorm):
     _dims = cast('tuple[int, ...] | None', None)
     sync_name = ''
     _lost_group = False
+    __jit_unused_properties__ = ('eps',)  # TorchScript reads the attribute
 
     def __init__(
         self,
@@ -149,6 +151,15 @@ class SwitchNorm(_InstanceNorm):
             self.register_parameter('bias', None)
         self.mean_weight = nn.Parameter(torch.tensor(logits, device=device, dtype=dtype))
         self.var_weight = nn.Parameter(torch.tensor(logits, device=device, dtype=dtype))
+
+    @property
+    def eps(self) -> float:
+        """Added to the mixed variance; refuses to be added to a running one."""
+        return GuardedEps(self.__dict__['eps'])
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self.__dict__['eps'] = float(value)
 
     def reset_parameters(self) -> None:
         """Resets the running statistics, ``weight``, ``bias`` and the importance."""
@@ -246,7 +257,7 @@ class SwitchNorm(_InstanceNorm):
             Parameters(*self._logits(input), self.weight, self.bias),
             running,
             self.training or running is None,
-            Settings(self.normalizers, self.eps, self.correction),
+            Settings(self.normalizers, self.__dict__['eps'], self.correction),
             self._group() if self.training else None,
             '' if is_compiling() else self.sync_name,  # each name would compile a block anew
         )

@@ -179,7 +179,7 @@ def _obstacle_of(scope: str, layer: SwitchNorm, axes: int | None) -> str:
 
 
 def _norm(scope: str, layer: SwitchNorm, axes: int | None) -> nn.Module:
-    given: dict[str, Any] = {'eps': layer.eps, 'affine': layer.affine, 'device': 'meta'}
+    given: dict[str, Any] = {'eps': float(layer.eps), 'affine': layer.affine, 'device': 'meta'}
     tensors = ['weight', 'bias']
     if scope == 'ln':
         new: nn.Module = nn.GroupNorm(1, layer.num_features, **given)
