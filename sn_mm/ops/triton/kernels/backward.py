@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from .mix import PARAMETERS, mix_backward, mixed, moments_at, shares
-from .tiles import SIZES, block_of, chunk_of, sizes, tile_of
+from .tiles import SIZES, place_of
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -26,17 +26,9 @@ def grad_sums(
     BLOCK_POSITIONS: tl.constexpr,
 ) -> None:
     """S1 and S2 of each chunk of positions."""
-    program = tl.program_id(0)
-    channels, positions = sizes(channels, positions, CHANNELS_LAST, UNIT)
-    n, c, rows = block_of(
-        program, instances, channels, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS
-    )
-    number, first, end = chunk_of(
-        program, positions, blocks, chunks, steps, CHANNELS_LAST, BLOCK_POSITIONS
-    )
-    origin, inside, stride = tile_of(
-        program, channels, positions, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS,
-        BLOCK_POSITIONS,
+    channels, positions, n, c, rows, number, first, end, origin, inside, stride = place_of(
+        tl.program_id(0), instances, channels, positions, blocks, chunks, steps, CHANNELS_LAST,
+        UNIT, BLOCK_CHANNELS, BLOCK_POSITIONS,
     )  # fmt: skip
     at = n * channels + c
     centre = tl.load(instance + at, mask=rows, other=0.0)[:, None]
@@ -88,17 +80,9 @@ def grad_input(
     TOTAL_IN_MEMORY: tl.constexpr,
 ) -> None:
     """``dx = scale * dy + b * (x - mean) + c``: one tile a program."""
-    program = tl.program_id(0)
-    channels, positions = sizes(channels, positions, CHANNELS_LAST, UNIT)
-    n, c, rows = block_of(
-        program, instances, channels, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS
-    )
-    number, first, end = chunk_of(
-        program, positions, blocks, chunks, steps, CHANNELS_LAST, BLOCK_POSITIONS
-    )
-    origin, inside, stride = tile_of(
-        program, channels, positions, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS,
-        BLOCK_POSITIONS,
+    channels, positions, n, c, rows, number, first, end, origin, inside, stride = place_of(
+        tl.program_id(0), instances, channels, positions, blocks, chunks, steps, CHANNELS_LAST,
+        UNIT, BLOCK_CHANNELS, BLOCK_POSITIONS,
     )  # fmt: skip
     # The slowest loads come first.
     mask = rows[:, None] & (first + tl.arange(0, BLOCK_POSITIONS) < positions)[None, :]

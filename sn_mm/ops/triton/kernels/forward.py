@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from .mix import PARAMETERS, mixed, shares
-from .tiles import SIZES, block_of, chunk_of, lane_shares, pooled, sizes, tile_of, update
+from .tiles import SIZES, lane_shares, place_of, pooled, update
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -25,17 +25,9 @@ def moments(
     BLOCK_POSITIONS: tl.constexpr,
 ) -> None:
     """Moments of each chunk of positions."""
-    program = tl.program_id(0)
-    channels, positions = sizes(channels, positions, CHANNELS_LAST, UNIT)
-    n, c, rows = block_of(
-        program, instances, channels, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS
-    )
-    number, first, end = chunk_of(
-        program, positions, blocks, chunks, steps, CHANNELS_LAST, BLOCK_POSITIONS
-    )
-    origin, inside, stride = tile_of(
-        program, channels, positions, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS,
-        BLOCK_POSITIONS,
+    channels, positions, n, c, rows, number, first, end, origin, inside, stride = place_of(
+        tl.program_id(0), instances, channels, positions, blocks, chunks, steps, CHANNELS_LAST,
+        UNIT, BLOCK_CHANNELS, BLOCK_POSITIONS,
     )  # fmt: skip
     at = n * channels + c
     # Values are taken about their channel's first one, so that little is lost where they are all
@@ -91,17 +83,9 @@ def apply(
     BN: tl.constexpr,
 ) -> None:
     """``y``: one tile a program."""
-    program = tl.program_id(0)
-    channels, positions = sizes(channels, positions, CHANNELS_LAST, UNIT)
-    n, c, rows = block_of(
-        program, instances, channels, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS
-    )
-    number, first, end = chunk_of(
-        program, positions, blocks, chunks, steps, CHANNELS_LAST, BLOCK_POSITIONS
-    )
-    origin, inside, stride = tile_of(
-        program, channels, positions, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS,
-        BLOCK_POSITIONS,
+    channels, positions, n, c, rows, number, first, end, origin, inside, stride = place_of(
+        tl.program_id(0), instances, channels, positions, blocks, chunks, steps, CHANNELS_LAST,
+        UNIT, BLOCK_CHANNELS, BLOCK_POSITIONS,
     )  # fmt: skip
     # The slowest loads come first.
     mask = rows[:, None] & (first + tl.arange(0, BLOCK_POSITIONS) < positions)[None, :]

@@ -92,6 +92,35 @@ def tile_of(
 
 
 @triton.jit
+def place_of(
+    program,
+    instances,
+    channels,
+    positions,
+    blocks,
+    chunks,
+    steps,
+    CHANNELS_LAST: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_POSITIONS: tl.constexpr,
+):
+    """Where a program works: what the four functions above give, one after the other."""
+    channels, positions = sizes(channels, positions, CHANNELS_LAST, UNIT)
+    n, c, rows = block_of(
+        program, instances, channels, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS
+    )
+    number, first, end = chunk_of(
+        program, positions, blocks, chunks, steps, CHANNELS_LAST, BLOCK_POSITIONS
+    )
+    origin, inside, stride = tile_of(
+        program, channels, positions, blocks, chunks, CHANNELS_LAST, BLOCK_CHANNELS,
+        BLOCK_POSITIONS,
+    )  # fmt: skip
+    return channels, positions, n, c, rows, number, first, end, origin, inside, stride
+
+
+@triton.jit
 def update(value, mask, mean, squares, seen):
     """Welford's update of the mean and the sum of squares that each lane keeps.
 
