@@ -62,10 +62,13 @@ def travel_of(optimizer: torch.optim.Optimizer) -> float | None:
 
 
 def importance_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The logits of all SN layers that learn, each once."""
+    """The logits of all SN layers that learn, each once.
+
+    FSDP1 with ``use_orig_params=False`` leaves none: they are in its flat parameters.
+    """
     layers = [layer for layer in model.modules() if isinstance(layer, SwitchNorm)]
-    weights = (getattr(layer, name) for layer in layers for name in IMPORTANCE)
-    return [weight for weight in dict.fromkeys(weights) if weight.requires_grad]
+    weights = (layer._parameters.get(name) for layer in layers for name in IMPORTANCE)
+    return [p for p in dict.fromkeys(weights) if p is not None and p.requires_grad]
 
 
 def has_sparse(model: nn.Module) -> bool:

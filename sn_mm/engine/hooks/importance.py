@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ...equations import SCOPES
+from ...errors import InputError
 from ...layer import SwitchNorm
 from ...optim import FEWEST_STEPS, importance_lr, travel_of
 from ...sharding import full_weights
@@ -40,7 +41,7 @@ class ImportanceHook(Hook):
     more. Layers that are frozen, or start from all weight on one scope, do not count.
     """
 
-    priority = 'VERY_HIGH'  # before hooks that remember initial learning rates, as MMYOLO's do
+    priority = 'HIGHEST'  # before hooks that remember initial learning rates, as MMYOLO's do
 
     def before_train(self, runner: Runner) -> None:
         group = _group(runner)
@@ -112,9 +113,12 @@ def _set_rate(runner: Runner, group: dict[str, Any]) -> None:
 
 
 def _shares(model: nn.Module) -> dict[str, list[float]]:
-    """The shares of the layers that are meant to move, by name."""
-    with full_weights(model):  # a collective where FSDP shards them
-        mixes = {name: layer.importance() for name, layer in _learning(unwrap(model))}
+    """The shares of the layers that are meant to move, by name; none of weights out of reach."""
+    try:
+        with full_weights(model):  # a collective where FSDP shards them
+            mixes = {name: layer.importance() for name, layer in _learning(unwrap(model))}
+    except InputError:  # sharded by another library, such as DeepSpeed
+        return {}
     return {name: [*mix['mean'].values(), *mix['var'].values()] for name, mix in mixes.items()}
 
 
