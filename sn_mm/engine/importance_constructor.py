@@ -80,9 +80,11 @@ class ImportanceOptimWrapperConstructor:
             )
         lr_mult = 1 if self.lr_mult is None and has_sparse(model) else self.lr_mult
         rate = wrapper.optimizer.defaults['lr'] * (1 if lr_mult is None else lr_mult)
-        wrapper.optimizer.add_param_group(
-            {'params': importance, 'lr': rate, 'weight_decay': 0.0, LR_MULT: lr_mult}
-        )
+        group = {'params': importance, 'lr': rate, 'weight_decay': 0.0, LR_MULT: lr_mult}
+        if 'param_names' in wrapper.optimizer.param_groups[0]:  # torch wants it in all or in none
+            names = {weight: name for name, weight in model.named_parameters()}
+            group['param_names'] = [names[weight] for weight in importance]
+        wrapper.optimizer.add_param_group(group)
         return wrapper
 
 

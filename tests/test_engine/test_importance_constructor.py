@@ -102,6 +102,23 @@ def test_mmaction_has_its_rules_for_norms():
     assert found['1.mean_weight'] is wrapper.optimizer.param_groups[-1]
 
 
+def test_mmsegmentations_layer_wise_decay_which_names_its_parameters():
+    pytest.importorskip('mmseg')
+
+    class ConvNeXt(nn.Sequential):
+        """A backbone, by the name that the constructor looks for."""
+
+    net = nn.Sequential()
+    net.backbone = ConvNeXt(model())
+    inner = {'constructor': 'LearningRateDecayOptimizerConstructor'}
+    settings = {'decay_rate': 0.9, 'decay_type': 'stage_wise', 'num_layers': 6}
+    found, wrapper = build(net, 'mmseg', importance=inner, **settings)
+    assert set(found) == {name for name, _ in net.named_parameters()}
+    assert found['backbone.0.1.weight']['weight_decay'] == 0
+    names = ['backbone.0.1.mean_weight', 'backbone.0.1.var_weight']
+    assert wrapper.optimizer.param_groups[-1]['param_names'] == names
+
+
 def test_a_constructor_that_goes_by_class_as_mmyolos():
     class ByClass:
         def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None) -> None:
