@@ -16,7 +16,7 @@ from torch.optim.swa_utils import update_bn as torchs
 from sn_mm import SwitchNorm2d, update_bn
 from sn_mm.errors import InputError
 
-PAGE = Path(__file__).parents[2] / 'docs/use/swa.md'
+PAGE = Path(__file__).parents[2] / 'docs/use/training.md'
 
 
 def batches() -> list[Tensor]:
@@ -80,7 +80,8 @@ def test_a_data_parallel_wrapper_is_refused():
 
 
 def blocks() -> list[str]:
-    return re.findall(r'```python\n(.*?)```', PAGE.read_text(), re.DOTALL)
+    section = PAGE.read_text().partition('## Averaged weights')[2]
+    return re.findall(r'```python\n(.*?)```', section, re.DOTALL)
 
 
 def test_the_pages_example_runs():
