@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -161,6 +162,13 @@ def normalize(
                 'sync=False in training, and this one is synchronised over ranks'
             )
         moved = training and running is not None
+        if moved and look.recorded and not look.compiling and not torch.jit.is_tracing():
+            warnings.warn(
+                'torch.export records Switchable Normalization in training: moved to evaluation, '
+                'the graph goes on with batch statistics, as no BatchNorm does; export '
+                'model.eval() for evaluation',
+                stacklevel=2,
+            )
         return _in_ordinary_operations(x, parameters, running, moved, settings, look.recorded)
     if one_position and settings.scopes[0] == 'in':
         mean_weight, var_weight, weight, bias = parameters

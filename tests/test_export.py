@@ -72,6 +72,14 @@ def test_a_scripted_layer_stops_tracking_where_the_attribute_is_false():
     assert layer.num_batches_tracked == 0 and not layer.running_mean.any()
 
 
+def test_export_in_training_says_that_the_graph_stays_there():
+    """torchao's ``move_exported_model_to_eval`` finds BatchNorm's operator and no other."""
+    if not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'):
+        pytest.skip('torch < 2.6 exports through torch.compile, where no warning comes through')
+    with pytest.warns(UserWarning, match='goes on with batch statistics'):
+        torch.export.export(network().train(), (torch.randn(2, 3, 6, 7),), strict=False)
+
+
 # --- ONNX ----------------------------------------------------------------------------------------
 
 SIZES = [(2, 3, 6, 7), (3, 3, 9, 5), (1, 3, 1, 1)]
