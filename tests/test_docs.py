@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import pytest
 from mmdet.datasets import CocoDataset
-from test_tools.small_runs import DETECTION, LIMIT, ROOT, write_split
+from small_runs import DETECTION, LIMIT, ROOT, write_split
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 SAMPLE = ('configs.md',)

@@ -11,7 +11,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from test_tools.small_runs import DETECTION, write_split
+from small_runs import DETECTION, write_split
 
 import sn_mm
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from test_tools.small_runs import LIMIT, ROOT, run
+from small_runs import LIMIT, ROOT, run
 
 from sn_mm.benchmark.configs import dicts, mim_folder
 from sn_mm.cli import make_scenes

@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from test_tools.small_runs import LIMIT, ROOT, TOOLS, assert_same, kill_tree, succeed
+from small_runs import LIMIT, ROOT, TOOLS, assert_same, kill_tree, succeed
 
 from sn_mm.checkpoints.read import read_checkpoint
 from sn_mm.cli.checkpoint import check_checkpoint

@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import get_installed_path
-from test_tools.small_runs import DETECTION, SEGMENTATION, write_split
+from small_runs import DETECTION, SEGMENTATION, write_split
 
 _TEXTS = {
     'broken.py': 'model = dict(\n',

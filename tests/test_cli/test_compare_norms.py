@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from test_tools.small_runs import DETECTION, SEGMENTATION, run, start, write_split
+from small_runs import DETECTION, SEGMENTATION, run, start, write_split
 
 import sn_mm
 from sn_mm.cli import compare_norms

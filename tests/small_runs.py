@@ -16,7 +16,7 @@ import torch
 
 from sn_mm.engine.safe_load import safe_load
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / 'tools'
 LIMIT = 600  # seconds for one command; on two idle cores each takes 10 to 20
 
