@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from ..version import __version__
+
 
 def describe(device: torch.device) -> dict[str, object]:
     """Processor, cores, threads, versions and date, ready for JSON."""
@@ -25,7 +27,7 @@ def describe(device: torch.device) -> dict[str, object]:
         'torch': torch.__version__,
         'cuda': torch.version.cuda if cuda else None,
         'triton': _version('triton') if cuda else None,
-        'sn_mm': _version('sn_mm'),
+        'sn_mm': __version__,
         'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -55,9 +56,16 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def machine() -> str:
-    """The machine of a record, in one line."""
+    """Date, machine and code of a record, in one line."""
     found = describe(torch.device('cpu'))
     return (
         f'{found["date"]}, {found["cpu"]}, {found["cores"]} cores, torch {found["torch"]}, '
-        f'sn_mm {found["sn_mm"]}'
+        f'sn_mm {found["sn_mm"]}{_commit()}'
     )
+
+
+def _commit() -> str:
+    """The commit that is checked out, ``' at abc1234'``; nothing where there is no git."""
+    command = ['git', '-C', str(RECORDS), 'rev-parse', '--short', 'HEAD']
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f' at {found.stdout.strip()}' if found.returncode == 0 else ''

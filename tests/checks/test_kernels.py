@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from .record import markdown_table, write_record
+from .record import machine, markdown_table, write_record
 
 triton = pytest.importorskip('triton', '3.0', 'the kernels need Triton 3.0')
 
@@ -64,7 +64,7 @@ def tables(records: list[dict[str, Any]]) -> str:
     head = ['kernel', 'input', 'variants', 'registers', 'bytes spilled', 'bytes shared']
     return '\n\n'.join(
         [
-            f'Triton {triton.__version__}.',
+            f'Triton {triton.__version__}. {machine()}.',
             markdown_table(['GPU', 'variants', 'that spill', 'registers, at most'], by_target),
             'For sm_90:',
             markdown_table([*head, 'widest load', 'widest store'], rows),

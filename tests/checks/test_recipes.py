@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import sys
 import time
 import warnings
@@ -20,14 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.config import Config
 from small_runs import LIMIT, ROOT, run
 
 from sn_mm.benchmark.configs import dicts, mim_folder
 from sn_mm.cli import make_scenes
 
-from .record import markdown_table, write_record
+from .record import machine, markdown_table, write_record
 
 for package in ('mmcv', 'mmdet', 'mmseg'):
     pytest.importorskip(package)
@@ -87,8 +85,7 @@ def rows(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, ...]]]:
         )
         return
     head = ['recipe', 'script', 'first loss', 'last loss', 'seconds']
-    machine = f'torch {torch.__version__}, {os.cpu_count()} {platform.machine()} cores'
-    write_record('recipes.md', 'recipes', f'{machine}.\n\n{markdown_table(head, rows)}')
+    write_record('recipes.md', 'recipes', f'{machine()}.\n\n{markdown_table(head, rows)}')
 
 
 def shrunk(recipe: str, scenes: Path) -> Config:

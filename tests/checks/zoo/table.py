@@ -13,7 +13,7 @@ from typing import Any
 
 from sn_mm.output.files import atomic_path
 
-from ..record import markdown_table
+from ..record import machine, markdown_table
 
 # Patterns of errors about a missing package, and the package.
 _MISSING = {
@@ -95,7 +95,7 @@ def _page(records: list[dict], totals: dict[str, dict[str, int]]) -> str:
         '# Every ready-made config with SN',
         'Written by `bash tools/run_tests.sh tests/checks/test_zoo.py --every-config --record`, '
         'which says what it does; all results are in [zoo.json](zoo.json). '
-        f'sn_mm {", ".join(sorted({r["sn_mm"] for r in records}))}.',
+        f'Code of sn_mm: {", ".join(sorted({r["sn_mm"] for r in records}))}. {machine()}.',
         markdown_table(
             ['', *totals],
             [[text, *(str(totals[t].get(text, 0)) for t in totals)] for text in outcomes]
