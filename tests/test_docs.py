@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+from argparse import SUPPRESS
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,9 @@ import cv2
 import pytest
 from mmdet.datasets import CocoDataset
 from small_runs import DETECTION, LIMIT, ROOT, write_split
+
+from sn_mm_cli.parsers import COMMANDS as PARSERS
+from sn_mm_cli.parsers import make_parser
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 SAMPLE = ('configs.md',)
@@ -29,13 +33,16 @@ COMMANDS = 'python|bash|sn-mm|mim|pip|source'
 
 ELSEWHERE = {
     r'pip install|CFLAGS=.* pip install|mim install': 'installs packages',
+    r'git clone': 'the address of the repository is for its reader to fill in',
     r'source \.venv/bin/activate|export ': 'sets the shell',
     r'bash (\.ci/run|tools/(setup_env|run_tests|demo)\.sh)': '.ci/run is or calls it',
     r'python -m sphinx': 'test_the_site_builds_without_a_warning',
     r'python tools/misc/mend_packages\.py': 'tests/test_tools/test_mend_packages.py',
     r'.*convert[-_]checkpoint': 'tests/test_cli/test_convert_checkpoint.py, on files of theirs',
     r'mim ': 'openmim wants an environment of its own: docs/records/runs.md',
-    r'(sn-mm|sn-mm help NAME|sn-mm [a-z-]+|python tools/train\.py)$': 'the name of a command',
+    r'(sn-mm|sn-mm help NAME|sn-mm [a-z-]+)$': 'the name of a command',
+    r'python tools/(train|test)\.py$': 'the name of a script',
+    r'bash tools/(dist|slurm)_': 'tests/test_cli/test_train.py',
     r'bash tools/check_gpu\.sh': 'tests/checks/test_gpu.py',
     r'(DATA=\S+ )?(sn-mm |\$)(compare|plot-norms)': 'test_compare_norms.py',
     r'sn-mm make-nuclei': 'tests/test_cli/test_make_nuclei.py',
@@ -207,6 +214,16 @@ def test_the_commands_of_a_page_run(page: Path, folder: Path) -> None:
             variables[match[1]] = next((v for v in match.groups()[1:] if v is not None), '')
         elif not elsewhere(command):
             run(folder, shortened(command), **variables)
+
+
+def test_the_page_of_commands_has_all_commands_and_their_options() -> None:
+    page = (ROOT / 'docs/reference/commands.md').read_text('utf-8')
+    sections = dict(re.findall(r'^## `([\w-]+)`\n(.*?)(?=^## )', page, re.M | re.S))
+    assert set(sections) == set(PARSERS)
+    for name, section in sections.items():
+        actions = make_parser(name)._actions
+        options = {o for a in actions if a.help != SUPPRESS for o in a.option_strings}
+        assert set(re.findall(r'--[a-z][\w-]*', section)) == options - {'-h', '--help'}, name
 
 
 @pytest.mark.slow

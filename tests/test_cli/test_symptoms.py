@@ -35,4 +35,4 @@ def test_the_page_has_the_words_of_the_script(tmp_path, words):
         text=True,
     )
     assert words in done.stderr.splitlines()[-1]
-    assert f'## `{words}`' in (ROOT / 'docs/reference/troubleshooting.md').read_text('utf-8')
+    assert f'### `{words}`' in (ROOT / 'docs/reference/troubleshooting.md').read_text('utf-8')
