@@ -14,10 +14,11 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size, is_main_process
 from torch import Tensor
 
+from ..atomic import atomic_path
 from ..checkpoints.read import read_checkpoint
 from ..engine.training_set import check_seed, measure_on_training_set
 from ..engine.unwrap import unwrap
-from ..output.files import atomic_path, check_file
+from ..output.files import check_file
 from .checkpoint import load_strictly
 from .config import load_config
 from .data import build_loops, check_data

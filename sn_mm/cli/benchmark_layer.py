@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import nn
 
 from .. import SwitchNorm2d
+from ..atomic import atomic_path
 from ..benchmark.device import find_device, hold_freed_memory
 from ..benchmark.figure import draw_ratios
 from ..benchmark.measure import measure
@@ -30,7 +31,7 @@ from ..benchmark.plain import PlainSwitchNorm2d
 from ..benchmark.shapes import Case, cases
 from ..errors import InputError
 from ..output.figures import save_figure
-from ..output.files import atomic_path, check_file
+from ..output.files import check_file
 from .errors import report_input_errors
 from .machine import describe, file_name
 

@@ -21,12 +21,13 @@ from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.table import Table
 
+from ..atomic import atomic_path
 from ..benchmark.batches import BATCH_SIZE, make_batch
 from ..benchmark.configs import build_for_one_process, dicts
 from ..benchmark.device import find_device, hold_freed_memory
 from ..benchmark.measure import peak_bytes, spread, time_side_by_side
 from ..errors import InputError
-from ..output.files import atomic_path, check_file
+from ..output.files import check_file
 from .config import read_config
 from .errors import report_input_errors
 from .machine import describe, file_name

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
+from ..atomic import atomic_path
 from ..checkpoints.authors import convert
 from ..checkpoints.read import read_checkpoint, weights_of
 from ..errors import InputError, some
-from ..output.files import atomic_path, check_file
+from ..output.files import check_file
 from ..version import __version__
 from .errors import report_input_errors
 

@@ -18,9 +18,10 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..atomic import atomic_path
 from ..checkpoints.read import read_checkpoint, weights_of
 from ..errors import InputError
-from ..output.files import atomic_path, check_file
+from ..output.files import check_file
 from ..switch.toolbox import toolbox
 from .checkpoint import load_weights
 from .config import load_config

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
+from ..atomic import atomic_path
 from ..checkpoints.read import read_checkpoint
 from ..checkpoints.slim import slim
 from ..errors import InputError
-from ..output.files import atomic_path, check_folder
+from ..output.files import check_folder
 from .errors import report_input_errors
 
 

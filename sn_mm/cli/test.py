@@ -13,8 +13,9 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 from mmengine.registry import METRICS
 
+from ..atomic import atomic_path
 from ..errors import InputError
-from ..output.files import atomic_path, check_file, check_folder
+from ..output.files import check_file, check_folder
 from ..switch.toolbox import toolbox
 from .checkpoint import check_checkpoint, downloading, load_strictly
 from .config import load_config

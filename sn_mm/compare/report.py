@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..atomic import atomic_path
 from ..output.figures import save_figure
-from ..output.files import atomic_path
 from ..output.markdown import markdown_table
 from . import figures
 from .results import (

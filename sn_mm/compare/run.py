@@ -22,10 +22,11 @@ import torch
 from mmengine.config import Config
 
 from ..analysis import importance
+from ..atomic import atomic_path
 from ..checkpoints.read import read_checkpoint
 from ..errors import InputError
 from ..functional import canonical_normalizers
-from ..output.files import append_record, atomic_path, read_records
+from ..output.files import append_record, read_records
 from ..switch.toolbox import toolbox
 from .notes import component_settings
 from .plan import Run, digest, settings_of

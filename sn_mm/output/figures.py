@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from .files import atomic_path
+from ..atomic import atomic_path
 
 ORANGE, SKY, GREEN = '#E69F00', '#56B4E9', '#009E73'
 BLUE, RED, PURPLE, BLACK = '#0072B2', '#D55E00', '#CC79A7', '#000000'

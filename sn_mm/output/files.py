@@ -1,11 +1,9 @@
-"""Files that appear under their name only when they are complete."""
+"""Checks before files are written, and logs of one JSON object a line."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError
@@ -37,26 +35,6 @@ def check_file(name: str, path: str | Path) -> None:
     if Path(path).is_dir():
         raise InputError(f'{name} must be a file, {path} is a folder')
     check_folder(name, Path(path).parent)
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path, renamed to ``path`` on success.
-
-    Args:
-        path: The file to make or replace. Its folder is made if it does not exist.
-
-    Yields:
-        A path in the same folder with the same suffix.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f'.{target.stem}.{os.getpid()}{target.suffix}')
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_records(log: Path, key: str) -> dict[str, dict]:

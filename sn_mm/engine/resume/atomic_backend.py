@@ -1,13 +1,12 @@
-"""Local files that appear under their name only when they are complete and on the disk."""
+"""MMEngine's local files, written atomically."""
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
+from ...atomic import atomic_path
 from ...errors import InputError
 
 
@@ -30,18 +29,11 @@ class AtomicBackend(LocalBackend):
                 that had the name is as it was.
         """
         target = Path(filepath)
-        temporary = target.with_name(f'{target.name}.tmp')
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, 'wb') as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-            _sync_folder(target.parent)
+            with atomic_path(target, target.with_name(f'{target.name}.tmp')) as temporary:
+                with open(temporary, 'wb') as file:
+                    file.write(obj)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
             raise InputError(
                 f'{target} could not be written: {error.strerror} ({len(obj):,} bytes)'
             ) from error
@@ -49,15 +41,6 @@ class AtomicBackend(LocalBackend):
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
         """Writes a text file; see :meth:`put`."""
         self.put(obj.encode(encoding), filepath)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Brings the new name of a file in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # A reload of this module registers the new class in place of the old.

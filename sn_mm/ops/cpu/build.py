@@ -16,9 +16,10 @@ import platform
 import shlex
 import stat
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from ...atomic import atomic_path
 
 SOURCE = Path(__file__).with_name('kernels.c')
 FLAGS = (
@@ -117,24 +118,15 @@ def _check_private(path: Path, is_kind: Callable[[int], bool]) -> None:
 
 
 def _compile(compiler: list[str], path: Path) -> None:
-    handle, temporary = tempfile.mkstemp('.so.part', path.stem, path.parent)
-    os.close(handle)
-    command = [*compiler, *FLAGS, '-o', temporary, str(SOURCE), '-lm']
-    try:
+    with atomic_path(path) as temporary:
+        command = [*compiler, *FLAGS, '-o', str(temporary), str(SOURCE), '-lm']
         try:
             _run([*command, '-march=native'])
         except BuildError:  # some compilers for other CPUs than x86 have no such flag
             _run(command)
-        os.chmod(temporary, 0o700)  # whatever the umask
-        with open(temporary, 'r+b') as file:
-            digest = hashlib.sha256(file.read()).digest()
-            file.write(digest)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
+        temporary.chmod(0o700)  # whatever the umask
+        with temporary.open('ab') as file:
+            file.write(hashlib.sha256(temporary.read_bytes()).digest())
 
 
 def _is_whole(path: Path) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median_high
 from typing import Any
 
-from sn_mm.output.files import atomic_path
+from sn_mm.atomic import atomic_path
 
 from ..record import machine, markdown_table
 
