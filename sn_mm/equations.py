@@ -270,20 +270,19 @@ def sparsest_logits(logits: Tensor, radius: Tensor, fixed: Tensor, one_position:
     Args:
         logits: (2, K), those of the means above those of the variances.
         radius: Scalar.
-        fixed: (2,) int64, the only scope that is left, by its index; -1 where none is fixed.
+        fixed: (2, K), the importance that is fixed, one-hot; zeros where none is.
         one_position: 'in' is the first scope and has one position: it is left out.
 
     Returns:
         (2, K), -inf where the importance is 0. No gradient passes there: sparsestmax has none.
     """
     logits = _as(logits, stats_dtype(logits.dtype))
-    scopes = torch.ones_like(logits).cumsum(-1) - 1
-    chosen = fixed.unsqueeze(-1)
     if one_position:
-        logits = logits.masked_fill(scopes == 0, -float('inf'))
-        chosen = torch.where(chosen == 0, torch.full_like(chosen, -1), chosen)
-    importance = sparsestmax(logits, radius.to(logits.dtype))
-    importance = torch.where(chosen < 0, importance, (scopes == chosen).to(logits.dtype))
+        logits = mask_instance(logits)
+        fixed = torch.nn.functional.pad(fixed[..., 1:], [1, 0])
+    largest, chosen = fixed.max(-1, keepdim=True)
+    one_hot = torch.zeros_like(logits).scatter(-1, chosen, torch.ones_like(logits))
+    importance = torch.where(largest > 0, one_hot, sparsestmax(logits, radius.to(logits.dtype)))
     some = importance > 0
     log = torch.where(some, importance, torch.ones_like(importance)).log()
     return log.masked_fill(~some, -float('inf'))

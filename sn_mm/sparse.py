@@ -40,17 +40,17 @@ class _Sparse(SwitchNorm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        device = self.mean_weight.device
-        self.register_buffer('radius', torch.zeros((), device=device))
-        self.register_buffer('mean_fixed', torch.full((), -1, device=device))
-        self.register_buffer('var_fixed', torch.full((), -1, device=device))
+        free = torch.zeros_like(self.mean_weight.detach(), dtype=torch.float32)
+        self.register_buffer('radius', free.new_zeros(()))
+        # No index: averages of weights take the mean of buffers too, and that is another index.
+        self.register_buffer('mean_fixed', free)
+        self.register_buffer('var_fixed', free.clone())
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
         if hasattr(self, 'var_fixed'):  # not yet while the constructor runs
-            self.radius.zero_()
-            self.mean_fixed.fill_(-1)
-            self.var_fixed.fill_(-1)
+            for buffer in (self.radius, self.mean_fixed, self.var_fixed):
+                buffer.zero_()
 
     @staticmethod
     def _initial_logits(
@@ -116,9 +116,8 @@ class SparseSwitchNorm(_Sparse, SwitchNorm):
 
     Attributes:
         radius: Scalar, which :func:`sn_mm.set_radius` or SparseSwitchHook raise.
-        mean_fixed, var_fixed: Scalar int64, the index in ``normalizers`` of the only scope that is
-            left, from the moment on that there is only one; -1 before. Its logits then get no
-            gradient.
+        mean_fixed, var_fixed: (K,), zeros until the importance is one-hot, and that importance from
+            then on. Its logits then get no gradient.
 
     Weights of SN load with SN's importance as the start, those of a BatchNorm with
     ``{'bn': 0.9}`` as in SN.
@@ -181,8 +180,8 @@ def set_radius(model: nn.Module, progress: float) -> None:
         logits = torch.stack([full_weight(w, scopes) for w in weights])
         logits = logits.to(equations.stats_dtype(logits.dtype))
         importance = equations.sparsestmax(logits, alike[0].radius.to(logits.dtype))
-        one_hot = (importance > 0).sum(1) == 1
+        left = importance > 0
         known = torch.stack(fixed)
-        found = torch.where((known < 0) & one_hot, importance.argmax(1), known)
-        for buffer, index in zip(fixed, found):
-            buffer.copy_(index)
+        found = (left.sum(1, keepdim=True) == 1) & ~known.any(1, keepdim=True)
+        for buffer, one_hot in zip(fixed, torch.where(found, left.to(known.dtype), known)):
+            buffer.copy_(one_hot)

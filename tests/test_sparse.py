@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ranks import on_ranks
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sn_mm
 from sn_mm import (
@@ -90,7 +91,7 @@ def test_equal_logits_keep_the_gradient_with_which_they_part():
 def test_the_softmax_of_the_sparsest_logits_is_the_sparsestmax(radius, one_position):
     logits = torch.tensor([[0.3, 0.9, 0.2], [0.1, 0.25, 0.2]], dtype=torch.float64)
     logits.requires_grad_()
-    radius, free = torch.tensor(radius), torch.tensor([-1, -1])
+    radius, free = torch.tensor(radius), torch.zeros(2, 3)
     got = sparsest_logits(logits, radius, free, one_position).softmax(1)
     left = logits[:, 1:] if one_position else logits
     want = sparsestmax(left, radius.double())
@@ -168,7 +169,7 @@ def test_what_is_one_hot_is_fixed_for_good():
     layer = layer_with([0.3, 0.5, 0.2], [2.0, 0.1, 0.4])
     x = torch.randn(3, 4, 5, 5).double()
     set_radius(layer, 0.1)
-    assert (layer.mean_fixed, layer.var_fixed) == (-1, 0)  # the variances': two apart by 1
+    assert layer.var_fixed.tolist() == [1, 0, 0] and not layer.mean_fixed.any()  # 1 apart
     layer(x).square().sum().backward()
     assert not layer.var_weight.grad.any() and layer.mean_weight.grad.any()
     with torch.no_grad():  # as weight decay and momentum move it
@@ -177,10 +178,23 @@ def test_what_is_one_hot_is_fixed_for_good():
     assert layer.importance()['var'] == {'in': 1, 'ln': 0, 'bn': 0}
     other = SparseSwitchNorm2d(4).double()
     other.load_state_dict(layer.state_dict())
-    assert other.var_fixed == 0 and other.radius == layer.radius
+    assert torch.equal(other.var_fixed, layer.var_fixed) and other.radius == layer.radius
     torch.testing.assert_close(other(x), copy.deepcopy(layer)(x))
     other.reset_parameters()
-    assert other.var_fixed == -1 and other.importance()['var']['in'] == pytest.approx(1 / 3)
+    assert not other.var_fixed.any() and other.importance()['var']['in'] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize('average', [None, get_ema_multi_avg_fn(0.999)])
+def test_averages_of_the_weights_keep_what_is_fixed(average):
+    layer = layer_with([0.3, 0.4, 0.5], [0.5, 0.4, 0.3])
+    averaged = AveragedModel(layer, multi_avg_fn=average, use_buffers=True)
+    for radius in (0, 0.1, 0.2, 1):
+        set_radius(layer, radius)
+        averaged.update_parameters(layer)
+        if radius == 0.2:
+            assert averaged.module.importance()['mean']['bn'] < 1
+    assert averaged.module.radius < 1
+    assert averaged.module.importance() == layer.importance()
 
 
 def test_every_layer_is_one_norm_at_the_end():
@@ -194,7 +208,7 @@ def test_every_layer_is_one_norm_at_the_end():
         for statistic, shares in layer.importance().items():
             assert sorted(shares.values()) == [0, 0, 1]
             assert max(shares, key=shares.get) == max(old[statistic], key=old[statistic].get)
-        assert layer.mean_fixed >= 0 and layer.var_fixed >= 0
+        assert layer.mean_fixed.sum() == layer.var_fixed.sum() == 1
 
 
 def test_two_scopes_and_one():

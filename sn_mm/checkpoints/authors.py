@@ -144,8 +144,9 @@ def _sparse_state(weights: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
         radius, *flags = numbers
         state[f'{layer}.radius'] = radius.reshape(()).float()
         for statistic, flag in zip(('mean', 'var'), flags):
-            scope = weights[f'{layer}.{statistic}_weight'].argmax()
-            state[f'{layer}.{statistic}_fixed'] = scope if flag else torch.tensor(-1)
+            logits = weights[f'{layer}.{statistic}_weight']
+            one_hot = (torch.arange(len(logits)) == logits.argmax()).float()
+            state[f'{layer}.{statistic}_fixed'] = one_hot if flag else torch.zeros_like(one_hot)
     return state
 
 
