@@ -35,6 +35,7 @@ ELSEWHERE = {
     r'pip install|CFLAGS=.* pip install|mim install': 'installs packages',
     r'git clone': 'the address of the repository is for its reader to fill in',
     r'source \.venv/bin/activate|export ': 'sets the shell',
+    r'python -m pytest': 'these tests',
     r'bash (\.ci/run|tools/(setup_env|run_tests|demo)\.sh)': '.ci/run is or calls it',
     r'python -m sphinx': 'test_the_site_builds_without_a_warning',
     r'python tools/misc/mend_packages\.py': 'tests/test_tools/test_mend_packages.py',
@@ -224,6 +225,21 @@ def test_the_page_of_commands_has_all_commands_and_their_options() -> None:
         actions = make_parser(name)._actions
         options = {o for a in actions if a.help != SUPPRESS for o in a.option_strings}
         assert set(re.findall(r'--[a-z][\w-]*', section)) == options - {'-h', '--help'}, name
+
+
+def test_links_outside_the_site_lead_to_files() -> None:
+    """Those inside are the site's to check."""
+    pages = [*ROOT.glob('*.md'), *(ROOT / 'configs').rglob('*.md')]
+    links = [
+        (page, link) for page in pages for link in re.findall(r'\]\(([^)#]+)', page.read_text())
+    ]
+    broken = [
+        f'{page.relative_to(ROOT)}: {link}'
+        for page, link in links
+        if '://' not in link and not (page.parent / link).exists()
+    ]
+    assert len(links) > 20
+    assert not broken
 
 
 @pytest.mark.slow
