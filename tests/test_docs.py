@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -240,6 +241,16 @@ def test_links_outside_the_site_lead_to_files() -> None:
     ]
     assert len(links) > 20
     assert not broken
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_python_of_a_page_compiles_and_its_names_are_there(page: Path) -> None:
+    """In quotes, as in type='sn_mm.SN', a name is one of MMEngine's registries."""
+    text = page.read_text()
+    for block in re.findall(r'```python\n(.*?)```', text, re.S):
+        compile(block, str(page), 'exec')
+    for name in re.findall(r"(?<!')\bsn_mm(?:\.[A-Za-z_]\w*)+", text):
+        pkgutil.resolve_name(name)
 
 
 @pytest.mark.slow
