@@ -384,6 +384,8 @@ PRETRAINED = {'type': 'Pretrained', 'checkpoint': 'there.pth'}
             ['model.backbone.norm_eval=True', 'starts from, those of there.pth'],
         ),
         ('SN', {'norm_eval': True}, ['the importance has', 'a learning rate of its own']),
+        ('SN importance_lr_mult=30', {}, ['of its own, 30 times the others']),
+        ('SN normalizers=[bn]', {}, []),
         (
             'GN num_groups=4',
             {'init_cfg': PRETRAINED, 'frozen_stages': 1},
