@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
@@ -17,6 +19,8 @@ exclude_patterns = ['build']
 
 html_theme = 'furo'
 html_title = f'sn_mm {release}'
+html_static_path = ['_static']
+html_css_files = ['site.css']
 html_show_copyright = False
 html_math_renderer = 'mathml'
 
@@ -27,6 +31,7 @@ myst_links_external_new_tab = True
 copybutton_prompt_text = '$ '
 
 autodoc_typehints = 'description'
+autodoc_typehints_description_target = 'documented_params'
 autodoc_member_order = 'bysource'
 autodoc_default_options = {'members': True, 'show-inheritance': True}
 
@@ -48,7 +53,18 @@ def _records(app: Sphinx, env: BuildEnvironment) -> None:
             env.metadata[page]['orphan'] = True
 
 
+def _breakable(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
+    """Lets a name in code continue on the next line after a sign, not in the middle of a word."""
+
+    def breaks(match: re.Match) -> str:
+        return re.sub(r'(?<=\w)([_./=:,(-])(?=\w)', r'\1<wbr>', match[0])
+
+    if 'body' in context:
+        context['body'] = re.sub(r'(?<=<span class="pre">)[^<]+', breaks, context['body'])
+
+
 def setup(app: Sphinx) -> None:
     """Equations as MathML, which browsers draw by themselves: nothing is fetched to read a page."""
+    app.connect('html-page-context', _breakable)
     app.add_html_math_renderer('mathml', (_inline, None), (_block, None))
     app.connect('env-updated', _records)

@@ -1,4 +1,4 @@
-"""The site of docs/, and every command that the pages show.
+"""Every command that the pages show.
 
 A command is run as it stands on its page, in a folder of small data sets under the names that the
 pages use, with CONFIG, CHECKPOINT and the like replaced by files of that folder and with options
@@ -38,7 +38,7 @@ ELSEWHERE = {
     r'source \.venv/bin/activate|export ': 'sets the shell',
     r'python -m pytest': 'these tests',
     r'bash (\.ci/run|tools/(setup_env|run_tests|demo)\.sh)': '.ci/run is or calls it',
-    r'python -m sphinx': 'test_the_site_builds_without_a_warning',
+    r'python -m sphinx': 'tests/test_site.py',
     r'python tools/misc/mend_packages\.py': 'tests/test_tools/test_mend_packages.py',
     r'.*convert[-_]checkpoint': 'tests/test_cli/test_convert_checkpoint.py, on files of theirs',
     r'mim ': 'openmim wants an environment of its own: docs/records/runs.md',
@@ -251,16 +251,3 @@ def test_the_python_of_a_page_compiles_and_its_names_are_there(page: Path) -> No
         compile(block, str(page), 'exec')
     for name in re.findall(r"(?<!')\bsn_mm(?:\.[A-Za-z_]\w*)+", text):
         pkgutil.resolve_name(name)
-
-
-@pytest.mark.slow
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    """A link to a page or heading that is not there, a name that the API page lacks: a warning."""
-    pytest.importorskip('sphinx')
-    command = [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-b', 'html', '-d']
-    result = subprocess.run(
-        [*command, tmp_path / 'doctrees', 'docs', tmp_path / 'site'],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert '<math' in (tmp_path / 'site/understand/layer.html').read_text()
