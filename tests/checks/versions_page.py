@@ -10,27 +10,29 @@ from checks.junit import Report, read_report
 
 HEAD = """# Versions
 
-The tests that are not marked `slow`, run with each of these on a CPU; Triton's kernels run in its
-interpreter. A test of what a row does not have, a package or a function of torch, says so and is
-skipped.
+sn_mm needs Python 3.9 or newer and torch 2.1 or newer. The table has the versions that it was tested
+with, on a CPU: for each row all tests that are not marked `slow` ran in an environment of its own, and
+Triton's kernels ran in Triton's interpreter. A test is skipped, and says so, where a row lacks a
+package or a function of torch that it needs.
 
 ```bash
 nox                                  # makes the environments, runs the tests, writes this page
 nox -s 'versions(2.4.1)' page        # one row
 ```
 
-What older versions lack:
+Older versions lack this:
 
 - `torch.compile` takes a model with SN as one graph from torch 2.4 on. Before, the graph breaks at
-  each layer, with the same numbers. `torch.export` is tested from torch 2.6 on. With torch 2.4 and
-  synchronised layers compile the model on all ranks or on none: it changes the order of
-  collectives in a graph.
-- The kernels for CUDA need Triton 3.0, which torch 2.4 brings. Before, and wherever a first kernel
-  fails, layers take PyTorch's own operations and one warning says why. Triton's interpreter, in
-  which the kernels are tested without a GPU, runs them from 3.2 on; its compiler from 3.0 on.
+  each layer, with the same numbers. `torch.export` is tested from torch 2.6 on.
+- torch 2.4 changes the order of collectives in a graph. With synchronised layers, compile the model
+  on all ranks or on none.
+- The kernels for CUDA need Triton 3.0, which torch 2.4 brings. With older versions, and wherever a
+  first kernel fails, layers take PyTorch's own operations, and one warning says why. Triton's
+  compiler takes the kernels from 3.0 on; its interpreter, in which they are tested without a GPU,
+  runs them from 3.2 on.
 - Commands read local checkpoints by one unpickler, with every torch. A toolbox's own script loads
   them as MMEngine does: before torch 2.6 without any check.
-- torch 2.1 refuses batches of gradients (`is_grads_batched=True`) by an error of its own.
+- torch 2.1 refuses batches of gradients (`is_grads_batched=True`) with an error of its own.
 
 | row | Python | torch | NumPy | Triton | passed | failed | skipped | date |
 |---|---|---|---|---|---|---|---|---|
