@@ -7,6 +7,7 @@ rate of the others they stay where they are in all but long trainings (docs/use/
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ bound: gradients of the logits are of 1e-4 to 1e-2, by layer and model."""
 
 FEWEST_STEPS = 50
 """Shorter trainings, which are trials, take the learning rate of this many steps."""
+
+
+def names_importance(paramwise_cfg: Mapping[str, Any]) -> bool:
+    """Whether the custom keys of MMEngine's ``paramwise_cfg`` name the importance."""
+    keys = paramwise_cfg.get('custom_keys') or ()
+    return any(name in key for name in IMPORTANCE for key in keys)
 
 
 def importance_lr(lr: float, steps: int, travel: float = ADAM_TRAVEL) -> float:

@@ -13,10 +13,11 @@ from mmengine.runner import Runner
 
 from ..analysis.importance import describe, from_model
 from ..checkpoints.read import weights_of
-from ..engine.importance_constructor import LR_MULT, names_importance
+from ..engine.importance_constructor import LR_MULT
 from ..engine.unwrap import unwrap
 from ..errors import InputError
 from ..model.names import name_layers
+from ..optim import names_importance
 from ..sharding import full_weights
 from ..switch.components import resolve
 from ..switch.toolbox import toolbox

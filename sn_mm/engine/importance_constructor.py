@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -13,7 +12,7 @@ from torch import nn
 from ..errors import InputError, check_number, check_type
 from ..layer import SwitchNorm
 from ..model.replace import replace_modules
-from ..optim import IMPORTANCE, has_sparse, importance_parameters
+from ..optim import IMPORTANCE, has_sparse, importance_parameters, names_importance
 
 LR_MULT = 'importance_lr_mult'
 """Key of the importance's group: the multiple of the learning rate, None until a hook finds it."""
@@ -86,12 +85,6 @@ class ImportanceOptimWrapperConstructor:
             group['param_names'] = [names[weight] for weight in importance]
         wrapper.optimizer.add_param_group(group)
         return wrapper
-
-
-def names_importance(paramwise_cfg: Mapping[str, Any]) -> bool:
-    """Whether the custom keys of a ``paramwise_cfg`` name the importance."""
-    keys = paramwise_cfg.get('custom_keys') or ()
-    return any(name in key for name in IMPORTANCE for key in keys)
 
 
 @contextmanager

@@ -6,9 +6,8 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ..engine.importance_constructor import names_importance
 from ..errors import InputError, check_number
-from ..optim import IMPORTANCE
+from ..optim import IMPORTANCE, names_importance
 
 _LR_MULT = 'importance_lr_mult'
 _HOOK = 'ImportanceHook'
@@ -21,7 +20,7 @@ def group_importance(cfg: Config, lr_mult: float | None = None) -> list[str]:
     Writes ImportanceOptimWrapperConstructor (:mod:`sn_mm.engine.importance_constructor`) around the
     config's constructor, and :class:`sn_mm.engine.hooks.ImportanceHook`. Custom keys of the config
     that name ``mean_weight`` or ``var_weight`` stay, and hold alone; weight decay, which pulls the
-    mix to equal shares, is taken out of them unless they set it.
+    importance to equal parts, is taken out of them unless they set it.
 
     Args:
         cfg: The switched config, changed in place.
