@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import accumulate
+from math import nan
 from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
@@ -16,8 +18,12 @@ from torch.profiler import ProfilerActivity, profile
 
 # How often SN goes over an input, at the least; a copy goes over it twice.
 SWEEPS = {'forward': 3, 'forward_backward': 8, 'eval': 3}
-_SECONDS = 0.02
+SECONDS = 0.02
 """Least duration of one timing."""
+
+# Not by torch.utils.benchmark.Timer or triton.testing.do_bench: they time one function to its end,
+# then the next, and ratios of them hold only where the machine stays the same. Timer also knows no
+# events of a GPU, and do_bench no CPU.
 
 
 class Passes:
@@ -91,7 +97,7 @@ def time_side_by_side(
     device: torch.device,
     repeats: int,
     warmup: int = 2,
-    least: float = _SECONDS,
+    least: float = SECONDS,
 ) -> dict[Any, list[float]]:
     """Seconds of each pass, one a repeat: in each repeat all passes take their turn.
 
@@ -112,15 +118,52 @@ def time_side_by_side(
     for key, run in passes.items():
         run()  # compiled, memory allocated
         number[key] = max(1, round(least / seconds(run, 1)))
-    times: dict[Any, list[float]] = {key: [] for key in passes}
+    timings = {key: partial(seconds, run, number[key]) for key, run in passes.items()}
+    return take_turns(timings, repeats)
+
+
+def take_turns(timings: Mapping[Any, Callable[[], float]], repeats: int) -> dict[Any, list[float]]:
+    """The results of each of the functions, one a repeat: in each repeat all take their turn."""
+    results: dict[Any, list[float]] = {key: [] for key in timings}
     for _ in range(repeats):
-        for key, run in passes.items():
-            times[key].append(seconds(run, number[key]))
-    return times
+        for key, time in timings.items():
+            results[key].append(time())
+    return results
+
+
+def measure_steps(
+    steps: Mapping[str, Callable[[], Any]],
+    base: str,
+    device: torch.device,
+    repeats: int,
+    warmup: int,
+    least: float = SECONDS,
+) -> dict[str, dict[str, Any]]:
+    """Time and memory of training steps, by name.
+
+    Args:
+        steps: The steps by name.
+        base: The name of the step to whose time the ratios are; they are NaN if it is not there.
+        device, repeats, warmup, least: As in :func:`time_side_by_side`.
+
+    Returns:
+        The time as {median, q1, q3} in milliseconds, the ratio of medians, and the most memory
+        that a step holds beyond what was in use before it, in MiB.
+    """
+    times = time_side_by_side(steps, device, repeats, warmup, least)
+    medians = {name: median(seconds) for name, seconds in times.items()}
+    return {
+        name: {
+            'step': spread(times[name]),
+            'ratio': medians[name] / medians.get(base, nan),
+            'peak_mib': peak_bytes(step, device) / 2**20,
+        }
+        for name, step in steps.items()
+    }
 
 
 def measure(
-    layers: Mapping[str, nn.Module], x: Tensor, repeats: int, least: float = _SECONDS
+    layers: Mapping[str, nn.Module], x: Tensor, repeats: int, least: float = SECONDS
 ) -> list[dict[str, Any]]:
     """One record a layer.
 

@@ -8,11 +8,9 @@ figures with the machine, versions and date as JSON, and a picture of them as PN
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,11 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import nn
 
-from .. import SwitchNorm2d
 from ..atomic import atomic_path
 from ..benchmark.device import find_device, hold_freed_memory
 from ..benchmark.figure import draw_ratios
-from ..benchmark.measure import measure
-from ..benchmark.plain import PlainSwitchNorm2d
+from ..benchmark.layers import measure_layers
 from ..benchmark.shapes import Case, cases
 from ..errors import InputError
 from ..output.figures import save_figure
@@ -35,48 +30,17 @@ from ..output.files import check_file
 from .errors import report_input_errors
 from .machine import describe, file_name
 
-FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 TABLE_WIDTH = 180  # in a file or a pipe
 RESULTS = Path('work_dirs/benchmarks')
 
 
-def make_layers(
-    channels: int, device: torch.device, dtype: torch.dtype, compiled: bool = False
-) -> dict[str, nn.Module]:
-    """The layers that take inputs of so many channels, as mixed-precision training keeps them."""
-    layers: dict[str, nn.Module] = {
-        'BatchNorm': nn.BatchNorm2d(channels),
-        'SN': SwitchNorm2d(channels),
-        'InstanceNorm': nn.InstanceNorm2d(channels, affine=True),
-        'plain SN': PlainSwitchNorm2d(channels),
-    }
+def choose_layers(device: torch.device, compiled: bool) -> list[str]:
+    """Names of the layers that are measured side by side."""
+    names = ['BatchNorm', 'SN', 'InstanceNorm', 'plain SN']
     if device.type == 'cuda':
-        layers['SyncBatchNorm'] = nn.SyncBatchNorm(channels)
-    if channels % 32 == 0:
-        # The only one that has no kernel for half-precision inputs with float32 parameters.
-        layers['GroupNorm'] = nn.GroupNorm(32, channels).to(dtype)
-    if compiled:
-        torch.compiler.reset()  # each input is compiled for itself
-        for name in ('BatchNorm', 'SN'):
-            layer: Any = torch.compile(copy.deepcopy(layers[name]), fullgraph=True)
-            layers[f'{name}, compiled'] = layer
-    return {name: layer.to(device) for name, layer in layers.items()}
-
-
-def measure_all(args: Namespace, chosen: list[tuple[Case, str, str]]) -> Iterator[dict[str, Any]]:
-    for case, dtype, memory_format in track(chosen, 'Measuring', console=Console(stderr=True)):
-        x = torch.randn(case.shape, device=args.device).to(
-            getattr(torch, dtype), memory_format=FORMATS[memory_format]
-        )
-        layers = make_layers(case.shape[1], args.device, x.dtype, args.compile)
-        for record in measure(layers, x, args.repeats):
-            yield {
-                'model': case.model,
-                'shape': list(case.shape),
-                'dtype': dtype,
-                'format': memory_format,
-                **record,
-            }
+        names += ['SN, synchronised', 'SyncBatchNorm']
+    names.append('GroupNorm')
+    return [*names, 'BatchNorm, compiled', 'SN, compiled'] if compiled else names
 
 
 def make_table(records: list[dict[str, Any]]) -> Table:
@@ -134,7 +98,9 @@ def run(args: Namespace) -> None:
     check_file('--out', out)
     hold_freed_memory(args.program)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    records = list(measure_all(args, chosen))
+    layers = choose_layers(args.device, args.compile)
+    inputs = track(chosen, 'Measuring', console=Console(stderr=True))
+    records = list(measure_layers(layers, inputs, args.device, args.repeats))
     described = describe(args.device)
     with atomic_path(out) as path:
         path.write_text(json.dumps({'machine': described, 'records': records}, indent=1) + '\n')

@@ -11,7 +11,6 @@ import json
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from ..atomic import atomic_path
 from ..benchmark.batches import BATCH_SIZE, make_batch
 from ..benchmark.configs import build_for_one_process, dicts
 from ..benchmark.device import find_device, hold_freed_memory
-from ..benchmark.measure import peak_bytes, spread, time_side_by_side
+from ..benchmark.measure import measure_steps
 from ..errors import InputError
 from ..output.files import check_file
 from .config import read_config
@@ -75,17 +74,8 @@ def run(args: Namespace) -> None:
     configs = {'own norms': cfg, 'SN': switched}
     models = {name: build_for_one_process(c).to(args.device) for name, c in configs.items()}
     steps = {name: make_step(model, cfg, args.size) for name, model in models.items()}
-    times = time_side_by_side(steps, args.device, args.repeats, warmup=0)
-    own = median(times['own norms'])
-    records: list[dict[str, Any]] = [
-        {
-            'model': name,
-            'step': spread(times[name]),
-            'ratio': median(times[name]) / own,
-            'peak_mib': peak_bytes(step, args.device) / 2**20,
-        }
-        for name, step in steps.items()
-    ]
+    measured = measure_steps(steps, 'own norms', args.device, args.repeats, warmup=0)
+    records = [{'model': name, **record} for name, record in measured.items()]
     name = f'{Path(cfg.filename).stem}-{file_name(args.device)}.json'
     out = args.out or RESULTS / name
     described = {**describe(args.device), 'config': args.config, 'size': args.size}

@@ -15,7 +15,10 @@ from ..version import __version__
 
 
 def describe(device: torch.device) -> dict[str, object]:
-    """Processor, cores, threads, versions and date, ready for JSON."""
+    """Processor, cores, threads, versions and date, ready for JSON.
+
+    torch.utils.collect_env has other fields, and takes seconds: it starts pip, gcc and lscpu.
+    """
     cuda = device.type == 'cuda'
     return {
         'device': device_name(device),

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from sn_mm.benchmark.layers import DTYPES, FORMATS
+
 from .processes import Result
 
 MB = 10**6
@@ -13,8 +15,6 @@ HELD, NOT_HELD, NOT_MEASURED = 'held', 'not held', 'not measured'
 # Layer pass, its bound: kernels, fills and copies that the host starts.
 LAUNCHES = {'forward': 5, 'backward': 6, 'eval': 3}
 PASSES = {'forward': 'training forward', 'backward': 'backward', 'eval': 'evaluation'}
-DTYPES = ('float32', 'float16', 'bfloat16')
-FORMATS = ('contiguous', 'channels_last')
 
 
 class Mark(NamedTuple):

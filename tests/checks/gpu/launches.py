@@ -11,10 +11,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from sn_mm import SwitchNorm2d
+from sn_mm.benchmark.layers import FORMATS
 from sn_mm.benchmark.measure import Passes
 from sn_mm.benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
 
-from .layers import FORMATS
 from .step import NotMeasured
 
 SHAPE = (8, 64, 56, 56)

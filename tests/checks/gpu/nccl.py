@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sn_mm import SwitchNorm2d
+from sn_mm.benchmark.layers import DTYPES, FORMATS
 from sn_mm.benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
 
-from .layers import DTYPES, FORMATS
 from .step import Failed
 
 SHAPE = (4, 32, 9, 7)

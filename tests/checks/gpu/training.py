@@ -7,14 +7,13 @@ synchronised' call their collectives, in a group of one rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
 from sn_mm import SwitchNorm2d
-from sn_mm.benchmark.measure import peak_bytes, spread, time_side_by_side
+from sn_mm.benchmark.measure import measure_steps
 from sn_mm.benchmark.one_rank import SynchronisedBatchNorm2d, SynchronisedSwitchNorm2d, group_of_one
 from sn_mm.benchmark.resnet import Norm, ResNet
 
@@ -66,14 +65,9 @@ def compare(
             errors[name] = one_line(error)
             yield {'norm': name, 'error': errors[name]}
     repeats, least = (2, 0.0) if quick else (10, 0.05)
-    times = time_side_by_side(steps, device, repeats, warmup=1, least=least)
-    for name, step in steps.items():
-        yield {
-            'norm': name,
-            'step': spread(times[name]),
-            'ratio': median(times[name]) / median(times.get('BatchNorm', [float('nan')])),
-            'peak_mib': peak_bytes(step, device) / 2**20,
-        }
+    measured = measure_steps(steps, 'BatchNorm', device, repeats, warmup=1, least=least)
+    for name, record in measured.items():
+        yield {'norm': name, **record}
     if errors:
         raise Failed('; '.join(f'{name}: {error}' for name, error in errors.items()))
 
