@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from docutils import nodes
@@ -22,6 +23,17 @@ html_title = f'sn_mm {release}'
 html_static_path = ['_static']
 html_css_files = ['site.css']
 html_show_copyright = False
+# Each page links to its source where the site is published: GitHub's workflow and Read the Docs
+# name the repository.
+repository = os.environ.get('READTHEDOCS_GIT_CLONE_URL', '').removesuffix('.git')
+if 'GITHUB_REPOSITORY' in os.environ:
+    repository = '{GITHUB_SERVER_URL}/{GITHUB_REPOSITORY}'.format_map(os.environ)
+if repository:
+    html_theme_options = {
+        'source_repository': repository,
+        'source_branch': 'main',
+        'source_directory': 'docs/',
+    }
 html_math_renderer = 'mathml'
 
 myst_enable_extensions = ['dollarmath']
