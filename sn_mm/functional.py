@@ -105,8 +105,6 @@ def switch_norm(
         raise InputError('running_mean and running_var must be given together')
     running = None
     if running_mean is not None and running_var is not None:
-        if momentum is None and num_batches_tracked is None and training:
-            raise InputError('momentum=None (cumulative average) needs num_batches_tracked')
         running = Running(running_mean, running_var, num_batches_tracked, momentum)
     elif not training and 'bn' in normalizers:
         raise InputError("'bn' with training=False needs running_mean and running_var")
@@ -154,6 +152,8 @@ def normalize(
         _check_one_position(x, settings.scopes, measured_here=training and process_group is None)
     if 'bn' not in settings.scopes:
         running = None
+    if training and running is not None and running.momentum is None and running.batches is None:
+        raise InputError('momentum=None (cumulative average) needs num_batches_tracked')
     look = look_at(x, process_group is not None)
     if look.ordinary:
         if process_group is not None:

@@ -681,6 +681,29 @@ def test_integer_input():
         SwitchNorm2d(3)(torch.ones(2, 3, 4, 4, dtype=torch.int64))
 
 
+@pytest.mark.parametrize('name, value', [
+    ('eps', 1), ('momentum', -0.1), ('momentum', 1.5), ('momentum', None), ('weight', None),
+    ('bias', None), ('num_batches_tracked', None), ('running_mean', torch.full((4,), 0.5)),
+])  # fmt: skip
+def test_attributes_set_later_on_do_what_they_do_in_batch_norm(name, value):
+    bn, sn = nn.BatchNorm2d(4), SwitchNorm2d(4, init_importance='bn')
+    x = torch.randn(3, 4, 5, 5) * 3 + 2
+    for norm in (bn, sn):
+        norm(x)
+        setattr(norm, name, copy.deepcopy(value))
+    for training in (True, False):
+        torch.testing.assert_close(sn.train(training)(x), bn.train(training)(x))
+    own = sn.state_dict()
+    assert_same({key: own[key] for key in bn.state_dict()}, bn.state_dict())
+
+
+def test_a_cumulative_average_without_a_counter():
+    sn = SwitchNorm2d(4, momentum=None)
+    sn.num_batches_tracked = None
+    with pytest.raises(ValueError, match='momentum=None .* needs num_batches_tracked'):
+        sn(torch.randn(2, 4, 3, 3))
+
+
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
 def test_instance_scope_alone_with_one_position(training):
     sn = SwitchNorm2d(3, normalizers=('in',)).train(training)

@@ -6,6 +6,7 @@ It takes float32, bfloat16 and float16; :mod:`sn_mm.ops.protocol` says what the 
 
 from __future__ import annotations
 
+import math
 import struct
 import warnings
 from ctypes import c_char_p, c_int
@@ -222,7 +223,7 @@ def _call(
             _SCOPES[settings.scopes],
             batch_given,
             settings.correction,
-            settings.eps, -1.0 if momentum is None else momentum, total, 0,
+            settings.eps, math.nan if momentum is None else momentum, total, 0,
         )
     )  # fmt: skip
     if failed:

@@ -61,7 +61,7 @@ struct pass {
     int64_t batch_given; /* not measured, so that no gradient flows through it */
     int64_t correction;
     double eps;
-    double momentum; /* below 0: 1 / batches */
+    double momentum; /* NaN: 1 / batches */
     double total;  /* positions behind the batch scope; 0 where it is held fixed */
     double *means; /* (N, C), of instances, unrounded: the wider scopes' are rounded once */
 };
@@ -1012,7 +1012,7 @@ static int measure(struct pass *p)
     } else if (p->running_mean) {
         if (p->batches)
             ++*p->batches;
-        if (p->momentum < 0)
+        if (p->momentum != p->momentum)
             p->momentum = 1. / *p->batches;
     }
     if (collect(p))
