@@ -212,6 +212,7 @@ def shares_backward(grad: Tensor, shares: Tensor) -> Tensor:
 
 def sparsemax(logits: Tensor) -> Tensor:
     """The point of the simplex that is nearest to the logits (arXiv 1602.02068), (..., K)."""
+    logits = logits - logits.detach().amax(-1, keepdim=True)  # 1 added to a large one is lost
     descending = logits.sort(-1, True)[0]
     sums = descending.cumsum(-1)
     ranks = torch.ones_like(logits).cumsum(-1)

@@ -97,10 +97,14 @@ class _Sparse(SwitchNorm):
         super()._load_from_state_dict(state_dict, prefix, *args)
         # Those of SN are the logits of a softmax, which becomes the start here.
         if f'{prefix}mean_weight' in state_dict and f'{prefix}radius' not in state_dict:
-            with torch.no_grad():
-                for weight in (self.mean_weight, self.var_weight):
-                    full = full_weight(weight, len(self.normalizers))
-                    weight.copy_(placed_as(weight, full.softmax(0)))
+            for name in ('mean_weight', 'var_weight'):
+                weight = getattr(self, name)
+                full = full_weight(weight.detach(), len(self.normalizers))
+                start = placed_as(weight, full.softmax(0))
+                if args[0].get('assign_to_params_buffers'):  # the weight is the file's own
+                    setattr(self, name, nn.Parameter(start, weight.requires_grad))
+                else:
+                    weight.data.copy_(start)
 
 
 class SparseSwitchNorm(_Sparse, SwitchNorm):

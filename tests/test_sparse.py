@@ -233,6 +233,17 @@ def test_weights_of_switch_norm_keep_their_importance():
         theirs.load_state_dict(layer.state_dict(), strict=False)
 
 
+def test_assigned_weights_of_switch_norm_stay_as_they_are_in_their_file():
+    weights = SwitchNorm2d(4, init_importance='ln').state_dict()
+    before = copy.deepcopy(weights)
+    for _ in range(2):
+        layer = SparseSwitchNorm2d(4)
+        layer.load_state_dict(weights, strict=False, assign=True)
+        assert layer.importance()['mean']['ln'] == pytest.approx(1)
+        assert layer.mean_weight.requires_grad
+    torch.testing.assert_close(weights, before)
+
+
 def test_weights_of_batch_norm_start_near_it():
     layer = SparseSwitchNorm2d(4)
     layer.load_state_dict(nn.BatchNorm2d(4).state_dict(), strict=False)
@@ -311,6 +322,11 @@ def test_sparsemax_of_batches():
     for row, got in zip(logits, sparsemax(logits)):
         want = torch.tensor(reference.sparsestmax(row.tolist(), 0.0))
         torch.testing.assert_close(got, want)
+
+
+def test_sparsemax_of_large_logits():
+    logits = torch.tensor([1e9, 1e9 + 64, -1e30])
+    assert sparsemax(logits).tolist() == [0, 1, 0]
 
 
 def test_public_names():
