@@ -10,10 +10,10 @@ from checks.junit import Report, read_report
 
 HEAD = """# Versions
 
-sn_mm needs Python 3.9 or newer and torch 2.1 or newer. The table has the versions that it was tested
-with, on a CPU: for each row all tests that are not marked `slow` ran in an environment of its own, and
-Triton's kernels ran in Triton's interpreter. A test is skipped, and says so, where a row lacks a
-package or a function of torch that it needs.
+sn_mm needs Python 3.9 or newer and torch 2.1 or newer. The table has the versions that it was
+tested with, on a CPU: for each row all tests that are not marked `slow` ran in an environment of
+its own, and Triton's kernels ran in Triton's interpreter. A test is skipped, and says so, where a
+row lacks a package or a function of torch that it needs.
 
 ```bash
 nox                                  # makes the environments, runs the tests, writes this page
