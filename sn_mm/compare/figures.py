@@ -26,7 +26,7 @@ def draw_metric(comparisons: Mapping[str, tuple[Mapping, str]], processes: int) 
         processes: Of each run.
     """
     norms = list(dict.fromkeys(norm for groups, _ in comparisons.values() for norm, _ in groups))
-    columns = min(len(comparisons), 3)
+    columns = min(len(comparisons), 2)  # more cannot be read at the width of a page
     rows = -(-len(comparisons) // columns)
     spare = rows * columns > len(comparisons)  # room for the legend
     width, height = (4.4, 4) if len(comparisons) == 1 else (3.2, 3)
