@@ -376,8 +376,8 @@ def _add_norm(parser: ArgumentParser) -> None:
         metavar=('TYPE', 'KEY=VALUE'),
         help='switch all norms of the config to SN, with arguments of the layer, for example SN '
         'normalizers=[in,ln] sync=False; importance_lr_mult=30 is the multiple of the learning '
-        'rate with which the mix learns, by itself from the length of the training; or to BN, '
-        'SyncBN, GN num_groups=32 or IN',
+        'rate with which the importance learns, by itself from the length of the training; or to '
+        'BN, SyncBN, GN num_groups=32 or IN',
     )
     _add_extent(
         parser,
@@ -423,7 +423,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None]]] = {
     ),
     'compare-norms': ('Train with one norm after the other: which one pays?', _compare_norms),
     'plot-norms': ('Draw comparisons of norms side by side.', _plot_norms),
-    'plot-importance': ('Draw the importance weights that SN has learned.', _plot_importance),
+    'plot-importance': ('Draw the importance that SN has learned.', _plot_importance),
     'convert-checkpoint': ("Convert the authors' ResNets with SN.", _convert_checkpoint),
     'publish-model': ('Write a slim checkpoint.', _publish_model),
     'export-onnx': ('Write a trained model as ONNX.', _export_onnx),

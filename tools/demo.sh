@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set up, then train a Mask R-CNN and a DeepLabV3+ with synchronised SN on two processes of two
-# images, test them, draw their predictions and importance weights, and sum up.
+# images, test them, draw their predictions and importance, and sum up.
 #
 #     bash tools/demo.sh           # the whole demo
 #     bash tools/demo.sh --quick   # the same steps on a handful of images

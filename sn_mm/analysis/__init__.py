@@ -1,1 +1,1 @@
-"""The learned mix, read from models and checkpoints and drawn."""
+"""The importance, read from models and checkpoints and drawn."""

@@ -1,4 +1,4 @@
-"""Figures of importance weights, as in the paper's analysis of what SN learns.
+"""Figures of the importance, as in the paper's analysis of what SN learns.
 
 Lengths are inches, so that letters and bars keep their size however many layers a figure shows.
 """
@@ -55,7 +55,7 @@ class _Span(NamedTuple):
 
 
 def draw_layers(networks: Mapping[str, Network]) -> Figure:
-    """Draws each layer's importance weights for the mean and for the variance, in network order.
+    """Draws each layer's importance for the mean and for the variance, in network order.
 
     One bar a layer, stacked by scope, in rows of at most 60. Several networks share the horizontal
     axis: layers of the same component and name stand below each other, and where a network lacks
@@ -84,11 +84,11 @@ def draw_layers(networks: Mapping[str, Network]) -> Figure:
         }
         rows.append(_Row([component for component, _ in row], [short for _, short in row], strips))
     pitch = min(0.32, max(0.19, 7 / count))
-    return _draw_rows('Importance weights by layer', rows, pitch)
+    return _draw_rows('Importance by layer', rows, pitch)
 
 
 def draw_components(networks: Mapping[str, Network]) -> Figure:
-    """Draws the average importance weights of each component and of all layers.
+    """Draws the average importance of each component and of all layers.
 
     Args:
         networks: Importance by layer name, by the label of the network. Their bars stand side by
@@ -105,14 +105,14 @@ def draw_components(networks: Mapping[str, Network]) -> Figure:
         for statistic in STATISTICS
     }
     labels = [label if len(networks) > 1 else '' for _, label in bars]
-    title = 'Importance weights by component: averages in percent'
+    title = 'Importance by component: averages in percent'
     row = _Row([name for name, _ in bars], labels, strips)
     pitch = max(_width(name) / (row.components.count(name) + _GAP) for name in names)
     return _draw_rows(title, [row], max(0.36, pitch), percentages=True)
 
 
 def draw_course(course: Mapping[int, Network]) -> Figure:
-    """Draws how the average importance weights of each component went over training.
+    """Draws how the average importance of each component went over training.
 
     Args:
         course: Importance by component, by training iteration; two iterations or more.
@@ -123,7 +123,7 @@ def draw_course(course: Mapping[int, Network]) -> Figure:
     width, gap, above, below = 1.5, 0.35, 0.1, 0.4
     height = above + len(STATISTICS) * (_CAPTION + _STRIP) + below
     page = _Page(
-        'Importance weights over training, average of each component',
+        'Importance over training, average of each component',
         columns * (width + gap) - gap,
         math.ceil(len(names) / columns) * height,
     )

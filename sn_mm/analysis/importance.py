@@ -1,6 +1,6 @@
-"""Importance weights of a network: read from a model or a state dict, gathered by component.
+"""The importance in a network: read from a model or a state dict, gathered by component.
 
-A layer's weights are what :meth:`sn_mm.SwitchNorm.importance` returns: ``{'mean': {'in': 0.2,
+A layer's importance is what :meth:`sn_mm.SwitchNorm.importance` returns: ``{'mean': {'in': 0.2,
 'ln': 0.3, 'bn': 0.5}, 'var': {...}}``. A network's are a dictionary from layer names to these, in
 the order in which the network registers its layers.
 """

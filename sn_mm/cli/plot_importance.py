@@ -1,4 +1,4 @@
-"""Draws the learned importance weights: of each layer, and averaged over each component.
+"""Draws the learned importance: of each layer, and averaged over each component.
 
 Checkpoints give the figures `layers` and `components`, several of them side by side; the logs of a
 training with `SwitchWeightsHook` give `course`. Each figure is written as .png and .svg.

@@ -153,7 +153,7 @@ def write_report(
     lines += ['## How the runs were made equal', '', *_settings(header, records), '']
     weights = importance_of(records)
     if weights:
-        lines += ['## Importance weights', '', 'Averaged over all layers and seeds.', '']
+        lines += ['## Importance', '', 'Averaged over all layers and seeds.', '']
         lines += [importance_table(weights, processes), '', '![importance](importance.png)', '']
         drawn['importance'] = figures.draw_importance(weights, processes)
     lines += ['## Time and memory', '', header['memory'], '', cost_table(records, processes), '']

@@ -261,7 +261,7 @@ def read_scalars(work_dir: Path) -> dict[str, Any]:
 
 
 def read_importance(cfg: Config, checkpoint: Path) -> dict[str, dict[str, float]] | None:
-    """The importance weights averaged over all layers; None without SN."""
+    """The importance averaged over all layers; None without SN."""
     norms = (norm for norm, _ in _norms(cfg.model, {}))
     given = next((n['normalizers'] for n in norms if n.get('normalizers')), None)
     normalizers = None if given is None else list(canonical_normalizers(given))

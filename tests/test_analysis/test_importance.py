@@ -1,4 +1,4 @@
-"""Importance weights are read whole, in network order, and gathered by the network's components."""
+"""Importance is read whole, in network order, and gathered by the network's components."""
 
 from __future__ import annotations
 

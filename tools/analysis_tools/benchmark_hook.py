@@ -1,4 +1,4 @@
-"""Measures the cost of logging importance weights in a training: its share of a step's time.
+"""Measures the cost of logging importance in a training: its share of a step's time.
 
     python tools/analysis_tools/benchmark_hook.py CONFIG --cfg-options KEY=VALUE ...
 

@@ -1,4 +1,4 @@
-"""Importance weights reach the visualizer's backends, at the steps that were asked for."""
+"""Importance reaches the visualizer's backends, at the steps that were asked for."""
 
 from __future__ import annotations
 
