@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ if not torch.cuda.is_available():
 os.environ['TORCHINDUCTOR_COMPILE_THREADS'] = '1'
 DEVICES = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
 
+SN_MM = Path(find_spec('sn_mm').origin).parent
 # The layer needs torch alone. A test of what else there is says so and skips where it is missing.
 OPTIONAL = {
     'cv2', 'expecttest', 'hypothesis', 'matplotlib', 'mlxtend', 'mmaction', 'mmcv', 'mmdet',
@@ -53,7 +55,8 @@ def skipping_what_is_not_installed() -> Iterator[None]:
     except (ModuleNotFoundError, KeyError, pytest.Collector.CollectError) as error:
         cause = error.__cause__ if isinstance(error, pytest.Collector.CollectError) else error
         missing = missing_package(cause)
-        if missing.split('.')[0] in OPTIONAL and find_spec(missing.split('.')[0]) is None:
+        absent = missing.split('.')[0] in OPTIONAL and find_spec(missing.split('.')[0]) is None
+        if absent and not needed_by_sn_mm(cause):
             pytest.skip(f'{missing} is not installed', allow_module_level=True)
         raise
 
@@ -66,6 +69,22 @@ def missing_package(error: BaseException | None) -> str:
         named = re.match(r'(\w+) is not installed, please install', str(error))
     missing = named[1] if named else getattr(error, 'name', None) or ''
     return {'mmsegmentation': 'mmseg', 'mmaction2': 'mmaction'}.get(missing, missing)
+
+
+def needed_by_sn_mm(error: BaseException) -> bool:
+    """Whether ``import sn_mm``, or a function of sn_mm, has imported what is missing: a fault.
+
+    A module of sn_mm that a test imports may need a package, and so may what a test has another
+    package read or build.
+    """
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    while frames and frames[-1].co_filename.startswith('<frozen importlib'):
+        frames.pop()
+    ours = [code for code in frames if Path(code.co_filename).is_relative_to(SN_MM)]
+    return frames[-1] in ours and any(
+        code.co_name != '<module>' or code.co_filename == str(SN_MM / '__init__.py')
+        for code in ours
+    )
 
 
 class Module(pytest.Module):

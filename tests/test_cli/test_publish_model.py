@@ -12,6 +12,8 @@ from torch import nn
 from sn_mm import SwitchNorm2d
 from sn_mm_cli.main import main
 
+pytest.importorskip('mmengine')
+
 
 @pytest.fixture(autouse=True)
 def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
