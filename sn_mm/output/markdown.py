@@ -5,10 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True) -> str:
     """Lays out a table in Markdown.
@@ -18,6 +14,10 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], right: bo
         rows: The texts of each row.
         right: Whether all columns but the first are set to the right. Default: True.
     """
+    from rich import box  # what also prints tables is of use without rich
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=box.MARKDOWN)
     for number, name in enumerate(head):
         table.add_column(name, justify='right' if number and right else 'left', no_wrap=True)

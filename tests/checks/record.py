@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -37,22 +35,6 @@ def _split(page: str, name: str) -> tuple[str, str, str]:
     found = re.fullmatch(rf'({mark})(.*?)(<!-- end -->.*)', (RECORDS / page).read_text(), re.S)
     assert found, f'docs/records/{page} has no record {name!r}'
     return found[1], found[2].strip(), found[3]
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The first column to the left, the others to the right."""
-    from rich import box  # needed to record, not to check
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.MARKDOWN)
-    for number, name in enumerate(head):
-        table.add_column(name, justify='right' if number else 'left', no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    text = io.StringIO()
-    Console(file=text, width=1000, markup=False, emoji=False, highlight=False).print(table)
-    return '\n'.join(line.rstrip() for line in text.getvalue().strip().splitlines())
 
 
 def machine() -> str:

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from .record import machine, markdown_table, write_record
+from sn_mm.output.markdown import markdown_table
+
+from .record import machine, write_record
 
 triton = pytest.importorskip('triton', '3.0', 'the kernels need Triton 3.0')
 

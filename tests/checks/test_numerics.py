@@ -22,10 +22,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from sn_mm.output.markdown import markdown_table
+
 from .numerics.errors import PEERS, QUANTITIES, Record, measure, relative_error
 from .numerics.inputs import FORMATS, Case, cases
 from .numerics.layers import EPS, exact_sn, sn, sn_layers
-from .record import machine, markdown_table, write_record
+from .record import machine, write_record
 
 DRAWS = 4  # of the noise, for the record
 

@@ -24,8 +24,9 @@ from small_runs import LIMIT, ROOT, run
 
 from sn_mm.benchmark.configs import dicts, mim_folder
 from sn_mm.cli import make_scenes
+from sn_mm.output.markdown import markdown_table
 
-from .record import machine, markdown_table, write_record
+from .record import machine, write_record
 
 for package in ('mmcv', 'mmdet', 'mmseg'):
     pytest.importorskip(package)

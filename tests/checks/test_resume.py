@@ -31,9 +31,10 @@ from small_runs import LIMIT, ROOT, TOOLS, assert_same, kill_tree, succeed
 from sn_mm.checkpoints.read import read_checkpoint
 from sn_mm.cli.checkpoint import check_checkpoint
 from sn_mm.errors import InputError
+from sn_mm.output.markdown import markdown_table
 from sn_mm_cli import PROGRAM
 
-from .record import machine, markdown_table, write_record
+from .record import machine, write_record
 
 MODELS = {  # each needs its toolbox
     'segmentation': ('mmseg', 'deeplabv3plus_r18-d8-sn_2xb2-150_scenes'),

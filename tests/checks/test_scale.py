@@ -20,8 +20,9 @@ from torch import nn
 
 from sn_mm import SwitchNorm2d, distributed
 from sn_mm.benchmark.resnet import ResNet
+from sn_mm.output.markdown import markdown_table
 
-from .record import machine, markdown_table, read_record, write_record
+from .record import machine, read_record, write_record
 from .scale import model
 from .scale.measure import measure
 from .scale.model import Collective, Cost, recursive_doubling, ring, tree
@@ -142,6 +143,7 @@ def arithmetic() -> str:
 
 
 def test_the_page_shows_the_arithmetic(pytestconfig: pytest.Config):
+    pytest.importorskip('rich')
     if pytestconfig.getoption('record'):
         write_record('scale.md', 'arithmetic', arithmetic())
     assert read_record('scale.md', 'arithmetic') == arithmetic()

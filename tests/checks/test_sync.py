@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 from ranks import RanksFailed, ranks_of
 
-from .record import machine, markdown_table, write_record
+from sn_mm.output.markdown import markdown_table
+
+from .record import machine, write_record
 from .sync_trials.run import TOLERANCE, differences, judge, run_on_rank
 from .sync_trials.trial import Trial, draw
 

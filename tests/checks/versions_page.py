@@ -36,7 +36,7 @@ Older versions lack this:
 
 | row | Python | torch | NumPy | Triton | passed | failed | skipped | date |
 |---|---|---|---|---|---|---|---|---|
-"""
+"""  # noqa: E501
 
 
 def page(rows: dict[str, tuple[Report, dict[str, str]]]) -> str:

@@ -12,8 +12,9 @@ from statistics import median_high
 from typing import Any
 
 from sn_mm.atomic import atomic_path
+from sn_mm.output.markdown import markdown_table
 
-from ..record import machine, markdown_table
+from ..record import machine
 
 # Patterns of errors about a missing package, and the package.
 _MISSING = {
