@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -306,16 +307,19 @@ class SwitchNorm(_InstanceNorm):
     def _is_of_batch_norm(self, state_dict: Mapping[str, Tensor], prefix: str) -> bool:
         """Whether the weights are a BatchNorm's, without an importance.
 
-        They come whole then: statistics alone may be a part of SN's own state. Where a file has no
-        importance, torch.distributed.checkpoint puts the layer's own parameters.
+        They come whole then: statistics alone may be a part of SN's own state.
         """
-
-        def given(name: str) -> bool:
-            value = state_dict.get(prefix + name)
-            return value is not None and value is not self._parameters.get(name)
-
+        given = partial(self._is_given, state_dict, prefix)
         whole = ('running_mean', 'weight') if self.affine else ('running_mean',)
         return all(map(given, whole)) and not any(map(given, ('mean_weight', 'var_weight')))
+
+    def _is_given(self, state_dict: Mapping[str, Tensor], prefix: str, name: str) -> bool:
+        """Whether the file has this tensor of the layer.
+
+        Where it has none, torch.distributed.checkpoint puts the layer's own.
+        """
+        value = state_dict.get(prefix + name)
+        return value is not None and value is not getattr(self, name, None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Process groups belong to a running job: they are not pickled."""

@@ -94,9 +94,11 @@ class _Sparse(SwitchNorm):
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        importance, radius = (
+            self._is_given(state_dict, prefix, name) for name in ('mean_weight', 'radius')
+        )
         super()._load_from_state_dict(state_dict, prefix, *args)
-        # Those of SN are the logits of a softmax, which becomes the start here.
-        if f'{prefix}mean_weight' in state_dict and f'{prefix}radius' not in state_dict:
+        if importance and not radius:  # SN's logits, of a softmax, which becomes the start here
             for name in ('mean_weight', 'var_weight'):
                 weight = getattr(self, name)
                 full = full_weight(weight.detach(), len(self.normalizers))

@@ -233,6 +233,14 @@ def test_weights_of_switch_norm_keep_their_importance():
         theirs.load_state_dict(layer.state_dict(), strict=False)
 
 
+def test_weights_of_switch_norm_by_distributed_checkpoint():
+    theirs = pytest.importorskip('torch.distributed.checkpoint.state_dict')
+    layer, dense = SparseSwitchNorm2d(4), SwitchNorm2d(4, init_importance=dict(bn=0.6))
+    options = theirs.StateDictOptions(full_state_dict=True, strict=False)
+    theirs.set_model_state_dict(layer, dense.state_dict(), options=options)
+    assert layer.importance()['mean']['bn'] == pytest.approx(0.6)
+
+
 def test_assigned_weights_of_switch_norm_stay_as_they_are_in_their_file():
     weights = SwitchNorm2d(4, init_importance='ln').state_dict()
     before = copy.deepcopy(weights)
