@@ -1,8 +1,8 @@
 """The importance in a network: read from a model or a state dict, gathered by component.
 
 A layer's importance is what :meth:`sn_mm.SwitchNorm.importance` returns: ``{'mean': {'in': 0.2,
-'ln': 0.3, 'bn': 0.5}, 'var': {...}}``. A network's are a dictionary from layer names to these, in
-the order in which the network registers its layers.
+'ln': 0.3, 'bn': 0.5}, 'var': {...}}``. That of a network is a dictionary from layer names to these,
+in the order in which the network registers its layers.
 """
 
 from __future__ import annotations
