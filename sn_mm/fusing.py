@@ -18,7 +18,8 @@ class GuardedEps(float):
     @classmethod
     def __torch_function__(cls, *args: Any, **kwargs: Any) -> NoReturn:
         raise InputError(
-            'this code folds Switchable Normalization into a convolution as if it were BatchNorm, '
-            'which gives another function; sn_mm.revert_switch_norm(model) makes BatchNorm of what '
-            'has learned to be one, and the rest cannot be folded'
+            'eps of an SN layer was added to a tensor, as code does that folds BatchNorm into a '
+            'convolution: folded, SN is another function. sn_mm.revert_switch_norm(model) makes '
+            'BatchNorm of what has learned to be one, and the rest cannot be folded; '
+            'float(layer.eps) is the number'
         )

@@ -278,7 +278,7 @@ def test_gradient_in_evaluation_is_a_scale():
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
     dy = torch.randn_like(x)
     sn(x).backward(dy)
-    scale = sn.weight / (sn.running_var + sn.eps).sqrt()
+    scale = sn.weight / (sn.running_var + float(sn.eps)).sqrt()
     torch.testing.assert_close(x.grad, dy * scale.view(3, 1, 1))
 
 

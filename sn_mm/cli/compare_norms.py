@@ -13,7 +13,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -254,6 +254,16 @@ def progress_bar() -> Progress:
     )
 
 
+@contextmanager
+def ending_runs_at_sigterm() -> Iterator[None]:
+    """SIGTERM leaves by an exception, so that the runs at work are ended as well."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @report_input_errors
 def run(args: Namespace) -> None:
     """Does the runs that have no result yet, and writes the report after each.
@@ -261,7 +271,6 @@ def run(args: Namespace) -> None:
     Raises:
         InputError: Arguments or a config that no comparison can be made of.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the runs at work as well
     complete(args)
     for norm in args.norms:
         norm_cfg_of(norm)
@@ -284,7 +293,7 @@ def run(args: Namespace) -> None:
     bar = progress_bar()
     names = [run.name for run in runs]
     runner = Runner(args.out, held, args.program, args.jobs, args.batch_average)
-    with bar:
+    with bar, ending_runs_at_sigterm():
         task = bar.add_task('runs', total=len(runs), completed=len(runs) - len(remaining))
         for record in runner.run(remaining, configs):
             records[record['name']] = record

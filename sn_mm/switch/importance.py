@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ..errors import InputError, check_number
+from ..errors import InputError, check_number, check_type
 from ..optim import IMPORTANCE, names_importance
 
 _LR_MULT = 'importance_lr_mult'
@@ -78,6 +78,7 @@ def split_importance(norm_cfg: dict) -> tuple[dict, float | None]:
     Raises:
         InputError: It is no number of at least 0.
     """
+    check_type('norm_cfg', norm_cfg, dict, "a dictionary such as dict(type='SN')")
     if 'SN' not in str(norm_cfg.get('type')) or _LR_MULT not in norm_cfg:
         return norm_cfg, None
     check_number(_LR_MULT, norm_cfg[_LR_MULT], 0)

@@ -107,7 +107,7 @@ def check_union(
         **running,
         normalizers=layer.normalizers,
         correction=layer.correction,
-        eps=layer.eps,
+        eps=float(layer.eps),
         **args,
     )
     total = sum((y * dy).sum() for y, dy in zip(judge.outputs, dys))
