@@ -421,6 +421,15 @@ def test_layers_that_are_no_norm_of_torch_stay_and_say_why(layer, reason):
     assert isinstance(model[0], sn_mm.SwitchNorm) and reason in lines[0]
 
 
+@pytest.mark.parametrize(('kind', 'shape'), [
+    (SparseSwitchNorm2d, (2, 4, 1, 1)), (SparseSwitchNorm1d, (2, 4)),
+])  # fmt: skip
+def test_instance_norm_cannot_be_where_one_position_is_met(kind, shape):
+    model, lines = nn.Sequential(kind(4, init_importance='in')), []
+    revert_switch_norm(model, inputs=torch.randn(shape), report=lines.append)
+    assert type(model[0]) is kind and 'one position per channel' in lines[0]
+
+
 def test_layers_of_switch_norm_need_a_threshold():
     with pytest.raises(InputError, match='layers of SN need a threshold'):
         revert_switch_norm(SwitchNorm2d(4))

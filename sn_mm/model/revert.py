@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -92,11 +93,13 @@ def revert_switch_norm(
     if threshold is None and not any(type(layer) in SPARSE.values() for layer in layers.values()):
         raise InputError('layers of SN need a threshold, such as 0.01: only Sparse SN is one norm')
     axes: dict[nn.Module, int] = {}
+    pooled: set[nn.Module] = set()
     before: list[Tensor] = []
     if inputs is not None:
         output, shapes = run_example(model, inputs, layers.values())
         before = _tensors(output)
         axes = {layer: len(calls[-1]) for layer, calls in shapes.items() if calls}
+        pooled = {k for k, calls in shapes.items() if any(math.prod(s[2:]) == 1 for s in calls)}
 
     replaced: dict[nn.Module, nn.Module] = {}
     lines = []
@@ -106,6 +109,8 @@ def revert_switch_norm(
         dims = layer._dims[-1] if layer._dims else axes.get(layer)
         if scope == 'in' and layer._dims == (2, 3):  # InstanceNorm1d reads (N, C) as (C, L)
             dims = axes.get(layer)
+        if scope == 'in' and layer in pooled:
+            reason = "it meets one position per channel, where 'in' is left out"
         reason = _obstacle(layer) or reason or _obstacle_of(scope, layer, dims)
         if reason:
             lines.append(f'{line} left, {reason}')
