@@ -32,6 +32,10 @@ _is_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', _never)
 # torch < 2.4 has no fakes of operators, and no torch.compile of a layer: graphs break there.
 HAS_FAKES = hasattr(torch.library.Library, '_register_fake')
 _is_dynamo_compiling = getattr(torch.compiler, 'is_dynamo_compiling', _never)
+# torch < 2.4 has no tag for operators that take inputs in whatever layout the compiler likes best.
+FLEXIBLE_LAYOUT = tuple(
+    getattr(torch.Tag, tag) for tag in ('flexible_layout',) if hasattr(torch.Tag, tag)
+)
 # torch < 2.7 does not tell torch.export from torch.compile: both record ordinary operations, but
 # for a synchronised layer, which only the latter takes. Up to 2.12 is_exporting() is true for
 # torch.compile as well, but the flag that it reads is not.

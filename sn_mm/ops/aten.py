@@ -82,12 +82,15 @@ def unite(
 
 
 def normalize(x: Tensor, moments: Moments, parameters: Parameters, settings: Settings) -> Tensor:
+    # Pointwise in the input's own shape, with few numbers from the rest: torch.compile traces it.
     _, off, _, _, scale = equations.mixed(moments, parameters, settings)
     shift = -off * scale
     if parameters.bias is not None:
         shift = shift + parameters.bias.to(shift.dtype)
-    mean, scale, shift = (t.unsqueeze(2) for t in (moments['in'][0], scale, shift))
-    return _like(torch.addcmul(shift, _flat(x) - mean, scale), x)
+    per_channel = (*x.shape[:2], *(1 for _ in x.shape[2:]))
+    mean, scale, shift = (t.reshape(per_channel) for t in (moments['in'][0], scale, shift))
+    y = torch.addcmul(shift, x.to(mean.dtype) - mean, scale)
+    return y.to(x.dtype)
 
 
 def reduce(

@@ -3,6 +3,9 @@
 This is a backend too: each function calls an operator, whose body calls the backend that computes.
 A compiled model with SN is one graph, fake tensors pass, and FLOP counters have something to count.
 The operators write to no input: running statistics are moved beside them.
+
+To ``torch.compile`` ``normalize`` is ordinary operations, which it fuses with the ReLU, the
+addition and the casts around them. ``propagate`` is not: on a CPU that gained nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import equations
-from .._compat import FLOP_REGISTRY, HAS_FAKES
+from .._compat import FLEXIBLE_LAYOUT, FLOP_REGISTRY, HAS_FAKES, is_compiling
 from ..equations import Moments, Parameters, Running, Settings, Sums, stats_dtype
 from . import aten
 from .dispatch import backend_for
@@ -27,13 +30,13 @@ def define_operator(schema: str, run: Callable, shapes: Callable) -> Callable:
 
     Args:
         schema: ``name(Tensor x, ...) -> Tensor``. The operator has no gradient of its own, writes
-            to no input and gives a new tensor.
+            to no input, takes any layout and gives a new tensor.
         run: Its body.
         shapes: The same on tensors without data.
     """
     name = schema[: schema.index('(')]
     if not hasattr(torch.ops.sn_mm, name):  # a second import in one process has those of the first
-        _LIBRARY.define(schema)
+        _LIBRARY.define(schema, tags=FLEXIBLE_LAYOUT)
         _LIBRARY.impl(name, run, 'CompositeExplicitAutograd')
         if HAS_FAKES:
             _LIBRARY._register_fake(name, shapes)
@@ -71,7 +74,7 @@ def _measure(
     if running_mean is not None and running_var is not None:
         running = Running(running_mean, running_var, None, None)
     settings = Settings(tuple(scopes), 0.0, correction)
-    return _pack(backend_for(x).measure(x, settings, running, False))
+    return _pack(backend_for(x).measure(dense(x), settings, running, False))
 
 
 def _measure_shapes(
@@ -103,7 +106,7 @@ def _layer_of(
 def _normalize(x: Tensor, instance: Tensor, layer: Tensor, batch: Tensor, *flat: object) -> Tensor:
     parameters, settings = _layer_of(*flat)  # type: ignore[arg-type]
     moments = _unpack(instance, layer, batch, settings.scopes)
-    return backend_for(x).normalize(x, moments, parameters, settings)
+    return backend_for(x).normalize(dense(x), moments, parameters, settings)
 
 
 def _reduce(
@@ -112,7 +115,8 @@ def _reduce(
     *layer_args, measured = flat
     parameters, settings = _layer_of(*layer_args)  # type: ignore[arg-type]
     moments = _unpack(instance, layer, batch, settings.scopes)
-    dy = dense(dy, like=x)  # whatever format the compiled graph has it in
+    x = dense(x)
+    dy = dense(dy, like=x)
     backend = backend_for(x)
     sums, gradients = backend.reduce(dy, x, moments, parameters, settings, bool(measured))
     return tuple(sums.instance.new_empty(0) if t is None else t for t in (*sums, *gradients))
@@ -144,6 +148,7 @@ def _propagate(
     parameters, settings = _layer_of(*layer_args)  # type: ignore[arg-type]
     moments = _unpack(instance, layer, batch, settings.scopes)
     wider = (t.contiguous() if t.numel() else None for t in (layer_sums, batch_sums))
+    x = dense(x)
     return backend_for(x).propagate(
         dense(dy, like=x), x, moments, Sums(sums.contiguous(), *wider), parameters, settings,
         positions if total is None else total,  # type: ignore[arg-type]
@@ -159,7 +164,7 @@ _measure_op = define_operator(
 _normalize_op = define_operator(
     f'normalize(Tensor x, {_MOMENTS}, {_LAYER}) -> Tensor',
     _normalize,
-    lambda x, *others: torch.empty_like(x),
+    lambda x, *others: torch.empty_like(dense(x)),
 )
 _reduce_op = define_operator(
     f'reduce(Tensor dy, Tensor x, {_MOMENTS}, {_LAYER}, bool measured) '
@@ -172,7 +177,7 @@ _propagate_op = define_operator(
     f'Tensor sums, Tensor layer_sums, Tensor batch_sums, {_LAYER}, Tensor? total, SymInt positions)'
     ' -> Tensor',
     _propagate,
-    lambda dy, x, *others: torch.empty_like(x),
+    lambda dy, x, *others: torch.empty_like(dense(x)),
 )
 
 
@@ -205,6 +210,8 @@ def measure(x: Tensor, settings: Settings, running: Running | None, training: bo
 
 
 def normalize(x: Tensor, moments: Moments, parameters: Parameters, settings: Settings) -> Tensor:
+    if is_compiling():  # pointwise: the compiler fuses it with its neighbours
+        return aten.normalize(x, moments, parameters, settings)
     return _normalize_op(x, *_pack(moments), *_flat(parameters, settings))
 
 
