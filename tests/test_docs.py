@@ -218,6 +218,20 @@ def test_the_commands_of_a_page_run(page: Path, folder: Path) -> None:
             run(folder, shortened(command), **variables)
 
 
+@pytest.mark.every_command
+@pytest.mark.timeout(LIMIT)
+@pytest.mark.parametrize(
+    'page, word', [('quick_start.md', 'DetInferencer'), ('configs.md', 'get_config')]
+)
+def test_a_program_of_a_page_runs(page: str, word: str, folder: Path) -> None:
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/start' / page).read_text(), re.S)
+    (program,) = (block for block in blocks if word in block)
+    program = program.replace('NAME', 'det').replace('epoch_12', 'epoch_1')
+    program = program.replace('picture.jpg', 'data/coco/val2017/0.png')
+    (folder / 'program.py').write_text(program)
+    run(folder, 'python program.py')
+
+
 def test_the_page_of_commands_has_all_commands_and_their_options() -> None:
     page = (ROOT / 'docs/reference/commands.md').read_text('utf-8')
     sections = dict(re.findall(r'^## `([\w-]+)`\n(.*?)(?=^## )', page, re.M | re.S))
