@@ -286,11 +286,14 @@ def test_maps_that_are_not_dense_are_made_so(memory_format):
         check_passes(x, dy, Settings(ALL, 0.1, 0), random_parameters(x.shape[1], 3))
 
 
-def test_parameters_that_are_not_contiguous():
+@pytest.mark.parametrize('laid', [
+    lambda t: t.repeat_interleave(2)[::2], lambda t: torch._neg_view(-t),
+], ids=['strided', 'negated'])  # fmt: skip
+def test_parameters_whose_memory_does_not_hold_their_values(laid):
     x, dy = (random_map((2, 3, 4), torch.float32, 'contiguous') for _ in range(2))
-    parameters = Parameters(*(p.repeat_interleave(2)[::2] for p in random_parameters(3, 3)))
-    running = random_running(6)
-    running = running._replace(mean=running.mean[::2], var=running.var[::2])
+    parameters = Parameters(*map(laid, random_parameters(3, 3)))
+    running = random_running(3)
+    running = running._replace(mean=laid(running.mean), var=laid(running.var))
     check_passes(x, dy, Settings(ALL, 0.1, 0), parameters, running)
 
 

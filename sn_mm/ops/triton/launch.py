@@ -263,7 +263,12 @@ def _moments(moments: Moments) -> dict[str, Tensor | None]:
 
 def _parameters(parameters: Parameters) -> dict[str, Tensor | None]:
     tensors = parameters._asdict().items()
-    return {name: None if p is None else p.contiguous() for name, p in tensors}
+    return {name: None if p is None else _in_memory(p) for name, p in tensors}
+
+
+def _in_memory(t: Tensor) -> Tensor:
+    """``t`` itself where its values lie in its memory one after the other, else a copy."""
+    return t.resolve_neg().contiguous()
 
 
 def _scopes(settings: Settings) -> dict[str, int]:
@@ -288,8 +293,8 @@ def _running(
     if running is None:
         return arguments
     arguments |= {
-        'running_mean': running.mean.contiguous(),
-        'running_var': running.var.contiguous(),
+        'running_mean': _in_memory(running.mean),
+        'running_var': _in_memory(running.var),
     }
     if given:
         return arguments
