@@ -34,23 +34,19 @@ class TheirNorm(nn.Module):
             self.register_buffer('running_var', torch.rand(1, channels, 1) + 0.5)
 
     def forward(self, x):
-        flat = x.flatten(2)
-        mean_in = flat.mean(-1, keepdim=True)
-        var_in = flat.var(-1, keepdim=True)  # unbiased
-        mean_ln = mean_in.mean(1, keepdim=True)
-        var_ln = (var_in + mean_in**2).mean(1, keepdim=True) - mean_ln**2
-        means, variances = [mean_in, mean_ln], [var_in, var_ln]
-        if len(self.mean_weight) == 3:
-            means.append(self.running_mean)
-            variances.append(self.running_var)
-        mean = sum(p * m for p, m in zip(self.importance(self.mean_weight), means))
-        var = sum(q * v for q, v in zip(self.importance(self.var_weight), variances))
-        return ((flat - mean) / (var + 1e-5).sqrt()).view_as(x) * self.weight + self.bias
+        names = ('weight', 'bias', 'running_mean', 'running_var')
+        given = (getattr(self, name, None) for name in names)
+        logits = (self.logits(weight) for weight in (self.mean_weight, self.var_weight))
+        return reference.switch_norm(
+            [x], *logits, *(None if t is None else t.flatten() for t in given), training=False,
+            normalizers=reference.SCOPES[: len(self.mean_weight)], correction=1,
+        ).outputs[0].to(x.dtype)  # fmt: skip
 
-    def importance(self, logits):
+    def logits(self, weight):
         if not hasattr(self, 'radius'):
-            return logits.softmax(0)
-        return reference.sparsestmax(logits.tolist(), float(self.radius))
+            return weight
+        importance = reference.sparsestmax(weight.tolist(), float(self.radius))
+        return torch.tensor(importance, dtype=torch.float64).log()
 
     def become_sparse(self, radius: float) -> None:
         """As their Sparse SN; the importance of the variances is fixed."""

@@ -9,7 +9,7 @@ batch, as the inputs of several ranks are.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,7 +40,7 @@ def switch_norm(
 ) -> Result:
     """Normalises ``inputs`` as one batch; returns the outputs and the new running statistics."""
     normalizers = [k for k in SCOPES if k in normalizers]
-    maps = [x.double().reshape(*x.shape[:2], x.shape[2:].numel()) for x in inputs]  # (N, C, L)
+    maps = [rows(x) for x in inputs]
     if running_mean is not None:
         running_mean, running_var = running_mean.double(), running_var.double()
     if training or running_mean is None:
@@ -79,6 +79,59 @@ def switch_norm(
         running_mean = (1 - momentum) * running_mean + momentum * batch_mean.detach()
         running_var = (1 - momentum) * running_var + momentum * unbiased
     return Result(outputs, running_mean, running_var)
+
+
+def rows(x: Tensor) -> Tensor:
+    """(N, C, L) in float64."""
+    return x.double().reshape(*x.shape[:2], x.shape[2:].numel())
+
+
+def moments(x: Tensor, normalizers: Sequence[str], correction: int) -> dict[str, Tensor]:
+    """Mean above variance: 'in' (2, N, C); of ``normalizers`` 'ln' (2, N, 1), 'bn' (2, 1, C)."""
+    x = rows(x)
+    found = {'in': torch.stack(instance_scope(x, correction))}
+    if 'ln' in normalizers:
+        found['ln'] = torch.stack(layer_scope(x, correction))
+    if 'bn' in normalizers:
+        found['bn'] = torch.stack(batch_scope([x], correction))[:, None]
+    return found
+
+
+def backward_sums(
+    dy: Tensor,
+    x: Tensor,
+    moments: Mapping[str, Tensor],
+    mean_weight: Tensor,
+    var_weight: Tensor,
+    weight: Tensor | None,
+    normalizers: Sequence[str],
+    eps: float,
+    measured: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The sums that ``reduce`` of a backend gives, as :class:`sn_mm.equations.Sums` defines them.
+
+    Args:
+        moments: As of :func:`moments`.
+        measured: Whether 'bn' was measured, so that a gradient flows through it.
+    """
+    importance = torch.stack([w.double().softmax(0) for w in (mean_weight, var_weight)])
+    of_scope = dict(zip(normalizers, importance.unbind(1)))
+    moments = {scope: pair.double() for scope, pair in moments.items()}
+    mu, var = (sum(of_scope[k][i] * moments[k][i] for k in normalizers) for i in range(2))
+    mean, r = moments['in'][0], 1 / torch.sqrt(var + eps)
+    w = 1 if weight is None else weight.double()
+    s1 = rows(dy).sum(2)
+    s2 = (rows(dy) * (rows(x) - mean[:, :, None])).sum(2)
+    g = torch.stack((w * r * s1, w * r**3 * (s2 + (mean - mu) * s1)))
+
+    def pooled(scope: str, dim: int) -> Tensor:
+        return of_scope[scope][:, None, None] * g.sum(dim, keepdim=True)
+
+    return (
+        torch.stack((s1, s2)),
+        pooled('ln', 2) if 'ln' in normalizers else None,
+        pooled('bn', 1) if 'bn' in normalizers and measured else None,
+    )
 
 
 def instance_scope(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,4 @@
-"""The backend for the CPU against its contract, ``sn_mm/ops/protocol.py``, in float64.
-
-The judge below is written from the contract's definitions; gradients are autograd's.
-"""
+"""The backend for the CPU against its contract, ``sn_mm/ops/protocol.py``."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import pytest
+import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,62 +35,11 @@ def threads():
     torch.set_num_threads(before)
 
 
-# ---- the judge ----
+# ---- both passes, by the judge and by the backend ----
 
 
 def judge_moments(x: Tensor, setup: Settings) -> Moments:
-    x = x.double().flatten(2) if x.dim() > 2 else x.double()[..., None]
-    positions = x.shape[2]
-    mean, var = x.mean(2), x.var(2, correction=0)
-    if setup.correction and positions > 1:
-        var = var * positions / (positions - 1)
-    moments = {'in': torch.stack((mean, var))}
-    for scope, dim in (('ln', 1), ('bn', 0)):
-        if scope in setup.scopes:
-            wide = mean.mean(dim, keepdim=True)
-            spread = ((mean - wide) ** 2).mean(dim, keepdim=True)
-            moments[scope] = torch.stack((wide, var.mean(dim, keepdim=True) + spread))
-    return moments
-
-
-def judge_mix(moments: Moments, parameters: Parameters, setup: Settings) -> tuple[Tensor, Tensor]:
-    """mu and r."""
-    p, q = (w.double().softmax(0) for w in parameters[:2])
-    mu = sum(p[k] * moments[scope][0] for k, scope in enumerate(setup.scopes))
-    var = sum(q[k] * moments[scope][1] for k, scope in enumerate(setup.scopes))
-    return mu, (var + setup.eps).rsqrt()
-
-
-def per_channel(array: Tensor, x: Tensor) -> Tensor:
-    return array.reshape(array.shape + (1,) * (x.dim() - array.dim()))
-
-
-def judge_normalize(x: Tensor, moments: Moments, p: Parameters, setup: Settings) -> Tensor:
-    mu, r = (per_channel(k, x) for k in judge_mix(moments, p, setup))
-    y = (x.double() - mu) * r
-    if p.weight is not None:
-        y = y * per_channel(p.weight.double()[None], x)
-    return y if p.bias is None else y + per_channel(p.bias.double()[None], x)
-
-
-def judge_sums(dy, x, moments, parameters, setup, measured) -> Sums:
-    mu, r = judge_mix(moments, parameters, setup)
-    m = moments['in'][0]
-    w = 1 if parameters.weight is None else parameters.weight.double()
-    dy, xc = dy.double(), x.double() - per_channel(m, x)
-    s1, s2 = (k.reshape(*x.shape[:2], -1).sum(2) for k in (dy, dy * xc))
-    g = torch.stack((w * r * s1, w * r**2 * (r * (s2 + (m - mu) * s1))))
-    logits = torch.stack([k.double() for k in parameters[:2]])
-    share = dict(zip(setup.scopes, logits.softmax(1).unbind(1)))
-
-    def wider(scope: str, dim: int) -> Tensor:
-        return share[scope].view(2, 1, 1) * g.sum(dim, keepdim=True)
-
-    return Sums(
-        torch.stack((s1, s2)),
-        wider('ln', 2) if 'ln' in setup.scopes else None,
-        wider('bn', 1) if 'bn' in setup.scopes and measured else None,
-    )
+    return reference.moments(x, setup.scopes, setup.correction)
 
 
 class Step(NamedTuple):
@@ -106,17 +53,21 @@ class Step(NamedTuple):
 
 def judge(x, dy, parameters, setup, fixed: Tensor | None = None) -> Step:
     """``fixed``: (2, 1, C), a 'bn' that is given."""
-    x, dy = x.detach().double().requires_grad_(), dy.double()
+    x = x.detach().double().requires_grad_()
     leaves = [None if p is None else p.double().requires_grad_() for p in parameters]
-    moments = judge_moments(x, setup)
+    running = (None, None) if fixed is None else fixed[:, 0]
+    y = reference.switch_norm(
+        [x], *leaves, *running, training=fixed is None, eps=setup.eps,
+        normalizers=setup.scopes, correction=setup.correction,
+    ).outputs[0]  # fmt: skip
+    asked = [x, *(p for p in leaves if p is not None)]
+    found = torch.autograd.grad(y, asked, dy.double(), allow_unused=True, materialize_grads=True)
+    dx, *found = found
+    gradients = Parameters(*(None if p is None else found.pop(0) for p in leaves))
+    moments = judge_moments(x.detach(), setup)
     if fixed is not None:
         moments['bn'] = fixed.double()
-    y = judge_normalize(x, moments, Parameters(*leaves), setup)
-    asked = [x, *(p for p in leaves if p is not None)]
-    found = iter(torch.autograd.grad(y, asked, dy, allow_unused=True, materialize_grads=True))
-    dx = next(found)
-    gradients = Parameters(*(None if p is None else next(found) for p in leaves))
-    return Step({k: v.detach() for k, v in moments.items()}, y.detach(), dx, gradients)
+    return Step(moments, y.detach(), dx, gradients)
 
 
 def backend_step(x, dy, parameters, setup, running=None, training=True) -> tuple[Step, Sums]:
@@ -215,7 +166,9 @@ def test_both_passes_at_any_shape(case, count):
             assert actual.dtype == parameter.dtype and actual.shape == parameter.shape
             close(actual, target, 1e-4)
     kept = {k: v.double() for k, v in step.moments.items()}
-    by_definition = judge_sums(dy, x, kept, parameters, setup, fixed is None)
+    by_definition = reference.backward_sums(
+        dy, x, kept, *parameters[:3], setup.scopes, setup.eps, fixed is None
+    )
     for actual, target in zip(sums, by_definition):
         assert (actual is None) == (target is None)
         if actual is not None:
@@ -321,11 +274,11 @@ def test_nan_and_inf_spread_as_by_the_formulas(scopes, where, bad):
 
 
 def moved(x: Tensor, setup: Settings, share: float, mean: Tensor, var: Tensor) -> list[Tensor]:
-    new, new_var = judge_moments(x, setup)['bn'][:, 0]
-    count = x.numel() // x.shape[1]
-    if not setup.correction:
-        new_var = new_var * count / max(count - 1, 1)
-    return [(1 - share) * mean.double() + share * new, (1 - share) * var.double() + share * new_var]
+    logits = torch.zeros(2, len(setup.scopes))
+    return reference.switch_norm(
+        [x], *logits, running_mean=mean, running_var=var, momentum=share,
+        normalizers=setup.scopes, correction=setup.correction,
+    )[1:]  # fmt: skip
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, *DTYPES[1:]], ids=str)

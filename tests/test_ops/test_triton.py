@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reference
 import torch
-from reference import switch_norm as reference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton_interpreter import why_unusable
@@ -27,7 +27,7 @@ from triton_interpreter import why_unusable
 import sn_mm.layer
 from sn_mm import SwitchNorm, autograd, functional, ops
 from sn_mm.equations import mask_instance
-from sn_mm.ops.protocol import Backend, Moments, Parameters, Running, Settings, Sums
+from sn_mm.ops.protocol import Backend, Moments, Parameters, Running, Settings
 
 triton = pytest.importorskip('triton', '3.0', 'the kernels need Triton 3.0')
 import triton.language as tl  # noqa: E402
@@ -101,60 +101,28 @@ def clone(running: Running) -> Running:
     return Running(*(t.clone() if isinstance(t, Tensor) else t for t in running))
 
 
-def rows(x: Tensor) -> Tensor:
-    return x.double().reshape(*x.shape[:2], -1)
-
-
 def close(result: Tensor, expected: Tensor, dtype: torch.dtype, scale: float = 1) -> None:
     eps = EPS[dtype]
     torch.testing.assert_close(result.double(), expected, rtol=8 * eps, atol=16 * eps * scale)
 
 
-# --- the judge: protocol.py's definitions in float64 ----------------------------------------------
+# --- the judge ------------------------------------------------------------------------------------
 
 
 def expected_moments(x: Tensor, layer: Settings, given: Running | None) -> Moments:
-    values = rows(x)
-    mean, positions = values.mean(2), values.shape[2]
-    var = values.var(2, correction=layer.correction if positions > 1 else 0)
-    moments = {'in': torch.stack((mean, var))}
-    for scope, axis in (('ln', 1), ('bn', 0)):
-        wide_mean = mean.mean(axis, keepdim=True)
-        wide_var = (var + (mean - wide_mean) ** 2).mean(axis, keepdim=True)
-        moments[scope] = torch.stack((wide_mean, wide_var))
+    moments = reference.moments(x, layer.scopes, layer.correction)
     if given is not None:
         moments['bn'] = torch.stack((given.mean, given.var)).double()[:, None]
-    return {scope: moments[scope] for scope in ('in', *(k for k in layer.scopes if k != 'in'))}
-
-
-def expected_sums(
-    dy: Tensor, x: Tensor, moments: Moments, parameters: Parameters, layer: Settings, measured: bool
-) -> Sums:
-    p, q = (t.double().softmax(0) for t in parameters[:2])
-    share = {k: torch.stack(both)[:, None, None] for k, *both in zip(layer.scopes, p, q)}
-    moments = {scope: t.double() for scope, t in moments.items()}
-    mu = sum(p_k * moments[k][0] for p_k, k in zip(p, layer.scopes))
-    var = sum(q_k * moments[k][1] for q_k, k in zip(q, layer.scopes))
-    mean, r = moments['in'][0], 1 / (var + layer.eps).sqrt()
-    w = 1 if parameters.weight is None else parameters.weight.double()
-    s1 = rows(dy).sum(2)
-    s2 = (rows(dy) * (rows(x) - mean[:, :, None])).sum(2)
-    both = torch.stack((w * r * s1, w * r * r * (r * (s2 + (mean - mu) * s1))))
-    return Sums(
-        torch.stack((s1, s2)),
-        share['ln'] * both.sum(2, keepdim=True) if 'ln' in layer.scopes else None,
-        share['bn'] * both.sum(1, keepdim=True) if measured else None,
-    )
+    return moments
 
 
 def expected_running(x: Tensor, layer: Settings, running: Running) -> tuple[Tensor, Tensor]:
-    mean, var = expected_moments(x, layer, None)['bn'][:, 0]
-    values = x.shape[0] * rows(x).shape[2]
-    if not layer.correction:
-        var = var * values / max(values - 1, 1)
     share = 1 / (int(running.batches) + 1) if running.momentum is None else running.momentum
-    old_mean, old_var = running.mean.double(), running.var.double()
-    return (1 - share) * old_mean + share * mean, (1 - share) * old_var + share * var
+    logits = torch.zeros(2, len(layer.scopes), device=DEVICE)
+    return reference.switch_norm(
+        [x], *logits, running_mean=running.mean, running_var=running.var, momentum=share,
+        normalizers=layer.scopes, correction=layer.correction,
+    )[1:]  # fmt: skip
 
 
 def check_passes(
@@ -190,20 +158,22 @@ def check_passes(
     assert y.dtype == dtype and y.stride() == x.stride() and y.data_ptr() != x.data_ptr()
     measured = has_batch and given is None
     sums, grads = backend.reduce(dy, x, moments, parameters, layer, measured)
-    truth = expected_sums(dy, x, moments, parameters, layer, measured)
+    truth = reference.backward_sums(
+        dy, x, moments, *parameters[:3], layer.scopes, layer.eps, measured
+    )
     for result, exact in zip(sums, truth):
         assert (result is None) == (exact is None)
         if result is not None:
             assert result.shape == exact.shape and result.dtype == torch.float32
             close(result, exact, torch.float32, 64)
-    total = x.shape[0] * rows(x).shape[2]
+    total = x.numel() // x.shape[1]
     dx = backend.propagate(dy, x, moments, sums, parameters, layer, total)
     assert dx.dtype == dtype and dx.stride() == x.stride()
 
     x64 = x.detach().double().requires_grad_()
     parameters64 = [None if p is None else p.double().requires_grad_() for p in parameters]
     statistics = (None, None) if given is None else given[:2]
-    judged = reference(
+    judged = reference.switch_norm(
         [x64], *parameters64, *statistics, training=given is None, eps=layer.eps,
         normalizers=layer.scopes, correction=layer.correction,
     )  # fmt: skip
@@ -349,7 +319,7 @@ def test_ranks_see_the_union_of_their_batches(chunked, scopes, correction):
     running = random_running(3)
     xs64 = [x.double().requires_grad_() for x in xs]
     parameters64 = [p.double().requires_grad_() for p in parameters]
-    judged = reference(
+    judged = reference.switch_norm(
         xs64, *parameters64, running.mean, running.var, momentum=0.25, eps=0.1, normalizers=scopes,
         correction=correction,
     )  # fmt: skip
@@ -449,7 +419,7 @@ def test_output_far_from_zero(chunked, memory_format):
     x = random_map((2, 3, 5, 6), torch.float32, memory_format) + 1e4
     layer, parameters = Settings(ALL, 1e-5, 0), random_parameters(3, 3)
     y = backend.normalize(x, backend.measure(x, layer, None, True), parameters, layer)
-    expected = reference([x], *parameters).outputs[0]
+    expected = reference.switch_norm([x], *parameters).outputs[0]
     torch.testing.assert_close(y.double(), expected, rtol=1e-3, atol=2e-3)
 
 
@@ -696,7 +666,7 @@ def test_layer_on_triton(on_triton, memory_format, training):
     with recorded_launches() as launches:
         y = layer(x)
         y.backward(dy)
-    expected = reference([x64], training=training, **parameters, **running)
+    expected = reference.switch_norm([x64], training=training, **parameters, **running)
     expected.outputs[0].backward(dy.double())
     assert len(launches) == 3 + 4
     tolerance = {'rtol': 1e-4, 'atol': 1e-5, 'check_dtype': False}
