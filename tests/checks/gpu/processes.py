@@ -1,4 +1,8 @@
-"""Steps in processes of their own, each with a time limit."""
+"""Steps in processes of their own, each with a time limit.
+
+Not by ``tests/ranks.py`` or ``concurrent.futures``: a step is a command with a log of its own, and
+is stopped with all processes that it has started.
+"""
 
 from __future__ import annotations
 

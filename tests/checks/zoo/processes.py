@@ -1,4 +1,9 @@
-"""One process for each task, forked after all imports."""
+"""One process for each task, forked after all imports.
+
+Not by ``concurrent.futures``: where a task dies, its pool breaks for all, it has no limits of one
+task, and no result of a task that did not come to its end. Nor by ``tests/ranks.py``, whose
+processes are few and serve one task after the other.
+"""
 
 from __future__ import annotations
 
