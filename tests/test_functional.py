@@ -423,7 +423,7 @@ def test_error_is_that_of_torchs_layers(offset, std, shape, memory_format, devic
         assert (found <= bound).all(), (normalizers, found, bound)
 
 
-PATHS = ['aten', 'native', 'plain']
+PATHS = ['aten', 'dispatched', 'plain']
 
 
 def run_path(path: str, x: Tensor, state: dict[str, Tensor], monkeypatch: Any) -> Tensor:

@@ -424,7 +424,7 @@ def test_evaluation_before_training_in_one_backward_pass():
         assert torch.equal(found, grad)
 
 
-def test_an_optimizer_learns_the_mix():
+def test_an_optimizer_learns_the_importance():
     """Training on a target normalised per instance moves the importance to 'in'."""
     sn = SwitchNorm2d(4)
     optimizer = torch.optim.SGD(sn.parameters(), lr=1.0)
@@ -434,9 +434,9 @@ def test_an_optimizer_learns_the_mix():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for mix in sn.importance().values():
-        assert mix['in'] > 0.5
-        assert sum(mix.values()) == pytest.approx(1)
+    for importance in sn.importance().values():
+        assert importance['in'] > 0.5
+        assert sum(importance.values()) == pytest.approx(1)
 
 
 # --- copies and state --------------------------------------------------------------------------

@@ -151,22 +151,23 @@ def average(layers: Iterable[Importance]) -> Importance:
 
 
 def describe(layers: Mapping[str, Importance]) -> str:
-    """Says in a line how many layers have which mix: ``53 layers: in 0.05, ln 0.05, bn 0.90; ...``.
+    """How many layers have which importance: ``53 layers: in 0.05, ln 0.05, bn 0.90; ...``.
 
-    Shares are rounded to two digits; of more than three mixes the rest are counted together.
+    The importance is rounded to two digits. The three that most layers have are named, and the
+    layers of the others counted together.
     """
 
-    def mix(layer: Importance) -> str:
+    def text(layer: Importance) -> str:
         mean, var = (
-            ', '.join(f'{scope} {share:.2f}' for scope, share in layer[statistic].items())
+            ', '.join(f'{scope} {value:.2f}' for scope, value in layer[statistic].items())
             for statistic in STATISTICS
         )
         return mean if mean == var else f'mean {mean}, variance {var}'
 
-    mixes = Counter(map(mix, layers.values())).most_common()
-    shown = [f'{count} layers: {shares}' for shares, count in mixes[:3]]
-    others = sum(count for _, count in mixes[3:])
-    return '; '.join([*shown, *([f'{others} layers: other mixes'] if others else [])])
+    found = Counter(map(text, layers.values())).most_common()
+    shown = [f'{count} layers: {importance}' for importance, count in found[:3]]
+    others = sum(count for _, count in found[3:])
+    return '; '.join([*shown, *([f'{others} layers: others'] if others else [])])
 
 
 def by_component(layers: Mapping[str, Importance]) -> dict[str, Importance]:

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from .configs import find
 
 BATCH_SIZE = 2
-_CELL = 16  # side in pixels of the patches of one class in semantic maps
+_PATCH = 16  # side in pixels of the patches of one class in semantic maps
 _PANOPTIC = ('num_things_classes', 'num_stuff_classes')
 
 
@@ -55,9 +55,9 @@ def _num_classes(model: Any) -> int:
 
 def _semantic_map(size: int, classes: int, stride: int = 1) -> torch.Tensor:
     """Random classes in square patches: (1, size / stride, size / stride)."""
-    side = -(-size // _CELL)
-    cells = torch.randint(classes, (1, side, side))
-    pixels = cells.repeat_interleave(_CELL, 1).repeat_interleave(_CELL, 2)
+    side = -(-size // _PATCH)
+    patches = torch.randint(classes, (1, side, side))
+    pixels = patches.repeat_interleave(_PATCH, 1).repeat_interleave(_PATCH, 2)
     return pixels[:, :size:stride, :size:stride].contiguous()
 
 

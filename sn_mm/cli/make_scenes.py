@@ -139,7 +139,7 @@ def make_sets(args: Namespace) -> None:
         else:
             wanted.append(name)
         for work in ('partial', 'replaced'):  # left by an interrupted run
-            for leftover in root.glob(f'.{target.name}.{work}-*'):
-                shutil.rmtree(leftover)
+            for left in root.glob(f'.{target.name}.{work}-*'):
+                shutil.rmtree(left)
     if wanted:
         write_sets(root, wanted, args)

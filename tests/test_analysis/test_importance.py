@@ -51,9 +51,7 @@ def test_mixes_are_counted_in_a_line() -> None:
     line = '2 layers: in 0.05, ln 0.05, bn 0.90; 1 layers: in 0.33, ln 0.33, bn 0.33'
     assert importance.describe(importance.from_model(nn.Sequential(*norms))) == line
     learned = importance.describe(importance.from_model(network()))
-    assert learned.startswith('1 layers: mean in 0.') and learned.endswith(
-        '; 1 layers: other mixes'
-    )
+    assert learned.startswith('1 layers: mean in 0.') and learned.endswith('; 1 layers: others')
 
 
 def test_a_layer_that_is_the_model_has_no_name() -> None:

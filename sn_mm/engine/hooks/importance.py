@@ -116,10 +116,10 @@ def _shares(model: nn.Module) -> dict[str, list[float]]:
     """The shares of the layers that are meant to move, by name; none of weights out of reach."""
     try:
         with full_weights(model):  # a collective where FSDP shards them
-            mixes = {name: layer.importance() for name, layer in _learning(unwrap(model))}
+            found = {name: layer.importance() for name, layer in _learning(unwrap(model))}
     except InputError:  # sharded by another library, such as DeepSpeed
         return {}
-    return {name: [*mix['mean'].values(), *mix['var'].values()] for name, mix in mixes.items()}
+    return {name: [*both['mean'].values(), *both['var'].values()] for name, both in found.items()}
 
 
 def _learning(model: nn.Module) -> Iterator[tuple[str, SwitchNorm]]:
