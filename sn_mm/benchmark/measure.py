@@ -20,6 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 SWEEPS = {'forward': 3, 'forward_backward': 8, 'eval': 3}
 SECONDS = 0.02
 """Least duration of one timing."""
+_IN_A_ROW = 10  # fewer launches than wait in a GPU's queue
+_UNCOUNTED = 3  # what is compiled, is compiled by then
 
 # Not by torch.utils.benchmark.Timer or triton.testing.do_bench: they time one function to its end,
 # then the next, and ratios of them hold only where the machine stays the same. Timer also knows no
@@ -131,6 +133,27 @@ def take_turns(timings: Mapping[Any, Callable[[], float]], repeats: int) -> dict
     return results
 
 
+def host_times(
+    passes: Mapping[Any, Callable[[], Any]], device: torch.device, repeats: int
+) -> dict[Any, list[float]]:
+    """Seconds until the work of each pass is enqueued, with no wait for it.
+
+    On inputs so small that a GPU keeps up. On a CPU this is the whole time of the pass.
+    """
+
+    def enqueue(run: Callable[[], Any]) -> float:
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+        began = perf_counter()
+        for _ in range(_IN_A_ROW):
+            run()
+        return (perf_counter() - began) / _IN_A_ROW
+
+    timings = {key: partial(enqueue, run) for key, run in passes.items()}
+    times = take_turns(timings, _UNCOUNTED + repeats)
+    return {key: seconds[_UNCOUNTED:] for key, seconds in times.items()}
+
+
 def measure_steps(
     steps: Mapping[str, Callable[[], Any]],
     base: str,
@@ -175,7 +198,8 @@ def measure(
     Returns:
         Times as {median, q1, q3} in milliseconds, and the limit: eight sweeps at the speed of a
         copy. Ratios of medians. Memory in sizes of ``x``. ``copy_share`` is the share of the
-        copy's bandwidth that eight sweeps in the time of forward with backward are.
+        copy's bandwidth that eight sweeps in the time of forward with backward are. ``host`` is
+        forward with backward by :func:`host_times` on (2, C, 2, 2) values.
     """
     x = x.detach().requires_grad_()
     dy = torch.randn_like(x)
@@ -190,7 +214,7 @@ def measure(
     limit = medians['copy'] * SWEEPS['forward_backward'] / 2
     group_eval = medians.get(('GroupNorm', 'eval'))
     size = x.numel() * x.element_size()
-    return [
+    records = [
         {
             'layer': name,
             **{kind: spread(times[name, kind]) for kind in SWEEPS},
@@ -205,6 +229,14 @@ def measure(
         }
         for name, p in passes.items()
     ]
+    # At last, since compiled layers are compiled anew for another size.
+    few = torch.randn_like(source[:2, :, :2, :2]).requires_grad_()
+    on_few = {
+        name: Passes(layer, few, torch.ones_like(few)).forward_backward
+        for name, layer in layers.items()
+    }
+    host = host_times(on_few, x.device, repeats)
+    return [{**record, 'host': spread(host[record['layer']])} for record in records]
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:

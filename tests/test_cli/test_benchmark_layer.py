@@ -82,6 +82,27 @@ def test_ratios_are_of_the_medians():
         assert 0 < switch[kind]['q1'] <= switch[kind]['median'] <= switch[kind]['q3']
 
 
+@pytest.mark.skipif(
+    not hasattr(torch._C._autograd._KinetoEvent, 'start_ns'),
+    reason='torch < 2.4 records no times that order allocations',
+)
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_host_time_is_that_of_a_tiny_input_in_the_format_of_the_large_one(memory_format):
+    class Seen(nn.Identity):
+        def forward(self, x):
+            inputs.append((x.shape, x.stride()))
+            return super().forward(x).exp()
+
+    inputs = []
+    x = torch.randn(4, 3, 8, 8).to(memory_format=memory_format)
+    layers = {'BatchNorm': nn.BatchNorm2d(3), 'seen': Seen()}
+    batch, seen = measure(layers, x, repeats=2, least=0.0)
+    tiny = torch.empty(2, 3, 2, 2).to(memory_format=memory_format)
+    assert {*inputs} == {(t.shape, t.stride()) for t in (x, tiny)}
+    assert inputs[-1][0] == tiny.shape
+    assert all(0 < r['host']['q1'] <= r['host']['median'] for r in (batch, seen))
+
+
 def test_maps_are_scaled_to_the_device():
     full, small = ({c.name for c in shapes.cases(device)} for device in ('cuda', 'cpu'))
     assert {'R50-FPN 2x64x400x672', 'R50-FPN 2x2048x25x42', 'DeepLab 2x256x128x256'} <= full
@@ -106,7 +127,7 @@ def test_command_writes_figures_and_pictures(tmp_path):
     for record in written['records']:
         assert record['shape'] == [2, 2048, 9, 15] and record['format'] == 'channels_last'
         assert record.keys() >= {'forward', 'forward_backward', 'eval', 'ratio', 'limit', 'kept',
-                                 'peak', 'copy_share', 'eval_to_group_norm'}  # fmt: skip
+                                 'peak', 'copy_share', 'eval_to_group_norm', 'host'}  # fmt: skip
     assert imread(out.with_suffix('.png')).ndim == 3
     assert '<svg' in out.with_suffix('.svg').read_text()
     assert 'plain SN' in done.stdout and 'R50-FPN' in done.stdout
