@@ -69,7 +69,7 @@ def _breakable(app: Sphinx, page: str, template: str, context: dict, doctree: ob
     """Lets a name in code continue on the next line after a sign, not in the middle of a word."""
 
     def breaks(match: re.Match) -> str:
-        return re.sub(r'(?<=\w)([_./=:,(-])(?=\w)', r'\1<wbr>', match[0])
+        return re.sub(r'(?<=\w)([_./=:,(-])(?=[^\W\d])', r'\1<wbr>', match[0])
 
     if 'body' in context:
         context['body'] = re.sub(r'(?<=<span class="pre">)[^<]+', breaks, context['body'])
