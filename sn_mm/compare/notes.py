@@ -13,7 +13,8 @@ from ..switch.notes import checkpoint_of, component_around
 from ..switch.target import is_sn
 from ..switch.toolbox import toolbox
 
-# A norm's modules are named after it, 'bn' but for these: so are its weights in a checkpoint.
+# Models call the modules of a norm by these names, and of any other norm 'bn'. Their weights in a
+# checkpoint have the same names.
 _NAMES = {'GN': 'gn', 'Group': 'gn', 'IN': 'in', 'Instance': 'in'}
 
 

@@ -22,7 +22,7 @@ from ..switch.option import parse_norm
 from ..switch.target import check_target, is_sn
 from .notes import notes_of
 
-# Settings of a param_scheduler that count iterations, where it goes by iterations.
+# Settings of a param_scheduler that are numbers of iterations if it has by_epoch=False.
 _ITERATIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps', 'milestones', 'periods')
 LOG_INTERVAL = 10
 
@@ -97,7 +97,7 @@ def _read(norm: str) -> dict:
     return {**norm_cfg, **check_target(layer_cfg)}
 
 
-def is_mix(norm: str) -> bool:
+def learns(norm: str) -> bool:
     """Whether a norm is SN over two scopes or three: over one it is that scope's own norm."""
     norm_cfg = _read(norm)
     return is_sn(norm_cfg) and len(canonical_normalizers(norm_cfg.get('normalizers', SCOPES))) > 1

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import InputError
-from .plan import is_mix
+from .plan import learns
 
-# The figure that stands for a test, by toolbox.
+# The metric by which norms are compared, by toolbox.
 METRICS = {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU'}
 _NAMES = {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP', 'mIoU': 'mIoU'}
 
@@ -86,14 +86,14 @@ def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str
     """
     name, digits = metric_name(metric), digits_of(metric)
     norms = dict.fromkeys(norm for norm, _ in groups)
-    if len({is_mix(norm) for norm in norms}) < 2:
+    if len({learns(norm) for norm in norms}) < 2:
         return []
     sentences = []
     for count in sorted({count for _, count in groups}):
         ran = {norm: g for (norm, n), g in groups.items() if n == count and g.values}
-        kinds = [[norm for norm in ran if is_mix(norm) is kind] for kind in (True, False)]
+        kinds = [[norm for norm in ran if learns(norm) is kind] for kind in (True, False)]
         if not all(kinds):
-            failed = [f'`{norm}`' for norm in norms if is_mix(norm) is not bool(kinds[0])]
+            failed = [f'`{norm}`' for norm in norms if learns(norm) is not bool(kinds[0])]
             sentences.append(
                 f'{processes} x {count}: nothing to compare with, for {", ".join(failed)} did not '
                 'run'

@@ -30,9 +30,9 @@ _SEPARATE = {
     'YOLOXHead',
 }
 
-# Parts that a rank may pass by in training, where others call them: their layers cannot meet. By
-# the class that holds them, with the reason. All other models of MMDetection 3.3 and MMSegmentation
-# 1.2 call their layers whatever they see.
+# Parts that one rank may skip in a training step in which others call them, so that their layers
+# must not synchronise: by the class that holds the part, its name and the reason. All other models
+# of MMDetection 3.3 and MMSegmentation 1.2 call the same layers in every step.
 _PASSED_BY = {
     'SemiBaseDetector': (
         'teacher',

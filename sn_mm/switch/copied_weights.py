@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..layer import SwitchNorm
 
-# MMAction2's: they are given the norm, the file's weights, the norm's name there, and the names of
-# those weights that were loaded, to add to.
+# Methods of MMAction2's backbones. Each takes a norm, the weights of the file, the norm's name in
+# the file, and a list to which it adds the names of the weights that it has loaded.
 _COPIES = ('_inflate_bn_params', '_load_bn_params')
 
 

@@ -13,7 +13,7 @@ _ROLES = ('neck', 'bbox_head', 'mask_head')
 # The head of two linear layers, and the paper's: four convolutions and one linear layer.
 _LINEAR, _CONVOLUTIONS = 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead'
 _CHANNELS = 256
-# Take a norm_cfg, and have no norm with it (SSDHead: unless its config has one already).
+# Classes that take a norm_cfg and build no norm from it; SSDHead does where its config has one.
 _UNUSED = {'HRFPN', 'SSDHead'}
 
 

@@ -22,7 +22,8 @@ _OTHERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     'GN': (nn.GroupNorm, ('num_groups', 'eps', 'affine')),
     'IN': (nn.InstanceNorm2d, _BATCH),
 }
-# mmcv wants a number of groups, and leaves InstanceNorm without weight and bias.
+# What a norm_cfg says by default: mmcv requires num_groups, and builds InstanceNorm without weight
+# and bias unless it has affine=True.
 _WRITTEN: dict[str, dict[str, Any]] = {'GN': {'num_groups': 32}, 'IN': {'affine': True}}
 _NOT_FOR_CONFIGS = ('self', 'num_features', 'process_group', 'device', 'dtype')
 ARGUMENTS = ('requires_grad',) + tuple(
