@@ -119,6 +119,10 @@ def test_only_what_sums_over_the_input_stays_an_operator():
     model(torch.randn(2, 3, 9, 8)).sum().backward()
     assert graphs['forward'] == {'sn_mm.measure.default'}
     assert graphs['backward'] == {'sn_mm.reduce.default', 'sn_mm.propagate.default'}
+    alone, x = SwitchNorm2d(3, normalizers='bn').eval(), torch.randn(2, 3, 9, 8)
+    y = torch.compile(alone, fullgraph=True, backend=aot_autograd(**compilers))(x)
+    assert graphs['forward'] == set()
+    torch.testing.assert_close(y, alone(x))
 
 
 def test_one_graph_with_autocast_and_activation_checkpointing_inside():
