@@ -32,7 +32,8 @@ _is_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', _never)
 # torch < 2.4 has no fakes of operators, and no torch.compile of a layer: graphs break there.
 HAS_FAKES = hasattr(torch.library.Library, '_register_fake')
 _is_dynamo_compiling = getattr(torch.compiler, 'is_dynamo_compiling', _never)
-# torch < 2.4 has no tag for operators that take inputs in whatever layout the compiler likes best.
+# torch < 2.5 has no tag for operators whose inputs the compiler may lay out as it likes: there it
+# may with any operator.
 FLEXIBLE_LAYOUT = tuple(
     getattr(torch.Tag, tag) for tag in ('flexible_layout',) if hasattr(torch.Tag, tag)
 )
