@@ -45,7 +45,8 @@ train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
-    optimizer=dict(type='Adam', lr=0.001, fused=True))
+    optimizer=dict(type='Adam', lr=0.001, fused=True),
+    constructor='ImportanceOptimWrapperConstructor')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', begin=50, end=max_iters, T_max=max_iters - 50, by_epoch=False)
@@ -54,4 +55,4 @@ default_hooks = dict(
     logger=dict(interval=50),
     checkpoint=dict(interval=50, max_keep_ckpts=2),
     visualization=dict(interval=1))
-custom_hooks = [dict(type='SwitchWeightsHook', interval=50)]
+custom_hooks = [dict(type='SwitchWeightsHook', interval=50), dict(type='ImportanceHook')]

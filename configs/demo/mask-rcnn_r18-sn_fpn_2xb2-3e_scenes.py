@@ -75,7 +75,9 @@ test_evaluator = val_evaluator
 max_epochs = 3
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='Adam', lr=0.001, fused=True), clip_grad=dict(max_norm=10))
+    optimizer=dict(_delete_=True, type='Adam', lr=0.001, fused=True),
+    clip_grad=dict(max_norm=10),
+    constructor='ImportanceOptimWrapperConstructor')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
@@ -89,5 +91,5 @@ param_scheduler = [
 default_hooks = dict(
     logger=dict(interval=50),
     checkpoint=dict(interval=1, max_keep_ckpts=2))
-custom_hooks = [dict(type='SwitchWeightsHook', interval=50)]
+custom_hooks = [dict(type='SwitchWeightsHook', interval=50), dict(type='ImportanceHook')]
 auto_scale_lr = dict(base_batch_size=4)
