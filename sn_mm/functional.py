@@ -6,6 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,11 +107,27 @@ def switch_norm(
     running = None
     if running_mean is not None and running_var is not None:
         running = Running(running_mean, running_var, num_batches_tracked, momentum)
+        _check_counter(num_batches_tracked, running_mean)
     elif not training and 'bn' in normalizers:
         raise InputError("'bn' with training=False needs running_mean and running_var")
     parameters = Parameters(mean_weight, var_weight, weight, bias)
     settings = Settings(normalizers, eps, correction)
     return normalize(input, parameters, running, training, settings, process_group)
+
+
+def _check_counter(batches: Any, running_mean: Any) -> None:
+    if batches is None or not isinstance(running_mean, Tensor):
+        return
+    given = (
+        f'{tuple(batches.shape)} on {batches.device}' if isinstance(batches, Tensor) else batches
+    )
+    if not isinstance(batches, Tensor) or batches.numel() != 1:
+        raise InputError(f'num_batches_tracked must be a tensor of one number, got {given}')
+    if batches.device != running_mean.device:
+        raise InputError(
+            f'num_batches_tracked must be on the device of running_mean, {running_mean.device}, '
+            f'got {given}'
+        )
 
 
 def check_settings(eps: float, momentum: float | None, correction: int) -> None:

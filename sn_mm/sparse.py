@@ -82,7 +82,7 @@ class _Sparse(SwitchNorm):
     def train(self, mode: bool = True) -> '_Sparse':
         """Warns where training ends and nothing has raised the radius."""
         batches = self.num_batches_tracked
-        if self.training and not mode and batches is not None and not batches.is_meta:
+        if self.training and not mode and type(batches) is Tensor and not batches.is_meta:
             if self.radius == 0 and batches > 0:
                 warnings.warn(
                     'layers of Sparse SN have seen batches with radius 0, with which no importance '

@@ -19,6 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sn_mm import equations
+from sn_mm.errors import InputError
 from sn_mm.functional import canonical_normalizers, switch_norm
 from sn_mm.ops import dispatch
 
@@ -861,3 +862,15 @@ def test_batch_scope_alone_needs_more_than_one_value_in_training(shape, normaliz
         switch_norm(torch.ones(shape), logits, logits, training=True, **args)
     assert str(shape) in str(error.value)
     switch_norm(torch.ones(shape), logits, logits, **args)
+
+
+@pytest.mark.parametrize(
+    ('counter', 'said'),
+    [(3, 'got 3'), (torch.zeros(2), 'one number'), (torch.zeros((), device='meta'), 'on meta')],
+)
+def test_a_counter_of_batches_that_kernels_cannot_count_in_is_refused(counter, said):
+    x, statistics = torch.randn(2, 4, 3, 3), (torch.zeros(4), torch.ones(4))
+    with pytest.raises(InputError, match=said):
+        switch_norm(
+            x, torch.ones(3), torch.ones(3), *statistics, training=True, num_batches_tracked=counter
+        )

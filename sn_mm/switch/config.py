@@ -18,9 +18,9 @@ from ..layer import SwitchNorm
 from ..model.norms import Norm, find_norms
 from .components import ALREADY, needs_process_group, resolve
 from .extent import reason_to_leave
-from .importance import group_importance, split_importance
+from .importance import split_importance
 from .report import Left, Switched, SwitchReport
-from .rewrite import NothingToSwitch, switch_norm_cfg
+from .rewrite import NothingToSwitch, switch_norm_cfg, write_training
 from .target import check_target, is_sn
 from .toolbox import model_type, toolbox
 from .unconverted import extent_of, replace_unconverted
@@ -48,7 +48,8 @@ def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
             as GN where the groups do not divide the channels.
     """
     layer_cfg, lr_mult = split_importance(norm_cfg)
-    to_sn = is_sn(check_target(layer_cfg))
+    target = check_target(layer_cfg)
+    to_sn = is_sn(target)
     nothing = None
     try:
         report = switch_norm_cfg(cfg, norm_cfg, extent)
@@ -81,7 +82,7 @@ def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
     if layers:
         _convert_when_built(cfg, {'norm_cfg': layer_cfg, 'extent': extent})
         if nothing:
-            report.notes += group_importance(cfg, lr_mult)
+            report.notes += write_training(cfg, target, extent, lr_mult)
     _report(report, norms, layers, extent)
     return report
 

@@ -132,16 +132,32 @@ def switch_norm_cfg(
         cfg.model.switched = cfg.model.get('switched') or {'type': model_type(cfg)}
         cfg.model.type = 'sn_mm.SwitchedModel'
     import_sn_mm(cfg)
+    report.notes = take_notes(model, report, hooks)
+    report.notes += write_training(cfg, target, extent, lr_mult) + rewriter.passed_by
+    return report
+
+
+def write_training(cfg: Config, target: dict, extent: str, lr_mult: float | None) -> list[str]:
+    """Writes what SN needs to train: its hooks, and the group of its importance.
+
+    Args:
+        cfg: The switched config, changed in place.
+        target: The result of :func:`check_target`, SN.
+        extent: Of the switch.
+        lr_mult: As for :func:`group_importance`.
+
+    Returns:
+        Lines for the user.
+    """
+    hooks = cfg.get('custom_hooks') or []
     others = [hook for hook in hooks if _name_of(hook) not in _WRITTEN_HOOKS]
     cfg.custom_hooks = [*others, {'type': f'sn_mm.{_HOOK}', 'extent': extent}]
     cfg.custom_hooks.append({'type': f'sn_mm.{_CHECK_HOOK}'})
-    report.notes = take_notes(model, report, hooks)
-    if len(canonical_normalizers(target.get('normalizers', SCOPES))) > 1:
-        report.notes += group_importance(cfg, lr_mult)
-    report.notes += rewriter.passed_by
+    learns = len(canonical_normalizers(target.get('normalizers', SCOPES))) > 1
+    notes = group_importance(cfg, lr_mult) if learns else []
     if is_sparse(target):
         cfg.custom_hooks.append({'type': f'sn_mm.{_SPARSE_HOOK}'})
-    return report
+    return notes
 
 
 class _Rewriter:

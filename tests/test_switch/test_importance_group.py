@@ -115,6 +115,20 @@ def test_a_model_whose_norms_are_all_hard_coded_gets_it_too(lr_mult):
     assert groups(cfg)['1.mean_weight'][LR_MULT] == lr_mult
 
 
+def test_a_model_whose_norms_are_all_hard_coded_has_the_hooks_of_any_switched_config():
+    MODELS.register_module(
+        'BatchNormAlone', module=lambda: nn.Sequential(nn.BatchNorm2d(4)), force=True
+    )
+    cfg = Config({**config().to_dict(), 'model': {'type': 'BatchNormAlone'}})
+    sn_mm.switch_config(cfg, {'type': 'SSN'}, 'existing')
+    assert [hook['type'] for hook in cfg.custom_hooks] == [
+        'sn_mm.UnconvertedNormHook',
+        'sn_mm.OptimizerCheckHook',
+        'sn_mm.ImportanceHook',
+        'sn_mm.SparseSwitchHook',
+    ]
+
+
 @pytest.mark.parametrize(
     ('norm', 'message'),
     [

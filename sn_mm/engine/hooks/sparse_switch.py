@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ...sharding import full_weights
 from ...sparse import set_radius
 from ..unwrap import unwrap
 
@@ -19,4 +20,5 @@ class SparseSwitchHook(Hook):
     """
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        set_radius(unwrap(runner.model), runner.iter / runner.max_iters)
+        with full_weights(runner.model):  # which FSDP1 shards
+            set_radius(unwrap(runner.model), runner.iter / runner.max_iters)
