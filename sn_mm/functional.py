@@ -118,15 +118,13 @@ def switch_norm(
 def _check_counter(batches: Any, running_mean: Any) -> None:
     if batches is None or not isinstance(running_mean, Tensor):
         return
-    given = (
-        f'{tuple(batches.shape)} on {batches.device}' if isinstance(batches, Tensor) else batches
-    )
     if not isinstance(batches, Tensor) or batches.numel() != 1:
+        given = tuple(batches.shape) if isinstance(batches, Tensor) else batches
         raise InputError(f'num_batches_tracked must be a tensor of one number, got {given}')
     if batches.device != running_mean.device:
         raise InputError(
             f'num_batches_tracked must be on the device of running_mean, {running_mean.device}, '
-            f'got {given}'
+            f'and is on {batches.device}'
         )
 
 

@@ -866,7 +866,7 @@ def test_batch_scope_alone_needs_more_than_one_value_in_training(shape, normaliz
 
 @pytest.mark.parametrize(
     ('counter', 'said'),
-    [(3, 'got 3'), (torch.zeros(2), 'one number'), (torch.zeros((), device='meta'), 'on meta')],
+    [(3, 'got 3'), (torch.zeros(2), 'one number'), (torch.zeros((), device='meta'), 'is on meta')],
 )
 def test_a_counter_of_batches_that_kernels_cannot_count_in_is_refused(counter, said):
     x, statistics = torch.randn(2, 4, 3, 3), (torch.zeros(4), torch.ones(4))
