@@ -23,8 +23,8 @@ from mmengine.config import Config
 from small_runs import LIMIT, ROOT, run
 
 from sn_mm.benchmark.configs import dicts, mim_folder
-from sn_mm.cli import make_scenes
 from sn_mm.output.markdown import markdown_table
+from sn_mm_cli.main import main
 
 from .record import machine, write_record
 
@@ -69,7 +69,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('scenes')
     options = f'--categories coco --size {SIDE} --digits 2 3 --train 8 --val 2'
-    assert make_scenes.main([str(folder), *options.split()]) == 0
+    main(['make-scenes', str(folder), *options.split()])
     return folder
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sn_mm import SwitchNorm
+from sn_mm.engine.safe_load import safe_load
 
 for package in ('mmcv', 'mmdet', 'mmseg'):
     pytest.importorskip(package)
@@ -193,7 +194,7 @@ default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2))
     env = {**os.environ, 'PYTHONPATH': str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    state = torch.load(tmp_path / 'out/iter_2.pth', weights_only=True)['state_dict']
+    state = safe_load(tmp_path / 'out/iter_2.pth')['state_dict']
     logits = [v for k, v in state.items() if k.endswith(('mean_weight', 'var_weight'))]
     assert len(logits) == 2 * 53 and all(v.isfinite().all() for v in logits)
     assert all((v != 1).any() for v in logits[:2])  # the stem's; zero_init_residual holds others
