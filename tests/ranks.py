@@ -95,6 +95,8 @@ class Ranks:
             RanksFailed: A rank raised, died or hung. All of them have been killed.
         """
         try:
+            if any(pool._broken for pool in self._pools):  # a rank ended between two tests
+                self.stop()
             if not self._pools:
                 self._start()
             return self._run(work, arguments, limit)

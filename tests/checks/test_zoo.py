@@ -75,7 +75,7 @@ def record_of(
     names = [
         item.callspec.params['config']
         for item in request.session.items
-        if 'config' in getattr(item, 'fixturenames', ())
+        if item.path == request.path and 'config' in getattr(item, 'fixturenames', ())
     ]
     command = [sys.executable, '-m', 'checks.zoo.run', folder / 'zoo.jsonl', *names]
     path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip('mmseg')
 
+from mmengine.registry import init_default_scope
 from mmseg.datasets import ADE20KDataset, BaseSegDataset, CityscapesDataset
 from mmseg.models import FCNHead
 from torch import nn
@@ -103,6 +104,7 @@ def test_a_label_of_no_class_is_named():
 
 
 def test_a_label_that_the_head_ignores_is_none_of_a_class():
+    init_default_scope('mmseg')
     write_ade([[0, 1], [11, 1]])
     head = FCNHead(in_channels=4, channels=4, num_classes=2, ignore_index=11)
     check(ade(metainfo=ROAD), model=nn.Sequential(head))
