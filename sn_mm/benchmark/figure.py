@@ -30,7 +30,7 @@ def draw_ratios(machine: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
     One panel for each dtype and memory format, one row for each input.
 
     Args:
-        machine: The result of ``sn_mm.cli.machine.describe``.
+        machine: The result of ``sn_mm.benchmark.machine.describe``.
         records: The results of ``measure.measure``, with model, shape, dtype and format.
     """
 

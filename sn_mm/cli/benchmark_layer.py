@@ -24,12 +24,12 @@ from ..atomic import atomic_path
 from ..benchmark.device import find_device, hold_freed_memory
 from ..benchmark.figure import draw_ratios
 from ..benchmark.layers import measure_layers
+from ..benchmark.machine import describe, file_name
 from ..benchmark.shapes import Case, cases
 from ..errors import InputError
 from ..output.figures import save_figure
 from ..output.files import check_file
 from .errors import report_input_errors
-from .machine import describe, file_name
 
 TABLE_WIDTH = 200  # in a file or a pipe
 RESULTS = Path('work_dirs/benchmarks')

@@ -24,12 +24,12 @@ from ..atomic import atomic_path
 from ..benchmark.batches import BATCH_SIZE, make_batch
 from ..benchmark.configs import build_for_one_process, dicts
 from ..benchmark.device import find_device, hold_freed_memory
+from ..benchmark.machine import describe, file_name
 from ..benchmark.measure import measure_steps
 from ..errors import InputError
 from ..output.files import check_file
 from .config import read_config
 from .errors import report_input_errors
-from .machine import describe, file_name
 from .norm_option import switch_norms
 
 RESULTS = Path('work_dirs/benchmarks')

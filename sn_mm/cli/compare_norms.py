@@ -31,6 +31,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ..benchmark.machine import describe
 from ..compare.plan import (
     Run,
     base_batch_size,
@@ -50,7 +51,6 @@ from ..switch.toolbox import toolbox
 from .config import load_config
 from .data import check_data
 from .errors import report_input_errors
-from .machine import describe
 
 NORMS = ['BN', 'GN', 'SyncBN', 'SN', 'SN sync=False', 'SN normalizers=[in,ln]']
 # The whole way in minutes: the demo's DeepLabV3+ on few of the demo's scenes.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sn_mm.cli.machine import describe
+from sn_mm.benchmark.machine import describe
 
 RECORDS = Path(__file__).parents[2] / 'docs/records'
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sn_mm.cli.machine import describe
+from sn_mm.benchmark.machine import describe
 
 
 def run(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
