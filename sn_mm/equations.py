@@ -98,6 +98,11 @@ def stats_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` itself if it has ``dtype`` already, for short graphs."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def unbiased(positions: int, correction: int) -> float:
     """The factor of the instance variances: 1 for ``correction`` 0 and for one position."""
     return positions / (positions - correction) if positions > 1 else 1.0
@@ -202,91 +207,12 @@ def mask_instance(logits: Tensor) -> Tensor:
 
 def shares_of(mean_weight: Tensor, var_weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Equation 5: the softmax of the logits, of means above that of variances, (2, K)."""
-    return _as(torch.stack([mean_weight, var_weight]), dtype).softmax(1)
+    return in_dtype(torch.stack([mean_weight, var_weight]), dtype).softmax(1)
 
 
 def shares_backward(grad: Tensor, shares: Tensor) -> Tensor:
     """Gradients of the logits (2, K) from those of the shares, which may be off by one number."""
     return shares * (grad - (grad * shares).sum(1, keepdim=True))
-
-
-def sparsemax(logits: Tensor) -> Tensor:
-    """The point of the simplex that is nearest to the logits (arXiv 1602.02068), (..., K)."""
-    logits = logits - logits.detach().amax(-1, keepdim=True)  # 1 added to a large one is lost
-    descending = logits.sort(-1, True)[0]
-    sums = descending.cumsum(-1)
-    ranks = torch.ones_like(logits).cumsum(-1)
-    support = (1 + ranks * descending > sums).sum(-1, keepdim=True).clamp(min=1)
-    threshold = (sums.gather(-1, support - 1) - 1) / support
-    return (logits - threshold).clamp(min=0)
-
-
-def sparsestmax(logits: Tensor, radius: Tensor) -> Tensor:
-    """The importance of Sparse SN (arXiv 1903.03793, section 3), from the logits.
-
-    It is the sparsemax where that lies outside of the circle around the centre of the simplex.
-    Inside, it is pushed out to the circle, and where that leaves the simplex, along the face that
-    it is projected on.
-
-    Args:
-        logits: (..., K). A scope with the logit -inf is left out.
-        radius: Of the circle, a scalar. From that of the vertices on, sqrt(1 - 1 / K), the result
-            is one-hot.
-
-    Returns:
-        The importance, as ``logits``. Equal logits keep equal shares up to the last radius, and
-        their gradient is that of the sparsemax.
-    """
-    used = (logits > -float('inf')).to(logits.dtype)
-    centre = used / used.sum(-1, keepdim=True)
-    pushed = _push_out(sparsemax(logits), centre, radius.square())
-    # Left out means left out of the projection, too.
-    projected = sparsemax(torch.where(used > 0, pushed, logits))
-    face = (projected > 0).to(logits.dtype)
-    face = face / face.sum(-1, keepdim=True)
-    away = (face - centre).square().sum(-1, keepdim=True)
-    on_face = _push_out(projected, face, (radius.square() - away).clamp(min=0))
-    inside = (pushed >= 0).all(-1, keepdim=True)
-    first = logits.argmax(-1, keepdim=True)
-    one_hot = torch.zeros_like(logits).scatter(-1, first, torch.ones_like(logits))
-    vertices = (1 - centre.amax(-1, keepdim=True)).sqrt()
-    return torch.where(radius >= vertices, one_hot, torch.where(inside, pushed, on_face))
-
-
-def _push_out(point: Tensor, centre: Tensor, square: Tensor) -> Tensor:
-    """``point``, or that on the circle of radius sqrt(square) in its direction if it is inside."""
-    offset = point - centre
-    offset = offset - offset.sum(-1, keepdim=True) * centre  # what rounding has added to the sum
-    distance = offset.square().sum(-1, keepdim=True)
-    inside = (distance < square) & (distance > 1e-12)  # nearer, the direction is rounding
-    ratio = square / torch.where(inside, distance, torch.ones_like(distance))
-    # No gradient of sqrt at 0, which would be infinite.
-    stretch = torch.where(inside, ratio, torch.ones_like(ratio)).sqrt()
-    return torch.where(inside, centre + offset * stretch, point)
-
-
-def sparsest_logits(logits: Tensor, radius: Tensor, fixed: Tensor, one_position: bool) -> Tensor:
-    """Logits whose softmax is the :func:`sparsestmax` of ``logits``: its logarithm.
-
-    Args:
-        logits: (2, K), those of the means above those of the variances.
-        radius: Scalar.
-        fixed: (2, K), the importance that is fixed, one-hot; zeros where none is.
-        one_position: 'in' is the first scope and has one position: it is left out.
-
-    Returns:
-        (2, K), -inf where the importance is 0. No gradient passes there: sparsestmax has none.
-    """
-    logits = _as(logits, stats_dtype(logits.dtype))
-    if one_position:
-        logits = mask_instance(logits)
-        fixed = torch.nn.functional.pad(fixed[..., 1:], [1, 0])
-    largest, chosen = fixed.max(-1, keepdim=True)
-    one_hot = torch.zeros_like(logits).scatter(-1, chosen, torch.ones_like(logits))
-    importance = torch.where(largest > 0, one_hot, sparsestmax(logits, radius.to(logits.dtype)))
-    some = importance > 0
-    log = torch.where(some, importance, torch.ones_like(importance)).log()
-    return log.masked_fill(~some, -float('inf'))
 
 
 class Mixed(NamedTuple):
@@ -435,7 +361,7 @@ def switch_norm(
     The others, and the result, are those of :func:`sn_mm.functional.switch_norm`.
     """
     dtype = stats_dtype(x.dtype)
-    wide = _as(x if x.dim() > 2 else x.unsqueeze(2), dtype)
+    wide = in_dtype(x if x.dim() > 2 else x.unsqueeze(2), dtype)
     axes = [i for i in range(2, wide.dim())]  # noqa: C416 (TorchScript)
     per_channel = [-1] + [1] * len(axes)
     positions = 1
@@ -475,18 +401,20 @@ def switch_norm(
                         _known_when_run(positions * wide.size(0), wide), correction,
                     )  # fmt: skip
         else:
-            off = _as(running_mean, dtype).reshape(per_channel) - pivot
-            scope_var = _as(running_var, dtype).reshape(per_channel)
+            off = in_dtype(running_mean, dtype).reshape(per_channel) - pivot
+            scope_var = in_dtype(running_var, dtype).reshape(per_channel)
         offs.append(off * p[k])
         variances.append(scope_var * q[k])
 
     std = (_sum(variances) + eps).sqrt()
-    scale = std.reciprocal() if weight is None else _as(weight, dtype).reshape(per_channel) / std
-    shift = None if bias is None else _as(bias, dtype).reshape(per_channel)
+    scale = (
+        std.reciprocal() if weight is None else in_dtype(weight, dtype).reshape(per_channel) / std
+    )
+    shift = None if bias is None else in_dtype(bias, dtype).reshape(per_channel)
     if len(offs) > 0:
         shift = -_sum(offs) * scale if shift is None else shift - _sum(offs) * scale
     y = centred * scale
-    y = _as(y if shift is None else y + shift, x.dtype)
+    y = in_dtype(y if shift is None else y + shift, x.dtype)
     return y if x.dim() > 2 else y.squeeze(2)
 
 
@@ -543,8 +471,3 @@ def _pool_about(
         off = mean - means
         mean = mean + centre
     return mean, off, (var + off * off).mean(axis, keepdim=True)
-
-
-def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``tensor`` itself if it has ``dtype`` already, for short graphs."""
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)

@@ -13,11 +13,12 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor, nn
 
-from . import equations
+from .equations import stats_dtype
 from .errors import InputError, check_type
 from .layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .norm_act import SwitchNormAct
 from .sharding import full_weight, placed_as
+from .sparsestmax import sparsest_logits, sparsestmax
 from .warm_start import initial_shares
 
 __all__ = [
@@ -65,7 +66,7 @@ class _Sparse(SwitchNorm):
     def _softmax_logits(
         self, mean_weight: Tensor, var_weight: Tensor, one_position: bool = False
     ) -> tuple[Tensor, Tensor]:
-        logits = equations.sparsest_logits(
+        logits = sparsest_logits(
             torch.stack([mean_weight, var_weight]),
             self.radius,
             torch.stack([self.mean_fixed, self.var_fixed]),
@@ -113,7 +114,7 @@ class SparseSwitchNorm(_Sparse, SwitchNorm):
     r"""Sparse Switchable Normalization over (N, C, \*S) with any number of spatial axes.
 
     :class:`SwitchNorm` whose importance is the sparsestmax of the logits in place of their softmax
-    (:func:`sn_mm.equations.sparsestmax`; arXiv 1903.03793, section 3). Its ``radius`` grows with
+    (:func:`sn_mm.sparsestmax.sparsestmax`; arXiv 1903.03793, section 3). Its ``radius`` grows with
     training, from 0 to 1. Then each layer is one norm for the means and one for the variances, and
     :func:`sn_mm.revert_switch_norm` makes it torch's own where the two are the same.
 
@@ -184,8 +185,8 @@ def set_radius(model: nn.Module, progress: float) -> None:
         weights = [w for layer in alike for w in (layer.mean_weight, layer.var_weight)]
         fixed = [f for layer in alike for f in (layer.mean_fixed, layer.var_fixed)]
         logits = torch.stack([full_weight(w, scopes) for w in weights])
-        logits = logits.to(equations.stats_dtype(logits.dtype))
-        importance = equations.sparsestmax(logits, alike[0].radius.to(logits.dtype))
+        logits = logits.to(stats_dtype(logits.dtype))
+        importance = sparsestmax(logits, alike[0].radius.to(logits.dtype))
         left = importance > 0
         known = torch.stack(fixed)
         found = (left.sum(1, keepdim=True) == 1) & ~known.any(1, keepdim=True)

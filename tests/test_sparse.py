@@ -26,8 +26,8 @@ from sn_mm import (
     set_radius,
 )
 from sn_mm.analysis.importance import from_model, from_state_dict
-from sn_mm.equations import sparsemax, sparsest_logits, sparsestmax
 from sn_mm.errors import InputError
+from sn_mm.sparsestmax import sparsemax, sparsest_logits, sparsestmax
 
 LOGITS = st.lists(st.floats(-2, 2), min_size=1, max_size=3)
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..equations import SCOPES, sparsest_logits
+from ..equations import SCOPES
 from ..errors import InputError, check_type
 from ..layer import SwitchNorm
 from ..sharding import full_weight
+from ..sparsestmax import sparsest_logits
 
 __all__ = [
     'average',
