@@ -6,12 +6,11 @@ fails, dies or hangs fails the test; then all of them are killed, and the next t
 
 from __future__ import annotations
 
-import contextlib
+import faulthandler
 import gc
 import importlib
 import multiprocessing
 import os
-import signal
 import tempfile
 import threading
 import traceback
@@ -20,6 +19,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from datetime import timedelta
 from functools import cache
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import pytest
@@ -80,7 +80,7 @@ class Ranks:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.pids: list[int] = []
+        self.processes: list[BaseProcess] = []
         self._pools: list[ProcessPoolExecutor] = []  # each of one process, its rank
 
     def run(self, work: Callable[..., Any], *arguments: Any, limit: float = 60) -> list[Any]:
@@ -92,11 +92,17 @@ class Ranks:
             limit: Seconds after which a rank that has not finished has hung.
 
         Raises:
-            RanksFailed: A rank raised, died or hung. All of them have been killed.
+            RanksFailed: A rank raised, died or hung, or had died since the work before. All of them
+                have been killed.
         """
         try:
-            if any(pool._broken for pool in self._pools):  # a rank ended between two tests
-                self.stop()
+            dead = {
+                rank: f'died before, exit code {process.exitcode}'
+                for rank, process in enumerate(self.processes)
+                if process.exitcode is not None
+            }
+            if dead:
+                raise RanksFailed(dead, hung=False)
             if not self._pools:
                 self._start()
             return self._run(work, arguments, limit)
@@ -106,12 +112,11 @@ class Ranks:
 
     def stop(self) -> None:
         """Kills the processes, and waits until they are gone."""
-        for pid in self.pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for process in self.processes:
+            process.kill()
         for pool in self._pools:
             pool.shutdown()
-        self._pools, self.pids = [], []
+        self._pools, self.processes = [], []
 
     def _start(self) -> None:
         context = mp.get_context('forkserver')
@@ -119,7 +124,8 @@ class Ranks:
         context.set_forkserver_preload(['torch._dynamo', 'sn_mm', 'pytest'])
         self._pools = [ProcessPoolExecutor(1, context) for _ in range(self.size)]
         starting = [pool.submit(os.getpid) for pool in self._pools]
-        self.pids = [future.result(START) for future in starting]
+        self.processes = [process for pool in self._pools for process in pool._processes.values()]
+        wait(starting, START)
         self._folder = tempfile.TemporaryDirectory()  # its file serves later groups too
         self._run(_join, (self.size, f'file://{self._folder.name}/store'), START)
 
@@ -131,24 +137,27 @@ class Ranks:
         failed = any(future.done() and future.exception() for future in futures)
         if failed:
             wait(pending, GRACE)
-        errors = {rank: _error(future, limit) for rank, future in enumerate(futures)}
+        errors = {rank: self._error(rank, future, limit) for rank, future in enumerate(futures)}
         if any(errors.values()):
             raise RanksFailed({k: text for k, text in errors.items() if text}, hung=not failed)
         return [future.result() for future in futures]
 
-
-def _error(future: Future, limit: float) -> str:
-    """Why a rank has no result; '' if it has one."""
-    if not future.done():
-        return f'not finished in {limit:g} s'
-    error = future.exception()
-    return 'died' if isinstance(error, BrokenProcessPool) else str(error or '')
+    def _error(self, rank: int, future: Future, limit: float) -> str:
+        """Why a rank has no result; '' if it has one."""
+        if not future.done():
+            return f'not finished in {limit:g} s'
+        error = future.exception()
+        if isinstance(error, BrokenProcessPool):
+            self.processes[rank].join(GRACE)
+            return f'died with exit code {self.processes[rank].exitcode}'  # -N: of signal N
+        return str(error or '')
 
 
 def _join(rank: int, size: int, store: str) -> None:
     torch.set_num_threads(1)
     timeout = timedelta(seconds=60)
     dist.init_process_group('gloo', store, timeout, size, rank)
+    faulthandler.enable()
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 

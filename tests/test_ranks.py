@@ -45,14 +45,14 @@ def die_on_one(rank: int) -> None:
     [
         (hang_on_one, 'not finished in 2 s', True),
         (raise_on_one, "KeyError: 'it broke'", False),
-        (die_on_one, 'died', False),
+        (die_on_one, 'died with exit code 1', False),
     ],
 )
 def test_a_rank_that_hangs_raises_or_dies_is_named_and_all_are_replaced(
     two_ranks, work, error, hung
 ):
     assert two_ranks.run(own_rank) == [0, 1]
-    before = two_ranks.pids
+    before = [process.pid for process in two_ranks.processes]
     with pytest.raises(RanksFailed) as failed:
         two_ranks.run(work, limit=2)
     assert list(failed.value.errors) == [1] and failed.value.errors[1].endswith(error)
@@ -73,6 +73,17 @@ def test_a_rank_that_dies_ends_the_others_with_the_name_of_a_layer(two_ranks):
     with pytest.raises(RanksFailed) as failed:
         two_ranks.run(die_before_a_layer)
     errors = failed.value.errors
-    assert errors[1] == 'died'
+    assert errors[1] == 'died with exit code 1'
     last = errors[0].splitlines()[-1]
     assert 'bn1 (num_features=4) waited forward for the ranks [0, 1] on rank 0, in vain' in last
+
+
+@pytest.mark.slow
+def test_a_rank_that_has_died_since_the_last_work_is_not_replaced_silently(two_ranks):
+    two_ranks.run(own_rank)
+    two_ranks.processes[1].terminate()
+    two_ranks.processes[1].join()
+    with pytest.raises(RanksFailed) as failed:
+        two_ranks.run(own_rank)
+    assert failed.value.errors == {1: 'died before, exit code -15'}
+    assert two_ranks.run(own_rank) == [0, 1]

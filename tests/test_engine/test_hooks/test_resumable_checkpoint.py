@@ -66,7 +66,8 @@ def final_weights(work_dir: Path, settings: dict, resumed: bool) -> dict:
     runner = build_runner(work_dir, **settings)
     runner.train()
     for worker in multiprocessing.active_children():
-        worker.terminate()  # else their loaders wait for them, seconds each
+        if worker.daemon:
+            worker.terminate()  # else their loaders wait for them, seconds each
     return {key: value.clone() for key, value in runner.model.state_dict().items()}
 
 
