@@ -92,17 +92,10 @@ class Ranks:
             limit: Seconds after which a rank that has not finished has hung.
 
         Raises:
-            RanksFailed: A rank raised, died or hung, or had died since the work before. All of them
-                have been killed.
+            RanksFailed: A rank raised, hung or died, be it before this work. All of them have been
+                killed.
         """
         try:
-            dead = {
-                rank: f'died before, exit code {process.exitcode}'
-                for rank, process in enumerate(self.processes)
-                if process.exitcode is not None
-            }
-            if dead:
-                raise RanksFailed(dead, hung=False)
             if not self._pools:
                 self._start()
             return self._run(work, arguments, limit)
@@ -131,7 +124,7 @@ class Ranks:
 
     def _run(self, work: Callable[..., Any], arguments: Sequence[Any], limit: float) -> list[Any]:
         futures = [
-            pool.submit(_call, work, rank, *arguments) for rank, pool in enumerate(self._pools)
+            _submit(pool, _call, work, rank, *arguments) for rank, pool in enumerate(self._pools)
         ]
         _, pending = wait(futures, limit, FIRST_EXCEPTION)
         failed = any(future.done() and future.exception() for future in futures)
@@ -148,9 +141,18 @@ class Ranks:
             return f'not finished in {limit:g} s'
         error = future.exception()
         if isinstance(error, BrokenProcessPool):
-            self.processes[rank].join(GRACE)
+            self._pools[rank].shutdown()  # while its thread reads the exit code, nobody else may
             return f'died with exit code {self.processes[rank].exitcode}'  # -N: of signal N
         return str(error or '')
+
+
+def _submit(pool: ProcessPoolExecutor, *work: Any) -> Future:
+    try:
+        return pool.submit(*work)
+    except BrokenProcessPool as error:  # its process has died since the work before
+        future: Future = Future()
+        future.set_exception(error)
+        return future
 
 
 def _join(rank: int, size: int, store: str) -> None:
