@@ -100,7 +100,9 @@ def switch_norm(
             ``momentum`` out of range, or no statistics to normalise with.
     """
     normalizers = canonical_normalizers(normalizers)
-    check_settings(eps, momentum, correction)
+    check_eps(eps)
+    check_momentum(momentum)
+    check_correction(correction)
     check_group(process_group)
     if (running_mean is None) != (running_var is None):
         raise InputError('running_mean and running_var must be given together')
@@ -128,16 +130,32 @@ def _check_counter(batches: Any, running_mean: Any) -> None:
         )
 
 
-def check_settings(eps: float, momentum: float | None, correction: int) -> None:
-    """Checks the numbers that a layer and :func:`switch_norm` take.
+def check_eps(eps: float) -> None:
+    """Checks what is added to the variance.
 
     Raises:
-        InputError: ``eps`` or ``momentum`` out of range, or an unknown ``correction``.
+        InputError: It is no positive number of float32, in which kernels add it: with 0, constant
+            input becomes NaN.
     """
-    # Kernels add it in float32, in which a smaller one is 0; 0 makes constant input NaN.
     check_number('eps', eps, _SMALLEST)
+
+
+def check_momentum(momentum: float | None) -> None:
+    """Checks the share of a new batch in running statistics.
+
+    Raises:
+        InputError: It is neither None nor a number from 0 to 1.
+    """
     if momentum is not None:
         check_number('momentum', momentum, 0, 1)
+
+
+def check_correction(correction: int) -> None:
+    """Checks what is subtracted from the number of positions.
+
+    Raises:
+        InputError: It is neither 0 nor 1.
+    """
     if not isinstance(correction, int) or correction not in (0, 1):
         raise InputError(f'correction must be 0 or 1, got {correction!r}')
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -23,10 +23,24 @@ from ._compat import is_compiling
 from .distributed import check_group, check_sync, constant_group, resolve_group
 from .equations import SCOPES, Parameters, Running, Settings
 from .errors import InputError, check_bool, check_positive_int, check_type
-from .functional import canonical_normalizers, check_settings, normalize
+from .functional import (
+    canonical_normalizers,
+    check_correction,
+    check_eps,
+    check_momentum,
+    normalize,
+)
 from .fusing import GuardedEps
 from .sharding import full_weight, placed_as
 from .warm_start import FROM_BATCH_NORM, initial_logits
+
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    'eps': check_eps,
+    'sync': check_sync,
+    'correction': check_correction,
+}
+"""Settings that are checked wherever they are set. Any momentum is allowed later on, as in torch's
+norms."""
 
 
 class SwitchNorm(_InstanceNorm):
@@ -122,13 +136,12 @@ class SwitchNorm(_InstanceNorm):
     ) -> None:
         normalizers = canonical_normalizers(normalizers)
         check_positive_int('num_features', num_features)
-        check_settings(eps, momentum, correction)
+        check_momentum(momentum)
         switches = ('affine', affine), ('track_running_stats', track_running_stats), ('bias', bias)
         for name, value in switches:
             check_bool(name, value)
         if dtype is not None and not getattr(dtype, 'is_floating_point', False):
             raise InputError(f'dtype must be a floating-point torch.dtype, got {dtype!r}')
-        check_sync(sync)
         if process_group is not None and sync is not True:
             raise InputError(f'process_group needs sync=True, got sync={sync!r}')
         check_group(process_group)
@@ -152,6 +165,23 @@ class SwitchNorm(_InstanceNorm):
             self.register_parameter('bias', None)
         self.mean_weight = nn.Parameter(torch.tensor(logits, device=device, dtype=dtype))
         self.var_weight = nn.Parameter(torch.tensor(logits, device=device, dtype=dtype))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Checks settings wherever they are set, in the constructor and later on.
+
+        The scopes of a layer stay: its logits, in their order, are of these.
+
+        Raises:
+            InputError: A value that the constructor refuses, or other scopes in ``normalizers``.
+        """
+        if name == 'normalizers':
+            value = canonical_normalizers(value)
+            scopes = self.__dict__.get('normalizers', value)
+            if value != scopes:
+                raise InputError(f'normalizers stay those of the new layer, {scopes}, got {value}')
+        elif name in _CHECKS:
+            _CHECKS[name](value)
+        super().__setattr__(name, value)
 
     @property
     def eps(self) -> float:

@@ -697,6 +697,31 @@ def test_attributes_set_later_on_do_what_they_do_in_batch_norm(name, value):
     assert_same({key: own[key] for key in bn.state_dict()}, bn.state_dict())
 
 
+@pytest.mark.parametrize('args', [
+    {'eps': 0}, {'eps': -1e-5}, {'sync': 'all'}, {'sync': 0}, {'correction': 2},
+    {'normalizers': ['bn', 'gn']}, {'normalizers': []},
+])  # fmt: skip
+def test_settings_are_checked_where_they_are_set(args):
+    (name, value), layer = next(iter(args.items())), SwitchNorm2d(4)
+    before = getattr(layer, name)
+    with pytest.raises(ValueError) as at_construction:
+        SwitchNorm2d(4, **args)
+    with pytest.raises(ValueError) as later:
+        setattr(layer, name, value)
+    assert str(later.value) == str(at_construction.value) and getattr(layer, name) == before
+
+
+def test_normalizers_set_later_on_are_the_same_in_any_order():
+    layer = SwitchNorm2d(4, normalizers=('in', 'bn'), init_importance='bn')
+    x = torch.randn(2, 4, 3, 3)
+    expected = layer(x)
+    layer.normalizers = ['bn', 'in']
+    assert layer.normalizers == ('in', 'bn') and torch.equal(layer(x), expected)
+    for others in (['in', 'ln'], 'bn', SCOPES):  # the first with as many logits
+        with pytest.raises(ValueError, match=r"normalizers stay .* \('in', 'bn'\), got"):
+            layer.normalizers = others
+
+
 def test_a_cumulative_average_without_a_counter():
     sn = SwitchNorm2d(4, momentum=None)
     sn.num_batches_tracked = None
