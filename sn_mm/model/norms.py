@@ -74,13 +74,21 @@ def find_norms(model: nn.Module) -> list[Norm]:
             continue
         layer = next((v for k, v in kinds.items() if isinstance(module, k)), None)
         if layer is not None:
-            extras = extras_of(module)
-            norms.append(Norm(name, module, layer, extras and f'SN would drop its {extras}'))
+            norms.append(Norm(name, module, layer, _obstacle(model, name, module)))
         elif _is_frozen(module):
             norms.append(Norm(name, module, None, FROZEN))
         elif has_statistics(module) or (says_norm(type(module)) and not module._modules):
             norms.append(Norm(name, module, None, NOT_OF_THE_FAMILY))
     return norms
+
+
+def _obstacle(model: nn.Module, name: str, norm: nn.Module) -> str:
+    """Why a norm of the batch norm family stays, '' where SN can take its place."""
+    owner = type(model.get_submodule(name.rpartition('.')[0]))
+    if any(kind.__module__.startswith('torch.ao.nn.') for kind in owner.__mro__):
+        return f'{owner.__name__} of torch.ao folds it by its numbers'
+    extras = extras_of(norm)
+    return extras and f'SN would drop its {extras}'
 
 
 def has_statistics(module: nn.Module) -> bool:

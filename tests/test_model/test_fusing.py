@@ -52,6 +52,22 @@ def test_torchs_quantization_refuses_the_class_itself():
         torch.ao.quantization.fuse_modules(model, ['0', '1'])
 
 
+@pytest.mark.parametrize('fuse', ['fused', 'prepared'])
+@pytest.mark.filterwarnings('ignore')
+def test_norms_that_torchs_quantization_has_fused_stay(fuse):
+    """Its preparation copies their weights into a BatchNorm, and its modules fold that."""
+    quantization = torch.ao.quantization
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).train()
+    model = quantization.fuse_modules_qat(model, ['0', '1', '2'])
+    model.qconfig = quantization.get_default_qat_qconfig()
+    name = '0.1'
+    if fuse == 'prepared':
+        model, name = quantization.prepare_qat(model), '0.bn'
+    line = f'{name}: BatchNorm2d left as it is, ConvBnReLU2d of torch.ao folds it by its numbers'
+    with pytest.raises(InputError, match=f'no norm to convert: the model has {line}'):
+        convert_switch_norm(model)
+
+
 def test_eps_stays_a_number():
     layer = SwitchNorm2d(3, eps=1e-3)
     for copied in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
