@@ -1,7 +1,9 @@
 """DeepLabV3, ResNet-50, with SN in backbone and heads on Cityscapes, 80k iterations."""
 
-_base_ = 'mmseg::deeplabv3/deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024.py'
-custom_imports = dict(imports=['sn_mm'])
+_base_ = [
+    'mmseg::deeplabv3/deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024.py',
+    '../_base_/sn.py',
+]
 
 norm_cfg = dict(type='SN')
 model = dict(
@@ -9,4 +11,5 @@ model = dict(
     decode_head=dict(norm_cfg=norm_cfg),
     auxiliary_head=dict(norm_cfg=norm_cfg))
 
-optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.))
+optim_wrapper = dict(
+    constructor='ImportanceOptimWrapperConstructor', paramwise_cfg=dict(norm_decay_mult=0.))

@@ -3,8 +3,10 @@
 20 epochs of 8 x 2 images.
 """
 
-_base_ = 'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py'
-custom_imports = dict(imports=['sn_mm'])
+_base_ = [
+    'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py',
+    '../_base_/sn.py',
+]
 
 norm_cfg = dict(type='SN')
 model = dict(
@@ -14,7 +16,9 @@ model = dict(
 
 train_dataloader = dict(batch_size=2)
 optim_wrapper = dict(
-    optimizer=dict(lr=0.02, weight_decay=0.0001), paramwise_cfg=dict(norm_decay_mult=0.))
+    constructor='ImportanceOptimWrapperConstructor',
+    optimizer=dict(lr=0.02, weight_decay=0.0001),
+    paramwise_cfg=dict(norm_decay_mult=0.))
 max_iters = 25260
 train_cfg = dict(max_iters=max_iters, val_interval=2526)
 param_scheduler = [

@@ -16,12 +16,13 @@ import pytest
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sn_mm import SwitchNorm
+from sn_mm.engine.importance_constructor import LR_MULT
 from sn_mm.engine.safe_load import safe_load
 
 for package in ('mmcv', 'mmdet', 'mmseg'):
@@ -66,12 +67,14 @@ def test_every_norm_and_its_weight_decay_are_what_the_name_says(file: Path) -> N
         assert {norm.normalizers for norm in norms.values()} == {scopes}
 
     wrapper = copy.deepcopy(load(file).optim_wrapper)
-    constructor = DefaultOptimWrapperConstructor(wrapper, wrapper.pop('paramwise_cfg'))
-    groups = constructor(model).optimizer.param_groups
+    groups = build_optim_wrapper(model, copy.deepcopy(wrapper)).optimizer.param_groups
     decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
     learned = [p for norm in norms.values() for p in norm.parameters()]
     assert {decay[id(p)] for p in learned} == {0}
     assert {decay[id(p)] for p in model.parameters()} == {0, wrapper.optimizer.weight_decay}
+    assert any(LR_MULT in group for group in groups) == (wanted is SwitchNorm)
+    if wanted is SwitchNorm:
+        assert [hook.type for hook in load(file).custom_hooks] == ['ImportanceHook']
 
 
 @pytest.mark.parametrize('file', [f for f in RECIPES if f.parent.name in DETECTION])
