@@ -15,7 +15,8 @@ from torch.autograd import forward_ad
 from torch.utils import flop_counter
 
 __all__ = [
-    'Look', 'is_compiling', 'is_exporting_onnx', 'look_at', 'look_at_backward', 'traceable',
+    'Look', 'is_compiling', 'is_exporting', 'is_exporting_onnx', 'look_at', 'look_at_backward',
+    'traceable',
 ]  # fmt: skip
 
 
@@ -120,6 +121,11 @@ def _is_recorded(x: Tensor, synchronised: bool) -> bool:
     if _is_dynamo_compiling():
         return _is_exporting() and (_TELLS_EXPORT or not synchronised)
     return _is_exporting() and type(x) is not Tensor
+
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` records; False where that cannot be told from ``torch.compile``."""
+    return _is_exporting() and (_TELLS_EXPORT or not _is_dynamo_compiling())
 
 
 def is_exporting_onnx() -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from . import equations
-from ._compat import Look, is_exporting_onnx, look_at, traceable
+from ._compat import Look, is_exporting, is_exporting_onnx, look_at, traceable
 from .autograd import Call, SwitchNormFunction, forward_pass
 from .distributed import Caller, check_group
 from .equations import SCOPES, Parameters, Running, Settings, mask_instance
@@ -195,13 +195,8 @@ def normalize(
                 'sync=False in training, and this one is synchronised over ranks'
             )
         moved = training and running is not None
-        if moved and look.recorded and not look.compiling and not torch.jit.is_tracing():
-            warnings.warn(
-                'torch.export records Switchable Normalization in training: moved to evaluation, '
-                'the graph goes on with batch statistics, as no BatchNorm does; export '
-                'model.eval() for evaluation',
-                stacklevel=2,
-            )
+        if moved and is_exporting():
+            _warn_of_training()
         return _in_ordinary_operations(x, parameters, running, moved, settings, look.recorded)
     if one_position and settings.scopes[0] == 'in':
         mean_weight, var_weight, weight, bias = parameters
@@ -214,6 +209,15 @@ def normalize(
         caller = Caller(name, tuple(x.shape), x.shape[1], *settings)
     call = Call(running, training, settings, process_group, caller, look)
     return _in_passes(dense(x), parameters, call)
+
+
+@torch.compiler.assume_constant_result  # a strict export passes warnings by where it traces
+def _warn_of_training() -> None:
+    warnings.warn(
+        'torch.export records Switchable Normalization in training: moved to evaluation, the graph '
+        'goes on with batch statistics, as no BatchNorm does; export model.eval() for evaluation',
+        stacklevel=2,
+    )
 
 
 def _check_tensors(

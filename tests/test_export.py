@@ -72,12 +72,25 @@ def test_a_scripted_layer_stops_tracking_where_the_attribute_is_false():
     assert layer.num_batches_tracked == 0 and not layer.running_mean.any()
 
 
-def test_export_in_training_says_that_the_graph_stays_there():
-    """torchao's ``move_exported_model_to_eval`` finds BatchNorm's operator and no other."""
-    if not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'):
-        pytest.skip('torch < 2.6 exports through torch.compile, where no warning comes through')
+@pytest.mark.parametrize('strict', [False, True], ids=['', 'strict'])
+def test_export_in_training_says_that_the_graph_stays_there(strict):
+    if not hasattr(torch.compiler, '_is_exporting_flag'):
+        pytest.skip('torch < 2.7 does not tell its export from torch.compile')
     with pytest.warns(UserWarning, match='goes on with batch statistics'):
-        torch.export.export(network().train(), (torch.randn(2, 3, 6, 7),), strict=False)
+        torch.export.export(network().train(), (torch.randn(2, 3, 6, 7),), strict=strict)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_torchao_leaves_a_graph_of_switch_norm_in_training():
+    """It looks for the operators of BatchNorm and dropout: the warning above is true."""
+    pt2e = pytest.importorskip('torchao.quantization.pt2e', exc_type=ImportError)
+    model, x = network(), torch.randn(2, 3, 6, 7)
+    graph = torch.export.export(copy.deepcopy(model).train(), (x,)).module()
+    moved = pt2e.move_exported_model_to_eval(graph)
+    training = copy.deepcopy(model).train()
+    torch.testing.assert_close(moved(x), training(x), rtol=1e-5, atol=1e-5)
+    evaluated = pt2e.move_exported_model_to_eval(torch.export.export(model, (x,)).module())
+    torch.testing.assert_close(evaluated(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 # --- ONNX ----------------------------------------------------------------------------------------
