@@ -66,16 +66,20 @@ def forward_pass(
     running, training, settings, process_group, caller, look = call
     backend = _backend(x, look)
     measured = 'bn' in settings.scopes and (training or running is None)
-    if measured and process_group is not None:
-        moments = backend.measure(x, settings, None, True)
-        totals = backend.contribute(moments['bn'], x.numel() // x.shape[1])
-        totals = sum_over_ranks(totals, process_group, caller, 'forward')
-        moments['bn'] = backend.unite(totals, moments['in'].dtype, settings, running)
+    group = process_group if measured else None
+    count = x.numel() // (x.shape[1] or 1) if measured else 0
+    total: int | Tensor = count
+    if group is None and backend.forward is not None:
+        y, moments = backend.forward(x, parameters, settings, running, training, keep)
+    else:
+        moments = backend.measure(x, settings, running if group is None else None, training)
+        if group is not None:
+            totals = backend.contribute(moments['bn'], count)
+            totals = sum_over_ranks(totals, group, caller, 'forward')
+            moments['bn'] = backend.unite(totals, moments['in'].dtype, settings, running)
+            total = totals[0]
         y = backend.normalize(x, moments, parameters, settings)
-        return y, moments, Batch(moments['bn'], totals[0])
-    y, moments = backend.forward(x, parameters, settings, running, training, keep)
-    batch = Batch(moments['bn'], x.numel() // x.shape[1]) if measured and keep else None
-    return y, moments, batch
+    return y, moments, Batch(moments['bn'], total) if measured and keep else None
 
 
 class SwitchNormFunction(torch.autograd.Function):
@@ -130,18 +134,21 @@ class SwitchNormFunction(torch.autograd.Function):
         moments = dict(zip(scopes, arrays))
         to_input = needed[0] and x.numel() > 0
         backend = _backend(x, look)
-        if ctx.process_group is None or not measured:
+        group = ctx.process_group if measured else None
+        if group is None and backend.backward is not None:
             dx, gradients = backend.backward(
                 dy, x, moments, parameters, settings, measured, to_input
             )
         else:
             sums, gradients = backend.reduce(dy, x, moments, parameters, settings, measured)
-            assert sums.batch is not None
-            batch = sum_over_ranks(sums.batch, ctx.process_group, ctx.caller, 'backward')
-            sums = Sums(sums.instance, sums.layer, batch)
+            if group is not None:
+                assert sums.batch is not None
+                batch = sum_over_ranks(sums.batch, group, ctx.caller, 'backward')
+                sums = Sums(sums.instance, sums.layer, batch)
             dx = None
             if to_input:
-                dx = backend.propagate(dy, x, moments, sums, parameters, settings, on_device)
+                total = x.numel() // x.shape[1] if on_device is None else on_device
+                dx = backend.propagate(dy, x, moments, sums, parameters, settings, total)
         if needed[0] and dx is None:
             dx = torch.empty_like(x)
         wanted = [grad if need else None for grad, need in zip(gradients, needed[1:])]

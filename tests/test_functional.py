@@ -555,6 +555,14 @@ def test_empty_batch(shape, normalizers, training):
     assert count == 7
 
 
+@pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
+def test_no_channels(training):
+    x = torch.randn(2, 0, 3, requires_grad=True)
+    y = switch_norm(x, **make_state(0), training=training)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == x.shape
+
+
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()

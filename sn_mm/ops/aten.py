@@ -13,6 +13,8 @@ from torch import Tensor
 from .. import equations
 from ..equations import Moments, Parameters, Running, Settings, Sums, stats_dtype
 
+forward = backward = None  # done in steps
+
 
 def _flat(x: Tensor) -> Tensor:
     """(N, C, L) in the dtype of the statistics."""
@@ -121,31 +123,3 @@ def propagate(
     a, b, c = (t.unsqueeze(2) for t in coefficients)
     centred = _flat(x) - moments['in'][0].unsqueeze(2)
     return _like(torch.addcmul(torch.addcmul(c, b, centred), a, _flat(dy)), x)
-
-
-def forward(
-    x: Tensor,
-    parameters: Parameters,
-    settings: Settings,
-    running: Running | None,
-    training: bool,
-    keep: bool,
-) -> tuple[Tensor, Moments]:
-    moments = measure(x, settings, running, training)
-    return normalize(x, moments, parameters, settings), moments
-
-
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    moments: Moments,
-    parameters: Parameters,
-    settings: Settings,
-    measured: bool,
-    to_input: bool,
-) -> tuple[Tensor | None, Parameters]:
-    sums, gradients = reduce(dy, x, moments, parameters, settings, measured)
-    if not to_input:
-        return None, gradients
-    total = x.numel() // x.shape[1]
-    return propagate(dy, x, moments, sums, parameters, settings, total), gradients

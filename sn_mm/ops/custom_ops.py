@@ -196,6 +196,7 @@ for _operator, _operations in (
 
 # --- The backend ---------------------------------------------------------------------------------
 
+forward = backward = None  # done in steps
 contribute, unite = aten.contribute, aten.unite
 
 
@@ -256,31 +257,3 @@ def propagate(
     return _propagate_op(
         dy, x, *_pack(moments), sums.instance, *wider, *_flat(parameters, settings), *counted
     )
-
-
-def forward(
-    x: Tensor,
-    parameters: Parameters,
-    settings: Settings,
-    running: Running | None,
-    training: bool,
-    keep: bool,
-) -> tuple[Tensor, Moments]:
-    moments = measure(x, settings, running, training)
-    return normalize(x, moments, parameters, settings), moments
-
-
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    moments: Moments,
-    parameters: Parameters,
-    settings: Settings,
-    measured: bool,
-    to_input: bool,
-) -> tuple[Tensor | None, Parameters]:
-    sums, gradients = reduce(dy, x, moments, parameters, settings, measured)
-    if not to_input:
-        return None, gradients
-    total = x.numel() // x.shape[1]
-    return propagate(dy, x, moments, sums, parameters, settings, total), gradients

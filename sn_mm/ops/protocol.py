@@ -1,7 +1,6 @@
-r"""The contract of a backend: both passes of SN from input to output, cut only where ranks meet.
+r"""The contract of a backend: the steps of both passes of SN, from input to output.
 
-``forward`` and ``backward`` are whole passes. Where a layer is synchronised they are done in steps.
-Forward:
+:mod:`sn_mm.autograd` makes the passes of the steps. Forward:
 
     measure      x -> moments of the scopes; without ranks, moves the running statistics
     [contribute, all_reduce, unite     the batch scope of all ranks; moves the running statistics]
@@ -12,6 +11,10 @@ Backward:
     reduce       dy, x, moments, parameters -> sums, gradients of the parameters
     [all_reduce of the batch scope's sums]
     propagate    dy, x, moments, sums, parameters -> dx
+
+What stands in brackets is done where the layer is synchronised over ranks. Where it is not, a
+backend may do a whole pass in one call, if that saves time on the host (:class:`Forward`,
+:class:`Backward`).
 
 Shapes and dtypes, for all backends: ``x``, ``dy``, ``y`` and ``dx`` are (N, C, \*S) with
 L = prod(S) positions, not empty, dense in one and the same memory format (contiguous, channels_last
@@ -30,13 +33,15 @@ from torch import Tensor
 
 from ..equations import Moments, Parameters, Running, Settings, Sums
 
-__all__ = ['Backend', 'Moments', 'Parameters', 'Running', 'Settings', 'Sums']
+__all__ = [
+    'Backend', 'Backward', 'Forward', 'Moments', 'Parameters', 'Running', 'Settings', 'Sums',
+]  # fmt: skip
 
 
-class Backend(Protocol):
-    """The functions of a backend, one module each."""
+class Forward(Protocol):
+    """``measure`` and ``normalize`` in one call."""
 
-    def forward(
+    def __call__(
         self,
         x: Tensor,
         parameters: Parameters,
@@ -45,13 +50,17 @@ class Backend(Protocol):
         training: bool,
         keep: bool,
     ) -> tuple[Tensor, Moments]:
-        """``measure`` and ``normalize``: the output and the moments.
+        """The output and the moments.
 
         Args:
             keep: Whether the moments are wanted; if not they may be missing.
         """
 
-    def backward(
+
+class Backward(Protocol):
+    """``reduce`` and ``propagate`` in one call."""
+
+    def __call__(
         self,
         dy: Tensor,
         x: Tensor,
@@ -61,7 +70,19 @@ class Backend(Protocol):
         measured: bool,
         to_input: bool,
     ) -> tuple[Tensor | None, Parameters]:
-        """``reduce``, and with ``to_input`` ``propagate``: ``dx`` or None, and the gradients."""
+        """``dx``, None without ``to_input``, and the gradients of the parameters."""
+
+
+class Backend(Protocol):
+    """The functions of a backend, one module each."""
+
+    @property
+    def forward(self) -> Forward | None:
+        """The forward pass of a layer that is not synchronised; None: it is done in steps."""
+
+    @property
+    def backward(self) -> Backward | None:
+        """The backward pass of such a layer; None: it is done in steps."""
 
     def measure(
         self, x: Tensor, settings: Settings, running: Running | None, training: bool

@@ -27,7 +27,7 @@ from triton_interpreter import why_unusable
 import sn_mm.layer
 from sn_mm import SwitchNorm, autograd, functional, ops
 from sn_mm.equations import mask_instance
-from sn_mm.ops.protocol import Backend, Moments, Parameters, Running, Settings
+from sn_mm.ops.protocol import Moments, Parameters, Running, Settings
 
 triton = pytest.importorskip('triton', '3.0', 'the kernels need Triton 3.0')
 import triton.language as tl  # noqa: E402
@@ -634,11 +634,6 @@ def test_offsets_beyond_32_bits(channels_last, instances, channels, positions, r
     last_offsets[1,](result, programs - 1, **arguments)
     rows = instances * channels
     assert result.tolist() == [rows * positions - 1, tiles.chunks * rows - 1]
-
-
-def test_backend_has_the_functions_of_the_protocol():
-    functions = [name for name in vars(Backend) if not name.startswith('_')]
-    assert functions and all(callable(getattr(backend, name)) for name in functions)
 
 
 # --- the layer ------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 It takes float32, bfloat16 and float16; :mod:`sn_mm.ops.protocol` says what the functions do. Call
 :func:`unavailable` before the first of them: it compiles and loads the kernels.
+
+Where no ranks meet a pass is one call of C and not two, as calls from Python are most of the time
+that a small input takes.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ INTERPRETED = not isinstance(kernels.moments, triton.JITFunction)
 # Channels of a program around the collective, instances of a step of `grad_logits`.
 _BLOCK = 1024
 
+forward = backward = None  # done in steps
+
 
 def measure(x: Tensor, settings: Settings, running: Running | None, training: bool) -> Moments:
     n, c, positions = _sizes(x)
@@ -209,34 +211,6 @@ def propagate(
             **tiles.arguments,
         )
     return dx
-
-
-def forward(
-    x: Tensor,
-    parameters: Parameters,
-    settings: Settings,
-    running: Running | None,
-    training: bool,
-    keep: bool,
-) -> tuple[Tensor, Moments]:
-    moments = measure(x, settings, running, training)
-    return normalize(x, moments, parameters, settings), moments
-
-
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    moments: Moments,
-    parameters: Parameters,
-    settings: Settings,
-    measured: bool,
-    to_input: bool,
-) -> tuple[Tensor | None, Parameters]:
-    sums, gradients = reduce(dy, x, moments, parameters, settings, measured)
-    if not to_input:
-        return None, gradients
-    total = x.numel() // x.shape[1]
-    return propagate(dy, x, moments, sums, parameters, settings, total), gradients
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
