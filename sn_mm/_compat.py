@@ -16,7 +16,7 @@ from torch.utils import flop_counter
 
 __all__ = [
     'Look', 'is_compiling', 'is_exporting', 'is_exporting_onnx', 'look_at', 'look_at_backward',
-    'traceable',
+    'is_recorded_strictly', 'traceable',
 ]  # fmt: skip
 
 
@@ -126,6 +126,11 @@ def _is_recorded(x: Tensor, synchronised: bool) -> bool:
 def is_exporting() -> bool:
     """Whether ``torch.export`` records; False where that cannot be told from ``torch.compile``."""
     return _is_exporting() and (_TELLS_EXPORT or not _is_dynamo_compiling())
+
+
+def is_recorded_strictly() -> bool:
+    """Whether ``torch.export`` records by torch.compile's tracer, to which open sizes are ints."""
+    return is_compiling() and _is_exporting()
 
 
 def is_exporting_onnx() -> bool:

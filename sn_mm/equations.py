@@ -25,6 +25,8 @@ from typing import NamedTuple, Optional, Union
 import torch
 from torch import Tensor
 
+from ._compat import is_recorded_strictly
+
 SCOPES = ('in', 'ln', 'bn')
 
 Moments = dict[str, Tensor]
@@ -376,7 +378,7 @@ def switch_norm(
     centred = wide - pivot if rest is None else wide - pivot - rest
     var = centred.square().mean(axes, keepdim=True)
     if correction:
-        count = _known_when_run(positions, wide)
+        count = known_when_run(positions, wide)
         var = var * (count / (count - correction).clamp(min=1))
 
     if normalizers[0] == 'in':
@@ -398,7 +400,7 @@ def switch_norm(
                     move_running(
                         running_mean, running_var, num_batches_tracked, momentum,
                         torch.stack([mean, scope_var]).reshape([2, 1, -1]),
-                        _known_when_run(positions * wide.size(0), wide), correction,
+                        known_when_run(positions * wide.size(0), wide), correction,
                     )  # fmt: skip
         else:
             off = in_dtype(running_mean, dtype).reshape(per_channel) - pivot
@@ -418,7 +420,14 @@ def switch_norm(
     return y if x.dim() > 2 else y.squeeze(2)
 
 
-def _known_when_run(size: int, like: Tensor) -> Tensor:
+def is_open(size: int) -> bool:
+    """Whether a size may be an input's that a graph leaves open while it is recorded."""
+    if torch.jit.is_scripting():
+        return False
+    return not isinstance(size, int) or is_recorded_strictly()
+
+
+def known_when_run(size: int, like: Tensor) -> Tensor:
     """``size`` as a tensor: while a graph is recorded it may be an input's, which is open."""
     return torch.scalar_tensor(size, dtype=torch.int64, device=like.device)
 
@@ -428,13 +437,13 @@ def _shares_at(
 ) -> list[Tensor]:
     """The shares with 'in', which is masked for one position, as numbers."""
     shares = _numbers(shares_of(mean_weight, var_weight, dtype))
-    if isinstance(positions, int) and positions != 1:
+    if not is_open(positions) and positions != 1:
         return shares
     mean_weight, var_weight = mask_instance(mean_weight), mask_instance(var_weight)
     masked = _numbers(shares_of(mean_weight, var_weight, dtype))
-    if isinstance(positions, int):
+    if not is_open(positions):
         return masked
-    one = _known_when_run(positions, mean_weight) == 1
+    one = known_when_run(positions, mean_weight) == 1
     return [torch.where(one, alone, share) for alone, share in zip(masked, shares)]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from . import equations
@@ -312,7 +312,9 @@ def _in_ordinary_operations(
     if is_exporting_onnx() and not moved:
         # As numbers: the exporter's own folding of parameters loses one of two equal results, and
         # the file is then invalid.
-        mean_weight, var_weight = mean_weight.data, var_weight.data
+        mean_weight, var_weight = (
+            t.data if isinstance(t, nn.Parameter) else t for t in (mean_weight, var_weight)
+        )
         weight, bias, mean, var = (t if t is None else t.data for t in (weight, bias, mean, var))
     return equations.switch_norm(
         x, mean_weight, var_weight, mean, var, weight, bias, moved, momentum, settings.eps,

@@ -13,7 +13,8 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor, nn
 
-from .equations import stats_dtype
+from ._compat import is_exporting_onnx
+from .equations import is_open, known_when_run, stats_dtype
 from .errors import InputError, check_type
 from .layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .norm_act import SwitchNormAct
@@ -75,10 +76,20 @@ class _Sparse(SwitchNorm):
         return logits[0], logits[1]
 
     def _logits(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        one_position = True
+        positions = 1
         for size in input.shape[2:]:
-            one_position = one_position and size == 1
-        return self._softmax_logits(self.mean_weight, self.var_weight, one_position)
+            positions = positions * size
+        if torch.jit.is_scripting():
+            return self._softmax_logits(self.mean_weight, self.var_weight, positions == 1)
+        if not is_open(positions):
+            return self._logits_at(positions == 1)
+        one = known_when_run(positions, self.mean_weight) == 1
+        alone, usual = self._logits_at(True), self._logits_at(False)
+        return torch.where(one, alone[0], usual[0]), torch.where(one, alone[1], usual[1])
+
+    def _logits_at(self, one_position: bool) -> tuple[Tensor, Tensor]:
+        mean, var = self._softmax_logits(self.mean_weight, self.var_weight, one_position)
+        return (mean.data, var.data) if is_exporting_onnx() else (mean, var)  # numbers in the file
 
     def train(self, mode: bool = True) -> '_Sparse':
         """Warns where training ends and nothing has raised the radius."""

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sn_mm import SwitchNorm2d
+from sn_mm import SparseSwitchNorm2d, SwitchNorm2d, set_radius
 
 ARGS = [{}, {'correction': 1}, {'normalizers': ('in', 'ln')}, {'track_running_stats': False}]
 pytestmark = pytest.mark.usefixtures('fresh_compiler')
 
 
-def network(**layer_args) -> nn.Module:
+def network(kind: type[SwitchNorm2d] = SwitchNorm2d, **layer_args) -> nn.Module:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), SwitchNorm2d(8, **layer_args), nn.ReLU())
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), kind(8, **layer_args), nn.ReLU())
     norm = model[1]
     for parameter in (norm.mean_weight, norm.var_weight, norm.weight, norm.bias):
         nn.init.normal_(parameter)
@@ -37,24 +37,54 @@ def scripted(model: nn.Module, x: Tensor) -> nn.Module:
     return torch.jit.script(model)
 
 
-def exported(model: nn.Module, x: Tensor) -> nn.Module:
+def exported(model: nn.Module, x: Tensor, strict: bool = False) -> nn.Module:
     dynamic = getattr(getattr(torch.export, 'Dim', None), 'DYNAMIC', None)
     if dynamic is None:
         pytest.skip('torch < 2.6 exports no sizes that are open without names')
     dims = dict.fromkeys((0, 2, 3), dynamic)
-    return torch.export.export(model, (x,), dynamic_shapes=(dims,)).module()
+    return torch.export.export(model, (x,), dynamic_shapes=(dims,), strict=strict).module()
 
 
-@pytest.mark.parametrize('record', [traced, frozen, scripted, exported])
+def strictly_exported(model: nn.Module, x: Tensor) -> nn.Module:
+    return exported(model, x, strict=True)
+
+
+def assert_equal_at_any_size(graph: nn.Module, model: nn.Module) -> None:
+    with torch.no_grad():
+        for shape in [(2, 3, 6, 7), (3, 3, 9, 5), (2, 3, 1, 1)]:
+            x = torch.randn(shape)
+            torch.testing.assert_close(graph(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+RECORDS = [traced, frozen, scripted, exported, strictly_exported]
+
+
+@pytest.mark.parametrize('record', RECORDS)
 @pytest.mark.parametrize('args', ARGS, ids=str)
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_a_recorded_model_gives_the_same_output_at_any_size(record, args):
     model = network(**args)
-    recorded = record(copy.deepcopy(model), torch.randn(2, 3, 6, 7))
+    graph = record(copy.deepcopy(model), torch.randn(2, 3, 6, 7))
+    assert_equal_at_any_size(graph, model)
+
+
+def sparse_network(radius: float) -> nn.Module:
+    """With radius 1 the importance is on 'in', which one position per channel leaves out."""
+    model = network(SparseSwitchNorm2d)
     with torch.no_grad():
-        for shape in [(2, 3, 6, 7), (3, 3, 9, 5), (2, 3, 1, 1)]:
-            x = torch.randn(shape)
-            torch.testing.assert_close(recorded(x), model(x), rtol=1e-5, atol=1e-5)
+        model[1].mean_weight.copy_(torch.tensor([0.6, 0.1, 0.3]))
+        model[1].var_weight.copy_(torch.tensor([0.4, 0.3, 0.1]))
+    set_radius(model, radius)
+    return model
+
+
+@pytest.mark.parametrize('record', RECORDS)
+@pytest.mark.parametrize('radius', [0.0, 0.5, 1.0])
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_a_recorded_model_with_sparse_norms_gives_the_same_output_at_any_size(record, radius):
+    model = sparse_network(radius)
+    graph = record(copy.deepcopy(model), torch.randn(2, 3, 6, 7))
+    assert_equal_at_any_size(graph, model)
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
@@ -146,6 +176,15 @@ def test_torchs_newer_exporter_by_its_default_flags(is_open, tmp_path):
     torch.onnx.export(model, (torch.randn(SIZES[0]),), path, dynamo=True, verbose=False, **shapes)
     assert_equal_in_onnxruntime(path, model, SIZES if is_open else SIZES[:1])
     assert operations(path) <= 4 * (30 if is_open else 24) + 6  # four convolutions, two ReLUs
+
+
+@pytest.mark.parametrize('radius', [0.5, 1.0])
+@pytest.mark.filterwarnings('ignore')
+def test_a_file_of_sparse_norms(radius, tmp_path):
+    model, path, x = sparse_network(radius), tmp_path / 'model.onnx', torch.randn(SIZES[0])
+    axes = {'input_names': ['x'], 'dynamic_axes': {'x': [0, 2, 3]}}
+    torch.onnx.export(model, (x,), path, dynamo=False, **axes)
+    assert_equal_in_onnxruntime(path, model, SIZES)
 
 
 @pytest.mark.filterwarnings('ignore')

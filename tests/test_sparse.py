@@ -293,18 +293,6 @@ def test_training_finds_the_scope_that_helps():
     assert model[0].importance()['mean'] == {'in': 1, 'ln': 0, 'bn': 0}
 
 
-@pytest.mark.parametrize('radius', [0.0, 0.4, 1.0])
-def test_graphs_give_what_the_layer_gives(radius):
-    layer = SparseSwitchNorm2d(4, init_importance=dict(ln=0.5)).eval()
-    set_radius(layer, radius)
-    x = torch.randn(2, 4, 5, 5)
-    want = layer(x)
-    model = nn.Sequential(layer)
-    torch.testing.assert_close(torch.jit.trace(model, x)(x), want)
-    torch.testing.assert_close(torch.jit.script(model)(x), want)
-    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), want)
-
-
 def test_compiled_layer_does_not_compile_anew_as_the_radius_grows(fresh_compiler):
     layer = SparseSwitchNorm2d(4)
     compiled = torch.compile(layer, backend='aot_eager', fullgraph=True)
