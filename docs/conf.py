@@ -23,8 +23,8 @@ html_title = f'sn_mm {release}'
 html_static_path = ['_static']
 html_css_files = ['site.css']
 html_show_copyright = False
-# Each page links to its source where the site is published: GitHub's workflow and Read the Docs
-# name the repository.
+# Each page links to the repository where the site is published: GitHub's workflow and Read the Docs
+# name it.
 repository = os.environ.get('READTHEDOCS_GIT_CLONE_URL', '').removesuffix('.git')
 if 'GITHUB_REPOSITORY' in os.environ:
     repository = '{GITHUB_SERVER_URL}/{GITHUB_REPOSITORY}'.format_map(os.environ)
@@ -33,6 +33,9 @@ if repository:
         'source_repository': repository,
         'source_branch': 'main',
         'source_directory': 'docs/',
+        'footer_icons': [
+            {'name': 'repository', 'url': repository, 'html': 'Repository', 'class': ''}
+        ],
     }
 html_math_renderer = 'mathml'
 

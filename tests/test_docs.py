@@ -34,7 +34,6 @@ COMMANDS = 'python|bash|sn-mm|mim|pip|source'
 
 ELSEWHERE = {
     r'pip install|CFLAGS=.* pip install|mim install': 'installs packages',
-    r'git clone': 'the address of the repository is for its reader to fill in',
     r'source \.venv/bin/activate|export ': 'sets the shell',
     r'python -m pytest': 'these tests',
     r'bash (\.ci/run|tools/(setup_env|run_tests|demo)\.sh)': '.ci/run is or calls it',
