@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ..errors import InputError, check_type
+from ..frozen import FrozenSwitchNorm2d
 from ..layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from ..sparse import SPARSE, SparseSwitchNorm
+from ..warm_start import OFF_SCOPE
 from .example import check_inputs, run_example
 from .replace import replace_modules
 
@@ -36,8 +38,8 @@ _INSTANCE_NORMS: dict[int, type[nn.Module]] = {
     5: nn.InstanceNorm3d,
 }
 
-_KINDS = (SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d)
-_SPARSE_KINDS = tuple(SPARSE[kind] for kind in _KINDS)
+_KINDS = (SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, FrozenSwitchNorm2d)
+_SPARSE_KINDS = tuple(SPARSE[kind] for kind in _KINDS if kind in SPARSE)
 _MEMBERS = set(SparseSwitchNorm(1).state_dict())
 
 
@@ -54,9 +56,10 @@ def revert_switch_norm(
     Sparse SN with all importance on one scope, the same for means and variances, becomes that
     scope's norm, exactly: BatchNorm, InstanceNorm or GroupNorm with one group. SN becomes BatchNorm
     where the importance of 'in' and 'ln' sums to less than ``threshold`` for the means, and for the
-    variances too. The norm has the layer's weight, bias (the same parameters), running statistics,
-    eps, momentum, mode and hooks. It pools no statistics over ranks: revert what is trained. mmcv's
-    and torch's functions that fuse BatchNorm into convolutions then apply.
+    variances too; a :class:`sn_mm.frozen.FrozenSwitchNorm2d` without a threshold, as long as it is
+    the BatchNorm whose place it took. The norm has the layer's weight, bias (the same parameters),
+    running statistics, eps, momentum, mode and hooks. It pools no statistics over ranks: revert
+    what is trained. mmcv's and torch's functions that fuse BatchNorm into convolutions then apply.
 
     Left as they are, and reported with the reason: layers that use several scopes; layers whose
     BatchNorm would have no running statistics, or no weight and bias (which mmcv's ``fuse_conv_bn``
@@ -68,7 +71,7 @@ def revert_switch_norm(
         model: Any model, a single layer included.
         threshold: Above 0 and below 1. A layer's statistics change by about this share of the
             distance between its scopes; how much the output changes depends on the network.
-            Default: None, layers of SN stay.
+            Default: None, layers of SN stay but for frozen ones.
         inputs: Of ``model``, one tensor or a tuple of arguments, to measure how much the outputs
             change, in evaluation mode. Default: none, the change is not measured.
         report: Called with one line for each layer, one that counts them, and with ``inputs`` one
@@ -79,8 +82,8 @@ def revert_switch_norm(
 
     Raises:
         InputError: Arguments of another kind, ``threshold`` outside (0, 1), a model without SN,
-            without Sparse SN where there is no ``threshold``, or ``inputs`` that lead to no
-            floating-point tensor. The model is as it was.
+            without Sparse SN or frozen layers where there is no ``threshold``, or ``inputs`` that
+            lead to no floating-point tensor. The model is as it was.
     """
     check_type('model', model, nn.Module, 'a torch.nn.Module')
     check_inputs(inputs)
@@ -90,7 +93,7 @@ def revert_switch_norm(
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SwitchNorm)}
     if not layers:
         raise InputError('the model has no SN layer to revert')
-    if threshold is None and not any(type(layer) in SPARSE.values() for layer in layers.values()):
+    if threshold is None and not any(map(_may_be_one_norm, layers.values())):
         raise InputError('layers of SN need a threshold, such as 0.01: only Sparse SN is one norm')
     axes: dict[nn.Module, int] = {}
     pooled: set[nn.Module] = set()
@@ -116,7 +119,8 @@ def revert_switch_norm(
             lines.append(f'{line} left, {reason}')
             continue
         new = replaced[layer] = _norm(scope, layer, dims)
-        lines.append(f'{line} -> {type(new).__name__}')
+        stays = ', which model.train() makes train' if isinstance(layer, FrozenSwitchNorm2d) else ''
+        lines.append(f'{line} -> {type(new).__name__}{stays}')
     model = replace_modules(model, replaced)
 
     for line in lines:
@@ -128,6 +132,11 @@ def revert_switch_norm(
         largest = torch.stack([old.abs().max() for old in before]).max()
         report(f'Largest output change: {change:.3g}, of outputs up to {largest:.3g}')
     return model
+
+
+def _may_be_one_norm(layer: SwitchNorm) -> bool:
+    """Whether the layer is of a kind that becomes one norm without a threshold."""
+    return isinstance(layer, (FrozenSwitchNorm2d, *SPARSE.values()))
 
 
 def _tensors(output: Any) -> list[Tensor]:
@@ -162,7 +171,9 @@ def _scope(layer: SwitchNorm, threshold: float | None) -> tuple[str, str]:
     if 'bn' not in layer.normalizers:
         return '', "it has no 'bn'"
     others = [1 - shares['bn'] for shares in importance.values()]
-    if threshold is None or max(others) >= threshold:
+    # What a softmax leaves to the other scopes of a layer that started as one norm, and rounding.
+    rest = 2 * OFF_SCOPE if _may_be_one_norm(layer) else 0
+    if max(others) >= (threshold or rest):
         mean, var = (f'{other:.3g}' for other in others)
         return '', f"'in' and 'ln' make {mean} of its mean, {var} of its variance"
     return 'bn', ''

@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sn_mm import SwitchNorm, convert_switch_norm
+from sn_mm import SwitchNorm, convert_switch_norm, revert_switch_norm
 from sn_mm.frozen import FrozenSwitchNorm2d
 
 
@@ -51,6 +52,27 @@ def test_converted_it_computes_the_same_in_any_mode_until_it_is_made_to_learn(ma
     model(x).sum().backward()
     assert layer.mean_weight.grad is not None
     assert not torch.equal(layer.running_mean, state['running_mean'])
+
+
+def test_reverted_it_is_batch_norm_again():
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), measured(of_torchvision())).eval()
+    x, lines = torch.randn(2, 3, 8, 8) * 3, []
+    want = model(x)
+    convert_switch_norm(model, frozen=True)
+    revert_switch_norm(model, report=lines.append)
+    assert lines[0].startswith('1: FrozenSwitchNorm2d -> BatchNorm2d')
+    assert type(model[1]) is nn.BatchNorm2d and not model[1].weight.requires_grad
+    torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fuse_conv_bn_eval(*model)(x), want, rtol=1e-5, atol=1e-5)
+
+
+def test_one_that_has_learned_another_importance_is_not_reverted():
+    model, lines = nn.Sequential(FrozenSwitchNorm2d(6, init_importance={'bn': 0.9})), []
+    revert_switch_norm(model, report=lines.append)
+    assert (
+        lines[0]
+        == "0: FrozenSwitchNorm2d left, 'in' and 'ln' make 0.1 of its mean, 0.1 of its variance"
+    )
 
 
 def test_without_asking_each_is_named_with_the_way_to_convert_it():
