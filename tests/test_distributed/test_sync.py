@@ -355,7 +355,6 @@ def test_ddp_with_a_layer_used_twice(rank, size):
 @on_ranks(2, 3)
 def test_one_collective_forward_and_one_backward_of_few_numbers(rank, size):
     """On the CPU they travel with the ranks' comparison of four numbers, which goes on for ever."""
-    distributed._CHECKS.clear()  # a compiled layer, in another test of these ranks, ends them
     for shape in [(2, C, 8, 8), (rank, C, 3, 3), (0, C, 1, 1)]:
         layer = SwitchNorm2d(C)
         with Collectives() as forward:
@@ -368,7 +367,6 @@ def test_one_collective_forward_and_one_backward_of_few_numbers(rank, size):
 @on_ranks(2, cases=[{'ranks': 'few'}, {'ranks': 'many'}])
 def test_numbers_that_do_not_travel_with_the_comparison_follow_it(rank, size, ranks):
     """Those of very wide layers in part, and between many ranks all."""
-    distributed._CHECKS.clear()
     channels, carried = 3000, 2052 if ranks == 'few' else 0
     layer = randomise(SwitchNorm2d(channels))
     maps = [torch.randn(2, channels, 2, 2) for _ in range(size)]
@@ -430,7 +428,6 @@ def test_one_environment_variable_has_every_collective_checked(monkeypatch, give
 
 @on_ranks(2, cases=[{'how': k} for k in ('unpickled', 'copied', 'loaded')])
 def test_what_became_of_a_layer_on_one_rank_changes_no_collective(rank, size, how):
-    distributed._CHECKS.clear()
     layer = randomise(SwitchNorm2d(C, dtype=torch.float64))
     if not rank or how != 'loaded':  # the one that is made anew has no name
         name_layers(nn.ModuleDict({'norm': layer}))
@@ -502,7 +499,6 @@ def test_no_collective_where_nothing_is_shared(rank, size):
 
 @on_ranks(2)
 def test_no_grad_still_pools(rank, size):
-    distributed._CHECKS.clear()
     maps = make_maps(SIZES['uneven N'][:size])
     layer = SwitchNorm2d(C, dtype=torch.float64)
     with torch.no_grad(), Collectives() as collectives:
@@ -672,7 +668,6 @@ def test_ranks_that_disagree_on_channels(rank, size):
 @on_ranks(2, 3)
 def test_ranks_that_meet_in_different_layers_are_told_which(rank, size):
     """Of the same channels, whose statistics would mix."""
-    distributed._CHECKS.clear()
     net = name_layers(nn.ModuleDict({'teacher': SwitchNorm2d(C), 'student': SwitchNorm2d(C)}))
     x = torch.randn(2, C, 3, 3)
     with pytest.raises(InputError) as error:
@@ -696,7 +691,6 @@ def test_ranks_that_meet_in_different_layers_are_told_which(rank, size):
 
 @on_ranks(2)
 def test_layers_without_names_are_told_apart_by_their_settings(rank, size):
-    distributed._CHECKS.clear()
     one = SwitchNorm2d(C, normalizers=('bn',) if rank else ('ln', 'bn'))
     with pytest.raises(InputError, match="normalizers=\\['ln', 'bn'\\].*rank 1.*\\['bn'\\]"):
         one(torch.randn(2, C, 3, 3))
@@ -707,7 +701,6 @@ def test_layers_without_names_are_told_apart_by_their_settings(rank, size):
 
 @on_ranks(2)
 def test_a_layer_in_double_on_one_rank_alone_is_refused(rank, size):
-    distributed._CHECKS.clear()
     dtype = torch.float64 if rank else torch.float32
     y = SwitchNorm2d(C, dtype=dtype)(torch.randn(2, C, 3, 3, dtype=dtype))
     with pytest.raises(InputError, match=r'0: .* backward \(float32\); rank 1: .* \(float64\)'):
