@@ -39,6 +39,7 @@ class _Sparse(SwitchNorm):
     radius: Tensor
     mean_fixed: Tensor
     var_fixed: Tensor
+    _batches_before = 0  # training began, or weights were loaded
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -93,23 +94,30 @@ class _Sparse(SwitchNorm):
 
     def train(self, mode: bool = True) -> '_Sparse':
         """Warns where training ends and nothing has raised the radius."""
-        batches = self.num_batches_tracked
-        if self.training and not mode and type(batches) is Tensor and not batches.is_meta:
-            if self.radius == 0 and batches > 0:
-                warnings.warn(
-                    'layers of Sparse SN have seen batches with radius 0, with which no importance '
-                    'need become one-hot: SparseSwitchHook in custom_hooks raises it, or '
-                    'sn_mm.set_radius(model, progress) in each iteration',
-                    stacklevel=2,
-                )
+        trained = self.training and not mode and self._batches() > self._batches_before
+        if trained and self.radius == 0:
+            warnings.warn(
+                'layers of Sparse SN have seen batches with radius 0, with which no importance '
+                'need become one-hot: SparseSwitchHook in custom_hooks raises it, or '
+                'sn_mm.set_radius(model, progress) in each iteration',
+                stacklevel=2,
+            )
         super().train(mode)
+        if mode:
+            self._batches_before = self._batches()
         return self
+
+    def _batches(self) -> int:
+        """How many batches the layer has seen; 0 where that is not tracked or has no value yet."""
+        batches = self.num_batches_tracked
+        return int(batches) if type(batches) is Tensor and not batches.is_meta else 0
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         importance, radius = (
             self._is_given(state_dict, prefix, name) for name in ('mean_weight', 'radius')
         )
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._batches_before = self._batches()
         if importance and not radius:  # SN's logits, of a softmax, which becomes the start here
             for name in ('mean_weight', 'var_weight'):
                 weight = getattr(self, name)

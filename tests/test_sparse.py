@@ -264,17 +264,27 @@ def test_weights_of_batch_norm_start_near_it():
 def test_a_training_without_a_radius_says_so():
     layer = SparseSwitchNorm2d(4)
     layer(torch.randn(2, 4, 3, 3))
-    with pytest.warns(UserWarning, match='SparseSwitchHook'):
-        layer.eval()
+    for _ in range(2):  # a second training, too
+        with pytest.warns(UserWarning, match='SparseSwitchHook'):
+            layer.eval()
+        layer.train()(torch.randn(2, 4, 3, 3))
 
 
 @pytest.mark.filterwarnings('error')
-def test_no_word_where_the_radius_grows():
+def test_no_word_where_the_radius_grows_or_no_batch_was_seen():
     layer = SparseSwitchNorm2d(4)
     layer.eval().train()
     set_radius(layer, 0.5)
     layer(torch.randn(2, 4, 3, 3))
     layer.eval()
+    norm = SwitchNorm2d(4)
+    norm(torch.randn(2, 4, 3, 3))
+    loaded = SparseSwitchNorm2d(4)
+    loaded.load_state_dict(norm.state_dict(), strict=False)
+    loaded.eval()
+    batch_norm = nn.BatchNorm2d(4)
+    batch_norm(torch.randn(2, 4, 3, 3))
+    sn_mm.convert_switch_norm(batch_norm, sparse=True).eval()
 
 
 def test_training_finds_the_scope_that_helps():

@@ -216,7 +216,6 @@ def _convert(
     channels = old.num_channels if isinstance(old, nn.GroupNorm) else old.num_features
     kind = SPARSE[norm.layer] if sparse else norm.layer
     new = kind(channels, **{**args, **layer_args})
-    new.train(old.training)
     if new.affine and old.affine:
         new.weight = old.weight
         if old.bias is not None and new.bias is not None:
@@ -231,7 +230,7 @@ def _convert(
     stopped = statistics['running_mean'] is not None and not old.track_running_stats
     if stopped and 'track_running_stats' not in layer_args:
         new.track_running_stats = False
-    return new
+    return new.train(old.training)
 
 
 def _convert_frozen(old: Any, layer_args: Mapping[str, Any]) -> FrozenSwitchNorm2d:
