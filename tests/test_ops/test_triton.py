@@ -36,6 +36,7 @@ from triton_launches import do_not_specialize, recorded_launches  # noqa: E402
 from sn_mm.ops.triton import kernels, tiling  # noqa: E402
 from sn_mm.ops.triton import launch as backend  # noqa: E402
 from sn_mm.ops.triton.kernels.tiles import block_of, chunk_of, tile_of  # noqa: E402
+from sn_mm.ops.triton.start import kind  # noqa: E402
 
 DEVICE = torch.device('cpu' if backend.INTERPRETED else 'cuda')
 pytestmark = pytest.mark.gpu
@@ -240,9 +241,10 @@ def test_chunks_instances_and_channels_beyond_one_tile_are_pooled(
     chunked, memory_format, correction
 ):
     x, dy = (random_map((3, 6, 7, 11), torch.float32, memory_format) for _ in range(2))
-    tiles, pool = tiling.tiling(x, reduction=True), tiling.pool_tile(2)
-    assert 1 < pool['BLOCK_CHUNKS'] and pool['BLOCK_CHANNELS'] < 6
-    assert tiles.chunks > pool['BLOCK_CHUNKS'] or memory_format == 'contiguous'
+    tiles = tiling.tiling(x, reduction=True)
+    (_, block_chunks, block_channels), _ = tiling.pool_tile(2)
+    assert 1 < block_chunks and block_channels < 6
+    assert tiles.chunks > block_chunks or memory_format == 'contiguous'
     layer = Settings(ALL, 0.1, correction)
     check_passes(x, dy, layer, random_parameters(6, 3), random_running(6))
 
@@ -568,10 +570,7 @@ def test_few_variants_are_compiled_for_images_of_all_sizes(memory_format):
                 tiling.cut(channels_last, n, c, size[0] * size[1], reduction, 4096, 1024)
                 for reduction in (True, False)
             ]
-            constants = [
-                {k: v for k, v in tiles.arguments.items() if k.isupper() or k == 'num_warps'}
-                for tiles in cuts
-            ]
+            constants = [(tiles.constants, tiles.warps) for tiles in cuts]
             shapes[str((*constants, tiling.pool_tile(cuts[0].chunks)))] = n, c, *size
     with recorded_launches(run=False) as launches:
         for shape in shapes.values():
@@ -627,13 +626,17 @@ def last_offsets(
 def test_offsets_beyond_32_bits(channels_last, instances, channels, positions, reduction):
     """The last value of the last program's tile, as the kernels have it, ends the tensor."""
     tiles = tiling.cut(channels_last, instances, channels, positions, reduction, 4096, 1024)
-    programs = tiles.grid[0]
-    assert programs < 2**31
-    arguments = {k: v for k, v in tiles.arguments.items() if k != 'num_warps'}
+    assert tiles.programs < 2**31
     result = torch.zeros(2, dtype=torch.int64, device=DEVICE)
-    last_offsets[1,](result, programs - 1, **arguments)
+    last_offsets[1,](result, tiles.programs - 1, *tiles.sizes, *tiles.constants)
     rows = instances * channels
     assert result.tolist() == [rows * positions - 1, tiles.chunks * rows - 1]
+
+
+def test_launches_on_two_devices_are_of_two_kinds():
+    """A kernel is compiled and loaded for one device."""
+    kinds = {kind('contribute', [torch.zeros(2, device=d)], (), 4) for d in (DEVICE, 'meta')}
+    assert len(kinds) == 2
 
 
 # --- the layer ------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from sn_mm.ops.triton import kernels
 from sn_mm.ops.triton import launch as backend
+from sn_mm.ops.triton.start import start
 
 
 class Launch(NamedTuple):
@@ -41,32 +43,22 @@ def do_not_specialize(kernel: Any) -> list[str]:
     return getattr(kernel, 'kwargs', {}).get('do_not_specialize') or kernel.do_not_specialize or []
 
 
-class _Recorder:
-    def __init__(self, record: Callable[[Launch], None], run: bool) -> None:
-        self._record, self._run = record, run
-
-    def __getattr__(self, name: str) -> Any:
-        kernel = getattr(kernels, name)
-
-        class Kernel:
-            def __getitem__(this, grid: Any) -> Callable[..., None]:
-                def launch(*args: Any, **kwargs: Any) -> None:
-                    self._record(Launch(name, kernel, dict(zip(kernel.arg_names, args)) | kwargs))
-                    if self._run:
-                        with _disable_current_modes():
-                            kernel[grid](*args, **kwargs)
-
-                return launch
-
-        return Kernel()
-
-
 @contextmanager
 def recorded_launches(run: bool = True) -> Iterator[list[Launch]]:
     """The launches of the block; without ``run`` only listed, so that meta tensors will do."""
     launches: list[Launch] = []
-    backend.kernels = _Recorder(launches.append, run)
+
+    def record(name: str, programs: int, *arguments: Any) -> None:
+        *three, warps = arguments
+        kernel = getattr(kernels, name)
+        by_name = dict(zip(kernel.arg_names, chain(*three)))
+        launches.append(Launch(name, kernel, {**by_name, 'num_warps': warps}))
+        if run:
+            with _disable_current_modes():
+                start(name, programs, *arguments)
+
+    backend.start = record
     try:
         yield launches
     finally:
-        backend.kernels = kernels
+        backend.start = start

@@ -11,66 +11,66 @@ With ``TRITON_INTERPRET=1`` in the environment before Triton is imported, all of
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from ...equations import SCOPES
 from ..protocol import Moments, Parameters, Running, Settings, Sums
 from . import kernels
-from .tiling import pool_tile, tiling
+from .start import start
+from .tiling import ceil_div, pool_tile, tiling
 
 INTERPRETED = not isinstance(kernels.moments, triton.JITFunction)
 """Whether the kernels run in Triton's interpreter, which takes tensors of any device."""
 
-# Channels of a program around the collective, instances of a step of `grad_logits`.
-_BLOCK = 1024
+# Channels of a program around the collective, instances of a step of `grad_logits`; their warps.
+_BLOCK, _WARPS = 1024, 4
 
 forward = backward = None  # done in steps
 
 
 def measure(x: Tensor, settings: Settings, running: Running | None, training: bool) -> Moments:
     n, c, positions = _sizes(x)
-    has_batch = 'bn' in settings.scopes
+    has_layer, has_batch = 'ln' in settings.scopes, 'bn' in settings.scopes
     given = has_batch and running is not None and not training
     read = not given or settings.scopes != ('bn',)
     values = n * positions
-    moments = {'in': _empty(x, 2, n, c)}
-    if 'ln' in settings.scopes:
-        moments['ln'] = _empty(x, 2, n, 1)
+    instance = x.new_empty(2, n, c, dtype=torch.float32)
+    moments = {'in': instance}
+    if has_layer:
+        moments['ln'] = instance.new_empty(2, n, 1)
     if has_batch:
-        moments['bn'] = _empty(x, 2, 1, c)
+        moments['bn'] = instance.new_empty(2, 1, c)
     with torch.cuda.device_of(x):
         pivot = parts = None
         chunks = chunk = 1
         if read:
             tiles = tiling(x, reduction=True)
             chunks, chunk = tiles.chunks, tiles.chunk
-            pivot, parts = _empty(x, n, c), _empty(x, 2, chunks, n, c)
-            kernels.moments[tiles.grid](x, pivot, parts, **tiles.arguments)
-        tile = pool_tile(chunks)
-        columns = triton.cdiv(c, tile['BLOCK_CHANNELS']) if has_batch else 0
-        statistics = _running(running if has_batch else None, given)
-        kernels.pool[n + columns,](
-            pivot=pivot,
-            parts=parts,
-            instance=moments['in'],
-            layer=moments.get('ln'),
-            batch=moments.get('bn'),
-            instances=n,
-            channels=c,
-            positions=positions,
-            chunks=chunks,
-            chunk=chunk,
-            correction=_correction(positions, settings),
-            unbiased=1.0 if settings.correction else values / max(values - 1, 1),
-            READ=read,
-            GIVEN=given,
-            LN='ln' in settings.scopes,
-            **statistics,
-            **tile,
-        )
+            pivot, parts = instance.new_empty(n, c), instance.new_empty(2, chunks, n, c)
+            start(
+                'moments', tiles.programs, (x, pivot, parts), tiles.sizes, tiles.constants,
+                tiles.warps,
+            )  # fmt: skip
+        tile, warps = pool_tile(chunks)
+        statistics = _statistics(running if has_batch else None, given)
+        start(
+            'pool',
+            n + (ceil_div(c, tile[-1]) if has_batch else 0),
+            (instance, moments.get('ln'), moments.get('bn'), pivot, parts, *statistics.tensors),
+            (
+                n, c, positions, chunks, chunk, statistics.momentum,
+                _correction(positions, settings),
+                1.0 if settings.correction else values / max(values - 1, 1),
+            ),
+            (read, given, statistics.cumulative, has_layer, *tile),
+            warps,
+        )  # fmt: skip
         if has_batch and not given:
             _write_back(running, statistics)
     return moments
@@ -80,9 +80,10 @@ def contribute(batch: Tensor, count: int) -> Tensor:
     channels = batch.shape[2]
     contribution = batch.new_empty(2 * channels + 1, dtype=torch.float64)
     with torch.cuda.device_of(batch):
-        kernels.contribute[triton.cdiv(channels, _BLOCK),](
-            batch, contribution, channels, count, BLOCK_CHANNELS=_BLOCK
-        )
+        start(
+            'contribute', ceil_div(channels, _BLOCK), (batch, contribution), (channels, count),
+            (_BLOCK,), _WARPS,
+        )  # fmt: skip
     return contribution
 
 
@@ -92,15 +93,12 @@ def unite(
     channels = totals.shape[0] // 2
     batch = totals.new_empty(2, 1, channels, dtype=dtype)
     with torch.cuda.device_of(totals):
-        statistics = _running(running, totals=totals)
-        kernels.unite[triton.cdiv(channels, _BLOCK),](
-            contribution=totals,
-            batch=batch,
-            channels=channels,
-            BIASED=not settings.correction,
-            BLOCK_CHANNELS=_BLOCK,
-            **statistics,
-        )
+        statistics = _statistics(running, totals=totals)
+        start(
+            'unite', ceil_div(channels, _BLOCK), (totals, batch, *statistics.tensors),
+            (channels, statistics.momentum),
+            (not settings.correction, statistics.cumulative, _BLOCK), _WARPS,
+        )  # fmt: skip
         _write_back(running, statistics)
     return batch
 
@@ -109,15 +107,11 @@ def normalize(x: Tensor, moments: Moments, parameters: Parameters, settings: Set
     y = torch.empty_like(x)
     tiles = tiling(x, reduction=False)
     with torch.cuda.device_of(x):
-        kernels.apply[tiles.grid](
-            x=x,
-            y=y,
-            eps=float(settings.eps),
-            **_moments(moments),
-            **_parameters(parameters),
-            **_scopes(settings),
-            **tiles.arguments,
-        )
+        start(
+            'apply', tiles.programs, (x, y, *_moments(moments), *_in_memory(parameters)),
+            (float(settings.eps), *tiles.sizes), (*tiles.constants, *_mixed(settings.scopes)),
+            tiles.warps,
+        )  # fmt: skip
     return y
 
 
@@ -131,52 +125,40 @@ def reduce(
 ) -> tuple[Sums, Parameters]:
     n, c, _ = _sizes(x)
     tiles = tiling(x, reduction=True)
-    parts = _empty(x, 2, tiles.chunks, n, c)
-    logit_sums = _empty(x, 2, 3, n)
+    instance, layer, batch = _moments(moments)
+    parts = instance.new_empty(2, tiles.chunks, n, c)
+    logit_sums = instance.new_empty(2, 3, n)
     sums = Sums(
-        instance=_empty(x, 2, n, c),
-        layer=_empty(x, 2, n, 1) if 'ln' in settings.scopes else None,
-        batch=_empty(x, 2, 1, c) if measured and 'bn' in settings.scopes else None,
+        instance=torch.empty_like(instance),
+        layer=None if layer is None else torch.empty_like(layer),
+        batch=torch.empty_like(batch) if measured and batch is not None else None,
     )
-    grads = Parameters(
-        torch.empty_like(parameters.mean_weight), torch.empty_like(parameters.var_weight),
-        *(None if p is None else torch.empty_like(p) for p in parameters[2:]),
-    )  # fmt: skip
-    scopes = _scopes(settings)
-    tensors = _parameters(parameters)
-    del tensors['bias']
-    tile = pool_tile(tiles.chunks)
-    needs_columns = any(t is not None for t in (sums.batch, grads.weight, grads.bias))
-    columns = triton.cdiv(c, tile['BLOCK_CHANNELS']) if needs_columns else 0
+    grads = Parameters._make(None if p is None else torch.empty_like(p) for p in parameters)
+    mixed = _mixed(settings.scopes)
+    mean_weight, var_weight, weight, _ = _in_memory(parameters)
+    tile, warps = pool_tile(tiles.chunks)
+    needs_columns = not (sums.batch is None and grads.weight is None and grads.bias is None)
     with torch.cuda.device_of(x):
-        kernels.grad_sums[tiles.grid](dy, x, moments['in'], parts, **tiles.arguments)
-        kernels.pool_gradients[n + columns,](
-            parts=parts,
-            instance_sums=sums.instance,
-            layer_sums=sums.layer,
-            batch_sums=sums.batch,
-            logit_sums=logit_sums,
-            grad_weight=grads.weight,
-            grad_bias=grads.bias,
-            eps=float(settings.eps),
-            instances=n,
-            channels=c,
-            chunks=tiles.chunks,
-            **_moments(moments),
-            **tensors,
-            **scopes,
-            **tile,
-        )
-        kernels.grad_logits[1,](
-            logit_sums=logit_sums,
-            mean_weight=tensors['mean_weight'],
-            var_weight=tensors['var_weight'],
-            grad_mean_weight=grads.mean_weight,
-            grad_var_weight=grads.var_weight,
-            instances=n,
-            BLOCK_INSTANCES=_BLOCK,
-            **scopes,
-        )
+        start(
+            'grad_sums', tiles.programs, (dy, x, instance, parts), tiles.sizes, tiles.constants,
+            tiles.warps,
+        )  # fmt: skip
+        start(
+            'pool_gradients',
+            n + (ceil_div(c, tile[-1]) if needs_columns else 0),
+            (
+                parts, instance, layer, batch, mean_weight, var_weight, weight, *sums, logit_sums,
+                grads.weight, grads.bias,
+            ),
+            (float(settings.eps), n, c, tiles.chunks),
+            (*mixed, *tile),
+            warps,
+        )  # fmt: skip
+        start(
+            'grad_logits', 1,
+            (logit_sums, mean_weight, var_weight, grads.mean_weight, grads.var_weight), (n,),
+            (*mixed, _BLOCK), _WARPS,
+        )  # fmt: skip
     return sums, grads
 
 
@@ -191,25 +173,19 @@ def propagate(
 ) -> Tensor:
     dx = torch.empty_like(x)
     tiles = tiling(x, reduction=False)
-    tensors = _parameters(parameters)
-    del tensors['bias']
+    in_memory, as_number = ((total,), ()) if isinstance(total, Tensor) else ((), (total,))
     with torch.cuda.device_of(x):
-        kernels.grad_input[tiles.grid](
-            dy=dy,
-            x=x,
-            dx=dx,
-            instance_sums=sums.instance,
-            layer_sums=sums.layer,
-            batch_sums=sums.batch,
-            total=total,
-            eps=float(settings.eps),
-            correction=_correction(_sizes(x)[2], settings),
-            TOTAL_IN_MEMORY=isinstance(total, Tensor),
-            **_moments(moments),
-            **tensors,
-            **_scopes(settings),
-            **tiles.arguments,
-        )
+        start(
+            'grad_input',
+            tiles.programs,
+            (dy, x, dx, *_moments(moments), *sums, *_in_memory(parameters)[:3], *in_memory),
+            (
+                *as_number, float(settings.eps), _correction(_sizes(x)[2], settings),
+                *tiles.sizes,
+            ),
+            (*tiles.constants, *_mixed(settings.scopes), bool(in_memory)),
+            tiles.warps,
+        )  # fmt: skip
     return dx
 
 
@@ -218,69 +194,68 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
     return n, c, x.numel() // (n * c)
 
 
-def _empty(x: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device=x.device)
-
-
 def _correction(positions: int, settings: Settings) -> float:
     """The factor of biased instance variances."""
     return positions / (positions - settings.correction) if positions > 1 else 1.0
 
 
-def _moments(moments: Moments) -> dict[str, Tensor | None]:
-    return {
-        'instance': moments['in'],
-        'layer': moments.get('ln'),
-        'batch': moments.get('bn'),
-    }
+def _moments(moments: Moments) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    return moments['in'], moments.get('ln'), moments.get('bn')
 
 
-def _parameters(parameters: Parameters) -> dict[str, Tensor | None]:
-    tensors = parameters._asdict().items()
-    return {name: None if p is None else _in_memory(p) for name, p in tensors}
+def _in_memory(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Each itself where its values lie in its memory one after the other, else a copy."""
+    return [
+        t if t is None or t.is_contiguous() and not t.is_neg() else t.resolve_neg().contiguous()
+        for t in tensors
+    ]
 
 
-def _in_memory(t: Tensor) -> Tensor:
-    """``t`` itself where its values lie in its memory one after the other, else a copy."""
-    return t.resolve_neg().contiguous()
+@cache
+def _mixed(scopes: tuple[str, ...]) -> tuple[int, ...]:
+    """The constants IN, LN, BN, as numbers that kernels count with."""
+    return tuple(int(scope in scopes) for scope in SCOPES)
 
 
-def _scopes(settings: Settings) -> dict[str, int]:
-    """Which scopes are mixed, as numbers that kernels count with."""
-    return {scope.upper(): int(scope in settings.scopes) for scope in ('in', 'ln', 'bn')}
+class _Statistics(NamedTuple):
+    """Running statistics as arguments of a kernel that moves or reads them.
+
+    Attributes:
+        tensors: ``running_mean``, ``running_var``, ``batches``.
+        momentum: For a kernel that moves them.
+        cumulative: Whether the momentum is None.
+    """
+
+    tensors: tuple[Tensor | None, Tensor | None, Tensor | None]
+    momentum: float
+    cumulative: bool
 
 
-def _running(
+_NO_STATISTICS = _Statistics((None, None, None), 0.0, False)
+
+
+def _statistics(
     running: Running | None, given: bool = False, totals: Tensor | None = None
-) -> dict[str, Any]:
-    """Running statistics as arguments of a kernel that moves them, or reads them if ``given``.
+) -> _Statistics:
+    """Arguments of a kernel that moves running statistics, or reads them if ``given``.
 
     Where their momentum is None the batch is counted here: see ``count_batch``.
     """
-    arguments: dict[str, Any] = {
-        'running_mean': None,
-        'running_var': None,
-        'batches': None,
-        'momentum': 0.0,
-        'CUMULATIVE': False,
-    }
     if running is None:
-        return arguments
-    arguments |= {
-        'running_mean': _in_memory(running.mean),
-        'running_var': _in_memory(running.var),
-    }
+        return _NO_STATISTICS
+    mean, var = _in_memory((running.mean, running.var))
     if given:
-        return arguments
+        return _Statistics((mean, var, None), 0.0, False)
     if running.momentum is None:
-        kernels.count_batch[1,](running.batches, totals)
-        return arguments | {'batches': running.batches, 'CUMULATIVE': True}
-    return arguments | {'batches': running.batches, 'momentum': float(running.momentum)}
+        start('count_batch', 1, (running.batches, totals), (), (), _WARPS)
+        return _Statistics((mean, var, running.batches), 0.0, True)
+    return _Statistics((mean, var, running.batches), float(running.momentum), False)
 
 
-def _write_back(running: Running | None, arguments: dict[str, Any]) -> None:
+def _write_back(running: Running | None, statistics: _Statistics) -> None:
     """Moves running statistics that are not contiguous, so that the kernel had copies."""
     if running is not None:
-        for old, name in ((running.mean, 'running_mean'), (running.var, 'running_var')):
-            if arguments[name] is not old:
-                old.copy_(arguments[name])
+        for old, moved in zip(running[:2], statistics.tensors):
+            if moved is not old:
+                assert moved is not None
+                old.copy_(moved)

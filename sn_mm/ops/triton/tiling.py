@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import triton
 from torch import Tensor
@@ -29,16 +28,21 @@ class Tiling:
     """The programs of a kernel that reads or writes a whole batch.
 
     Attributes:
-        grid: The number of programs.
-        arguments: Those of every such kernel for N, C, L and the tiles. ``UNIT`` divides the size
-            of the dimension that is dense in memory, and the kernel gets that size in units: so it
-            knows, without being compiled for each size, where it can load 16 bytes at a time.
+        programs: How many.
+        sizes: Arguments of every such kernel: N, C, L, blocks, chunks, steps.
+        constants: Its constants CHANNELS_LAST, UNIT, BLOCK_CHANNELS, BLOCK_POSITIONS. ``UNIT``
+            divides the size of the dimension that is dense in memory, and the kernel gets that size
+            in units: so it knows, without being compiled for each size, where it can load 16 bytes
+            at a time.
+        warps: Of a program.
         chunks: Into how many chunks the positions are cut.
         chunk: Positions in a chunk; the last one may have fewer.
     """
 
-    grid: tuple[int]
-    arguments: dict[str, Any]
+    programs: int
+    sizes: tuple[int, ...]
+    constants: tuple[int, ...]
+    warps: int
     chunks: int
     chunk: int
 
@@ -78,46 +82,43 @@ def cut(
             block_positions //= 4
         block_positions = min(block_positions, triton.next_power_of_2(positions))
         block_channels = min(triton.next_power_of_2(rows), tile // block_positions)
-        if triton.cdiv(rows, block_channels) < programs:
+        if ceil_div(rows, block_channels) < programs:
             block_channels = max(1, block_channels // 4)
-    blocks, steps = triton.cdiv(rows, block_channels), 1
+    blocks, steps = ceil_div(rows, block_channels), 1
     if reduction:
         # A chunk that is hardly more than a tile would not pay for the pooling.
         worth = min(rows, block_channels) * positions // (2 * tile)
         chunks = max(1, min(programs // (groups * blocks), worth))
-        steps = triton.cdiv(triton.cdiv(positions, block_positions), chunks)
+        steps = ceil_div(ceil_div(positions, block_positions), chunks)
     chunk = steps * block_positions
-    chunks = triton.cdiv(positions, chunk)
+    chunks = ceil_div(positions, chunk)
     unit = next(u for u in (8, 4, 1) if (channels if channels_last else positions) % u == 0)
-    arguments = {
-        'instances': instances,
-        'channels': channels // unit if channels_last else channels,
-        'positions': positions if channels_last else positions // unit,
-        'blocks': blocks,
-        'chunks': chunks,
-        'steps': steps,
-        'CHANNELS_LAST': channels_last,
-        'UNIT': unit,
-        'BLOCK_CHANNELS': block_channels,
-        'BLOCK_POSITIONS': block_positions,
-        # Values that are loaded one by one take twice the registers.
-        'num_warps': max(
-            1, min(16, block_channels * block_positions // (512 if unit > 1 else 256))
-        ),
-    }
-    return Tiling((groups * blocks * chunks,), arguments, chunks, chunk)
+    sizes = (
+        instances,
+        channels // unit if channels_last else channels,
+        positions if channels_last else positions // unit,
+        blocks,
+        chunks,
+        steps,
+    )
+    constants = channels_last, unit, block_channels, block_positions
+    # Values that are loaded one by one take twice the registers.
+    warps = max(1, min(16, block_channels * block_positions // (512 if unit > 1 else 256)))
+    return Tiling(groups * blocks * chunks, sizes, constants, warps, chunks, chunk)
 
 
-def pool_tile(chunks: int) -> dict[str, int]:
-    """The tile of a kernel that pools: instances by chunks by channels.
+def ceil_div(size: int, block: int) -> int:
+    """How many blocks hold ``size`` items. (``triton.cdiv`` takes 2 microseconds on the host.)"""
+    return -(-size // block)
+
+
+def pool_tile(chunks: int) -> tuple[tuple[int, int, int], int]:
+    """The tile of a kernel that pools, instances by chunks by channels, and the warps of a program.
 
     Few shapes, so that few kernels are compiled. Lanes that ``chunks`` leave free have instances, a
     thousand of these and channels at most: each has many numbers to keep.
     """
     block_chunks = next((b for b in CHUNK_BLOCKS if b >= chunks), CHUNK_BLOCKS[-1])
-    return {
-        'BLOCK_INSTANCES': max(1, min(1024, TILE // block_chunks) // CHANNEL_BLOCK),
-        'BLOCK_CHUNKS': block_chunks,
-        'BLOCK_CHANNELS': CHANNEL_BLOCK,
-        'num_warps': 8 if block_chunks == 1 else 16,
-    }
+    block_instances = max(1, min(1024, TILE // block_chunks) // CHANNEL_BLOCK)
+    tile = block_instances, block_chunks, CHANNEL_BLOCK
+    return tile, 8 if block_chunks == 1 else 16

@@ -161,11 +161,11 @@ def _batch(
     ]
 )  # fmt: skip
 def pool(
-    pivot,
-    parts,
     instance,
     layer,
     batch,
+    pivot,
+    parts,
     running_mean,
     running_var,
     batches,
