@@ -13,7 +13,7 @@ and the softmax of the logits mixes the scopes:
 
 *Moments* are one tensor of the means and the variances of a scope, so that an operation serves
 both: (2, N, C) of the instance scope, (2, N, 1) of the layer scope, (2, 1, C) of the batch scope.
-Likewise the shares are one tensor (2, K), p above q.
+Likewise the importance is one tensor (2, K), p above q.
 
 :func:`switch_norm` is all of it in ordinary differentiable operations. The other functions are the
 steps of the two passes, whose backward is derived by hand (:mod:`sn_mm.autograd`).
@@ -85,9 +85,9 @@ class Sums(NamedTuple):
         layer: (2, N, 1) for 'ln', else None: minus the gradient of the scope's mean above minus
             twice that of its variance, p sum(g1) above q sum(g2) over channels, where
             g1 = weight r S1, g2 = weight r^2 (r (S2 + (m - mu) S1)) and p and q are the scope's
-            shares.
-        batch: (2, 1, C) for a 'bn' that was measured, else None: the same over instances. With the
-            shares, since those may differ between ranks: one with one position masks 'in'.
+            importance.
+        batch: (2, 1, C) for a 'bn' that was measured, else None: the same over instances. The
+            importance is in it as that may differ between ranks: one with one position masks 'in'.
     """
 
     instance: Tensor
@@ -201,27 +201,27 @@ def move_running(
 def mask_instance(logits: Tensor) -> Tensor:
     """``logits`` (..., K) with the first one, that of 'in', at -inf.
 
-    With one position per channel an instance has no statistics of its own. The share of 'in' is
-    then 0, and so are all gradients through it.
+    With one position per channel an instance has no statistics of its own. The importance of 'in'
+    is then 0, and so are all gradients through it.
     """
     return torch.nn.functional.pad(logits[..., 1:], [1, 0], value=float('-inf'))
 
 
-def shares_of(mean_weight: Tensor, var_weight: Tensor, dtype: torch.dtype) -> Tensor:
+def importance_of(mean_weight: Tensor, var_weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Equation 5: the softmax of the logits, of means above that of variances, (2, K)."""
     return in_dtype(torch.stack([mean_weight, var_weight]), dtype).softmax(1)
 
 
-def shares_backward(grad: Tensor, shares: Tensor) -> Tensor:
-    """Gradients of the logits (2, K) from those of the shares, which may be off by one number."""
-    return shares * (grad - (grad * shares).sum(1, keepdim=True))
+def importance_backward(grad: Tensor, importance: Tensor) -> Tensor:
+    """Gradients of the logits, (2, K); those of the importance may be off by one number a row."""
+    return importance * (grad - (grad * importance).sum(1, keepdim=True))
 
 
 class Mixed(NamedTuple):
     """The mixed moments, each (N, C) or broadcast to it.
 
     Attributes:
-        shares: (2, K).
+        importance: (2, K).
         off: mu - m, from differences of means: where all values lie far from zero mu itself has few
             digits to spare.
         var: The mixed variance.
@@ -229,7 +229,7 @@ class Mixed(NamedTuple):
         scale: ``weight * r``.
     """
 
-    shares: Tensor
+    importance: Tensor
     off: Tensor
     var: Tensor
     r: Tensor
@@ -239,17 +239,17 @@ class Mixed(NamedTuple):
 def mixed(moments: Moments, parameters: Parameters, settings: Settings) -> Mixed:
     """Equation 4, with the mean about that of each instance and channel."""
     mean = moments['in'][0]
-    shares = shares_of(parameters.mean_weight, parameters.var_weight, mean.dtype)
+    importance = importance_of(parameters.mean_weight, parameters.var_weight, mean.dtype)
     off = torch.zeros_like(mean)
     var = torch.zeros_like(mean)
     for k, scope in enumerate(settings.scopes):
         scope_mean, scope_var = moments[scope].unbind()
-        var = var + shares[1, k] * scope_var
+        var = var + importance[1, k] * scope_var
         if scope != 'in':
-            off = off + shares[0, k] * (scope_mean - mean)
+            off = off + importance[0, k] * (scope_mean - mean)
     r = (var + settings.eps).rsqrt()
     scale = r if parameters.weight is None else r * parameters.weight.to(r.dtype)
-    return Mixed(shares, off, var, r, scale)
+    return Mixed(importance, off, var, r, scale)
 
 
 # --- Backward ------------------------------------------------------------------------------------
@@ -271,16 +271,16 @@ def reduce(
     Returns:
         The sums; the gradients, each with its parameter's shape and dtype.
     """
-    shares, off, var, r, scale = mixed(moments, parameters, settings)
+    importance, off, var, r, scale = mixed(moments, parameters, settings)
     s1, s2 = instance.unbind()
     sum_dy_xhat = r * (s2 - off * s1)
     g = torch.stack((scale * s1, scale * r * sum_dy_xhat))
     pooled = {'in': g, 'ln': g.sum(2, keepdim=True), 'bn': g.sum(1, keepdim=True)}
     # About the mixed moments, as only differences between scopes matter; first about m.
     about, rest = torch.stack((moments['in'][0], var)), torch.stack((off, torch.zeros_like(off)))
-    of_shares = [(g * (moments[k] - about - rest)).sum((1, 2)) for k in settings.scopes]
-    minus_mean, minus_twice_var = shares_backward(torch.stack(of_shares, 1), shares).unbind()
-    of_scopes = dict(zip(settings.scopes, shares.view(2, -1, 1, 1).unbind(1)))
+    by_scope = [(g * (moments[k] - about - rest)).sum((1, 2)) for k in settings.scopes]
+    minus_mean, minus_twice_var = importance_backward(torch.stack(by_scope, 1), importance).unbind()
+    of_scopes = dict(zip(settings.scopes, importance.view(2, -1, 1, 1).unbind(1)))
     sums = Sums(
         instance,
         pooled['ln'] * of_scopes['ln'] if 'ln' in of_scopes else None,
@@ -309,7 +309,7 @@ def propagate(
     A scope's mean is sum(part * m), its variance sum(part * (v + (m - mean)^2)), with parts of
     1 / C in the layer scope and L / total in the batch scope.
     """
-    shares, off, _, r, scale = mixed(moments, parameters, settings)
+    importance, off, _, r, scale = mixed(moments, parameters, settings)
     s1, s2 = sums.instance.unbind()
     mean = moments['in'][0]
     grad = torch.zeros_like(sums.instance)  # minus that of m above minus twice that of v
@@ -317,7 +317,7 @@ def propagate(
     for scope in settings.scopes:
         if scope == 'in':
             g2 = scale * r * r * (s2 - off * s1)
-            grad = grad + torch.stack((scale * s1, g2)) * shares[:, 0].view(2, 1, 1)
+            grad = grad + torch.stack((scale * s1, g2)) * importance[:, 0].view(2, 1, 1)
             continue
         pooled = sums.layer if scope == 'ln' else sums.batch
         if pooled is not None:
@@ -382,10 +382,10 @@ def switch_norm(
         var = var * (count / (count - correction).clamp(min=1))
 
     if normalizers[0] == 'in':
-        shares = _shares_at(mean_weight, var_weight, dtype, positions)
+        importance = _importance_at(mean_weight, var_weight, dtype, positions)
     else:
-        shares = _numbers(shares_of(mean_weight, var_weight, dtype))
-    p, q = shares[: len(normalizers)], shares[len(normalizers) :]
+        importance = _numbers(importance_of(mean_weight, var_weight, dtype))
+    p, q = importance[: len(normalizers)], importance[len(normalizers) :]
     offs: list[Tensor] = []
     variances: list[Tensor] = []
     for k, scope in enumerate(normalizers):
@@ -432,24 +432,24 @@ def known_when_run(size: int, like: Tensor) -> Tensor:
     return torch.scalar_tensor(size, dtype=torch.int64, device=like.device)
 
 
-def _shares_at(
+def _importance_at(
     mean_weight: Tensor, var_weight: Tensor, dtype: torch.dtype, positions: int
 ) -> list[Tensor]:
-    """The shares with 'in', which is masked for one position, as numbers."""
-    shares = _numbers(shares_of(mean_weight, var_weight, dtype))
+    """The importance as numbers, with 'in', which is masked for one position."""
+    importance = _numbers(importance_of(mean_weight, var_weight, dtype))
     if not is_open(positions) and positions != 1:
-        return shares
+        return importance
     mean_weight, var_weight = mask_instance(mean_weight), mask_instance(var_weight)
-    masked = _numbers(shares_of(mean_weight, var_weight, dtype))
+    masked = _numbers(importance_of(mean_weight, var_weight, dtype))
     if not is_open(positions):
         return masked
     one = known_when_run(positions, mean_weight) == 1
-    return [torch.where(one, alone, share) for alone, share in zip(masked, shares)]
+    return [torch.where(one, alone, usual) for alone, usual in zip(masked, importance)]
 
 
-def _numbers(shares: Tensor) -> list[Tensor]:
+def _numbers(importance: Tensor) -> list[Tensor]:
     """(2, K) as 2K scalars, those of the means first."""
-    return list(shares.flatten().unbind(0))
+    return list(importance.flatten().unbind(0))
 
 
 def _sum(terms: list[Tensor]) -> Tensor:

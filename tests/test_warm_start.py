@@ -62,7 +62,7 @@ def largest_change(model: nn.Module, other: nn.Module, x: Tensor) -> float:
     return max(((a - b).abs().max() / b.std()).item() for a, b in zip(model(x), other(x)))
 
 
-# --- the shares
+# --- the importance
 
 
 @pytest.mark.parametrize('layer', [SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d])
@@ -218,14 +218,14 @@ def trained_batch_norm(channels: int = 4) -> nn.BatchNorm2d:
     return norm
 
 
-def shares_of(layer: SwitchNorm) -> list[float]:
+def importance_of(layer: SwitchNorm) -> list[float]:
     return [round(share, 6) for share in layer.importance()['var'].values()]
 
 
 def test_a_layer_that_loads_a_batch_norm_starts_close_to_it():
     norm = SwitchNorm2d(4)
     norm.load_state_dict(trained_batch_norm().state_dict(), strict=False)
-    assert shares_of(norm) == [0.05, 0.05, 0.9]
+    assert importance_of(norm) == [0.05, 0.05, 0.9]
 
 
 def test_a_frozen_layer_that_loads_a_batch_norm_is_it():
@@ -237,10 +237,10 @@ def test_a_frozen_layer_that_loads_a_batch_norm_is_it():
 @pytest.mark.parametrize('given', [EQUAL, 'ln', {'bn': 0.5}], ids=str)
 def test_a_mix_that_was_asked_for_is_kept(given):
     norm = SwitchNorm2d(4, init_importance=given)
-    before = shares_of(norm)
+    before = importance_of(norm)
     norm.load_state_dict(trained_batch_norm().state_dict(), strict=False)
-    assert shares_of(norm) == before
-    assert shares_of(convert_switch_norm(trained_batch_norm(), init_importance=given)) == before
+    assert importance_of(norm) == before
+    assert importance_of(convert_switch_norm(trained_batch_norm(), init_importance=given)) == before
 
 
 def test_only_weights_of_a_batch_norm_change_the_start():
@@ -248,22 +248,22 @@ def test_only_weights_of_a_batch_norm_change_the_start():
     learned.var_weight.data[0] = 3
     norm = SwitchNorm2d(4)
     norm.load_state_dict(learned.state_dict())
-    assert shares_of(norm) == shares_of(learned)
+    assert importance_of(norm) == importance_of(learned)
     norm = SwitchNorm2d(4)
     norm.load_state_dict(nn.GroupNorm(2, 4).state_dict(), strict=False)
-    assert shares_of(norm) == [0.333333] * 3
+    assert importance_of(norm) == [0.333333] * 3
     norm = SwitchNorm2d(4, normalizers=('in', 'ln'))
     norm.load_state_dict(trained_batch_norm().state_dict(), strict=False)
-    assert shares_of(norm) == [0.5, 0.5]
+    assert importance_of(norm) == [0.5, 0.5]
 
 
 def test_a_part_of_sns_own_state_keeps_the_mix():
     learned = SwitchNorm2d(4)
     learned.var_weight.data[0] = 3
-    before = shares_of(learned)
+    before = importance_of(learned)
     statistics = {k: v for k, v in learned.state_dict().items() if 'running' in k}
     learned.load_state_dict(statistics, strict=False)
-    assert shares_of(learned) == before
+    assert importance_of(learned) == before
 
 
 @pytest.mark.parametrize('full', [True, False])
@@ -273,11 +273,11 @@ def test_torchs_distributed_checkpoint_loads_as_load_state_dict_does(full):
     options = StateDictOptions(full_state_dict=full, strict=False)
     model = nn.Sequential(SwitchNorm2d(4))
     set_model_state_dict(model, nn.Sequential(trained_batch_norm()).state_dict(), options=options)
-    assert shares_of(model[0]) == [0.05, 0.05, 0.9]
+    assert importance_of(model[0]) == [0.05, 0.05, 0.9]
     learned = nn.Sequential(SwitchNorm2d(4))
     learned[0].var_weight.data[0] = 3
     set_model_state_dict(model, learned.state_dict(), options=options)
-    assert shares_of(model[0]) == shares_of(learned[0])
+    assert importance_of(model[0]) == importance_of(learned[0])
 
 
 def test_a_sharded_layer_takes_over_a_batch_norm(tmp_path):
@@ -291,23 +291,23 @@ def test_a_sharded_layer_takes_over_a_batch_norm(tmp_path):
         layer = SwitchNorm2d(4)
         fsdp.fully_shard(layer, mesh=mesh)
         layer.take_over_batch_norm()
-        assert shares_of_logits(layer.var_weight.full_tensor()) == [0.05, 0.05, 0.9]
+        assert importance_of_logits(layer.var_weight.full_tensor()) == [0.05, 0.05, 0.9]
         layer.reset_parameters()
-        assert shares_of_logits(layer.mean_weight.full_tensor()) == [0.333333] * 3
+        assert importance_of_logits(layer.mean_weight.full_tensor()) == [0.333333] * 3
     finally:
         torch.distributed.destroy_process_group()
 
 
-def shares_of_logits(logits: Tensor) -> list[float]:
+def importance_of_logits(logits: Tensor) -> list[float]:
     return [round(share, 6) for share in logits.detach().softmax(0).tolist()]
 
 
 def test_a_conversion_takes_over_a_trained_batch_norm_and_starts_a_fresh_one_equally():
-    assert shares_of(convert_switch_norm(trained_batch_norm())) == [0.05, 0.05, 0.9]
-    assert shares_of(convert_switch_norm(nn.BatchNorm2d(4))) == [0.333333] * 3
+    assert importance_of(convert_switch_norm(trained_batch_norm())) == [0.05, 0.05, 0.9]
+    assert importance_of(convert_switch_norm(nn.BatchNorm2d(4))) == [0.333333] * 3
     old_file = trained_batch_norm()  # without the counter
     old_file.num_batches_tracked.zero_()
-    assert shares_of(convert_switch_norm(old_file)) == [0.05, 0.05, 0.9]
+    assert importance_of(convert_switch_norm(old_file)) == [0.05, 0.05, 0.9]
     original, x = trained_batch_norm().eval(), torch.randn(2, 4, 3, 3)
     frozen = convert_switch_norm(copy.deepcopy(original).requires_grad_(False))
     torch.testing.assert_close(frozen(x), original(x), rtol=1e-5, atol=1e-6)

@@ -586,7 +586,7 @@ static void add_pieces(const struct pass *p, void *scratch, int64_t from, int64_
     }
 }
 
-/* Pieces of an image: so many that the threads get equal shares, of 64 rows or more. */
+/* Pieces of an image: so many that the threads get equal parts, of 64 rows or more. */
 static int64_t pieces_of_image(const struct pass *p)
 {
     int64_t a = p->n, b = p->threads;
@@ -685,14 +685,14 @@ static void pool_batch(const struct pass *p, void *scratch, int64_t from, int64_
     }
 }
 
-/* ---- the mixes ---- */
+/* ---- the importance, and the moments that it mixes ---- */
 
-/* Shares of the scopes in, ln, bn, of means and of variances; 0 where a scope is not mixed. */
-struct shares {
+/* Of the means and the variances of the scopes in, ln, bn; 0 where a scope is not mixed. */
+struct importance {
     double mean[3], var[3];
 };
 
-static void softmax(const struct pass *p, const float *logits, double *shares)
+static void softmax(const struct pass *p, const float *logits, double *importance)
 {
     const int64_t mixed[3] = {p->scopes & IN, p->scopes & LN, p->scopes & BN};
     double largest = -INFINITY, sum = 0;
@@ -700,40 +700,40 @@ static void softmax(const struct pass *p, const float *logits, double *shares)
         if (mixed[k])
             largest = MAX(largest, logits[i]), i++;
     for (int k = 0, i = 0; k < 3; k++)
-        sum += shares[k] = mixed[k] ? exp(logits[i++] - largest) : 0;
+        sum += importance[k] = mixed[k] ? exp(logits[i++] - largest) : 0;
     for (int k = 0; k < 3; k++)
-        shares[k] /= sum;
+        importance[k] /= sum;
 }
 
-static struct shares shares_of(const struct pass *p)
+static struct importance importance_of(const struct pass *p)
 {
-    struct shares shares;
-    softmax(p, p->mean_logits, shares.mean);
-    softmax(p, p->var_logits, shares.var);
-    return shares;
+    struct importance importance;
+    softmax(p, p->mean_logits, importance.mean);
+    softmax(p, p->var_logits, importance.var);
+    return importance;
 }
 
 /* mu and 1 / sqrt(var + eps) of `size` channels of image n. */
-static void mix(const struct pass *p, const struct shares *shares, int64_t n, int64_t c,
-                int64_t size, double *mu, float *rstd)
+static void mixed_moments(const struct pass *p, const struct importance *importance, int64_t n,
+                          int64_t c, int64_t size, double *mu, float *rstd)
 {
     double var[CHUNK];
     const float *means = p->instance + n * p->c + c, *vars = means + p->n * p->c;
-    double mean_all = p->layer ? shares->mean[1] * p->layer[n] : 0;
-    double var_all = p->eps + (p->layer ? shares->var[1] * p->layer[p->n + n] : 0);
+    double mean_all = p->layer ? importance->mean[1] * p->layer[n] : 0;
+    double var_all = p->eps + (p->layer ? importance->var[1] * p->layer[p->n + n] : 0);
     for (int64_t k = 0; k < size; k++) {
         mu[k] = mean_all;
         var[k] = var_all;
     }
     if (p->scopes & IN)
         for (int64_t k = 0; k < size; k++) {
-            mu[k] += shares->mean[0] * means[k];
-            var[k] += shares->var[0] * vars[k];
+            mu[k] += importance->mean[0] * means[k];
+            var[k] += importance->var[0] * vars[k];
         }
     if (p->batch)
         for (int64_t k = 0; k < size; k++) {
-            mu[k] += shares->mean[2] * p->batch[c + k];
-            var[k] += shares->var[2] * p->batch[p->c + c + k];
+            mu[k] += importance->mean[2] * p->batch[c + k];
+            var[k] += importance->var[2] * p->batch[p->c + c + k];
         }
     for (int64_t k = 0; k < size; k++)
         rstd[k] = 1 / sqrtf((float)var[k]);
@@ -746,12 +746,12 @@ struct coefficients {
 };
 _Static_assert(CHUNK % LANES == 0, "a vector of coefficients ends within its array");
 
-static void forward_coefficients(const struct pass *p, const struct shares *shares, int64_t n,
-                                 int64_t c, int64_t size, struct coefficients *out)
+static void forward_coefficients(const struct pass *p, const struct importance *importance,
+                                 int64_t n, int64_t c, int64_t size, struct coefficients *out)
 {
     double mu[CHUNK];
     float rstd[CHUNK];
-    mix(p, shares, n, c, size, mu, rstd);
+    mixed_moments(p, importance, n, c, size, mu, rstd);
     for (int64_t k = 0; k < size; k++) {
         out->m[k] = (float)mu[k];
         out->b[k] = p->weight ? p->weight[c + k] * rstd[k] : rstd[k];
@@ -761,35 +761,35 @@ static void forward_coefficients(const struct pass *p, const struct shares *shar
     }
 }
 
-/* The scope's mean is sum share m, its variance sum share (v + (m - mean)^2). */
-static void backward_coefficients(const struct pass *p, const struct shares *shares, int64_t n,
-                                  int64_t c, int64_t size, struct coefficients *out)
+/* The scope's mean is sum part m, its variance sum part (v + (m - mean)^2). */
+static void backward_coefficients(const struct pass *p, const struct importance *importance,
+                                  int64_t n, int64_t c, int64_t size, struct coefficients *out)
 {
     double mu[CHUNK], grad_mean[CHUNK], grad_var[CHUNK];
     float rstd[CHUNK];
     int64_t nc = p->n * p->c, at = n * p->c + c;
     const float *mean = p->instance + at, *s1 = p->instance_sums + at, *s2 = s1 + nc;
-    mix(p, shares, n, c, size, mu, rstd);
+    mixed_moments(p, importance, n, c, size, mu, rstd);
     for (int64_t k = 0; k < size; k++) {
         double r = rstd[k], scale = p->weight ? p->weight[c + k] * r : r;
         out->m[k] = mean[k];
         out->a[k] = (float)scale;
-        grad_mean[k] = shares->mean[0] * scale * s1[k];
-        grad_var[k] = shares->var[0] * scale * r * r * (s2[k] + (mean[k] - mu[k]) * s1[k]);
+        grad_mean[k] = importance->mean[0] * scale * s1[k];
+        grad_var[k] = importance->var[0] * scale * r * r * (s2[k] + (mean[k] - mu[k]) * s1[k]);
     }
     if (p->layer_sums) {
-        double share = 1. / p->c, centre = p->layer[n];
-        double of_mean = share * p->layer_sums[n], of_var = share * p->layer_sums[p->n + n];
+        double part = 1. / p->c, centre = p->layer[n];
+        double of_mean = part * p->layer_sums[n], of_var = part * p->layer_sums[p->n + n];
         for (int64_t k = 0; k < size; k++) {
             grad_mean[k] += of_mean + (mean[k] - centre) * of_var;
             grad_var[k] += of_var;
         }
     }
     if (p->batch_sums) {
-        double share = p->l / p->total;
+        double part = p->l / p->total;
         for (int64_t k = 0; k < size; k++) {
-            double of_var = share * p->batch_sums[p->c + c + k];
-            grad_mean[k] += share * p->batch_sums[c + k] +
+            double of_var = part * p->batch_sums[p->c + c + k];
+            grad_mean[k] += part * p->batch_sums[c + k] +
                             ((double)mean[k] - p->batch[c + k]) * of_var;
             grad_var[k] += of_var;
         }
@@ -802,10 +802,10 @@ static void backward_coefficients(const struct pass *p, const struct shares *sha
     }
 }
 
-static void coefficients_of(const struct pass *p, const struct shares *shares, int64_t n, int64_t c,
-                            int64_t size, struct coefficients *out)
+static void coefficients_of(const struct pass *p, const struct importance *importance, int64_t n,
+                            int64_t c, int64_t size, struct coefficients *out)
 {
-    (p->dy ? backward_coefficients : forward_coefficients)(p, shares, n, c, size, out);
+    (p->dy ? backward_coefficients : forward_coefficients)(p, importance, n, c, size, out);
 }
 
 INLINE void channel_apply(const struct pass *p, int64_t at, float a, float b, float c, float m,
@@ -904,19 +904,19 @@ static void channels_last_apply(const struct pass *p, void *scratch, int64_t fro
 
 static void apply(const struct pass *p)
 {
-    struct shares shares = shares_of(p);
+    struct importance importance = importance_of(p);
     if (p->channels_last)
-        run(channels_last_apply, p, &shares, p->n * p->l, p->threads);
+        run(channels_last_apply, p, &importance, p->n * p->l, p->threads);
     else
-        run(contiguous_apply, p, &shares, p->n * p->c, p->threads);
+        run(contiguous_apply, p, &importance, p->n * p->c, p->threads);
 }
 
 /* ---- sums of scopes, gradients of the parameters ---- */
 
 struct gradients {
-    struct shares shares;
-    double *of_shares; /* (thread, 2, 2): minus those of in's and bn's, of variances twice */
-    double *rows;      /* (thread, N, 2): sums of g1 and of g2 over the thread's channels */
+    struct importance importance;
+    double *of_importance; /* (thread, 2, 2): of in and of bn, for grad_logits */
+    double *rows;          /* (thread, N, 2): sums of g1 and of g2 over the thread's channels */
 };
 
 static double dot(const double *a, const float *b, int64_t size)
@@ -937,7 +937,7 @@ static void channel_gradients(const struct pass *p, void *scratch, int64_t from,
                               int64_t thread)
 {
     struct gradients *all = scratch;
-    double(*of_shares)[2] = (void *)(all->of_shares + thread * 4);
+    double(*of_importance)[2] = (void *)(all->of_importance + thread * 4);
     double(*rows)[2] = (void *)(all->rows + thread * p->n * 2);
     int64_t nc = p->n * p->c;
     for (int64_t start = from; start < to; start += CHUNK) {
@@ -948,7 +948,7 @@ static void channel_gradients(const struct pass *p, void *scratch, int64_t from,
         for (int64_t n = 0; n < p->n; n++) {
             int64_t at = n * p->c + start;
             const float *mean = p->instance + at, *s1 = p->instance_sums + at, *s2 = s1 + nc;
-            mix(p, &all->shares, n, start, size, mu, rstd);
+            mixed_moments(p, &all->importance, n, start, size, mu, rstd);
             for (int64_t k = 0; k < size; k++) {
                 double r = rstd[k], scale = p->weight ? p->weight[start + k] * r : r;
                 double sum_xhat = r * (s2[k] + (mean[k] - mu[k]) * s1[k]);
@@ -962,13 +962,13 @@ static void channel_gradients(const struct pass *p, void *scratch, int64_t from,
             rows[n][0] += dot(g1, NULL, size);
             rows[n][1] += dot(g2, NULL, size);
             if (p->scopes & IN) {
-                of_shares[0][0] += dot(g1, mean, size);
-                of_shares[1][0] += dot(g2, mean + nc, size);
+                of_importance[0][0] += dot(g1, mean, size);
+                of_importance[1][0] += dot(g2, mean + nc, size);
             }
         }
         if (p->batch) {
-            of_shares[0][1] += dot(sum1, p->batch + start, size);
-            of_shares[1][1] += dot(sum2, p->batch + p->c + start, size);
+            of_importance[0][1] += dot(sum1, p->batch + start, size);
+            of_importance[1][1] += dot(sum2, p->batch + p->c + start, size);
         }
         for (int64_t k = 0; k < size; k++) {
             int64_t c = start + k;
@@ -977,24 +977,24 @@ static void channel_gradients(const struct pass *p, void *scratch, int64_t from,
             if (p->grad_bias)
                 p->grad_bias[c] = (float)bias[k];
             if (p->batch_sums) {
-                p->batch_sums[c] = (float)(all->shares.mean[2] * sum1[k]);
-                p->batch_sums[p->c + c] = (float)(all->shares.var[2] * sum2[k]);
+                p->batch_sums[c] = (float)(all->importance.mean[2] * sum1[k]);
+                p->batch_sums[p->c + c] = (float)(all->importance.var[2] * sum2[k]);
             }
         }
     }
 }
 
-/* Through the softmax; `of_shares` is -1 / `factor` times the gradient of the shares. */
-static void grad_logits(const struct pass *p, const double *shares, const double *of_shares,
+/* Through the softmax; `of_importance` is -1 / `factor` times the gradient of the importance. */
+static void grad_logits(const struct pass *p, const double *importance, const double *of_importance,
                         double factor, float *out)
 {
     const int64_t mixed[3] = {p->scopes & IN, p->scopes & LN, p->scopes & BN};
     double mean = 0;
     for (int k = 0; k < 3; k++)
-        mean += shares[k] * of_shares[k];
+        mean += importance[k] * of_importance[k];
     for (int k = 0; k < 3; k++)
         if (mixed[k])
-            *out++ = (float)(-factor * shares[k] * (of_shares[k] - mean));
+            *out++ = (float)(-factor * importance[k] * (of_importance[k] - mean));
 }
 
 /* ---- passes; each returns 1 if it gets no memory, else 0 ---- */
@@ -1029,29 +1029,31 @@ static int reduce(const struct pass *p)
     int64_t threads = algebra_threads(p);
     if (collect(p))
         return 1;
-    struct gradients all = {shares_of(p), calloc(threads * (4 + 2 * p->n), sizeof(double)), NULL};
-    if (!all.of_shares)
+    struct gradients all = {.importance = importance_of(p)};
+    all.of_importance = calloc(threads * (4 + 2 * p->n), sizeof(double));
+    if (!all.of_importance)
         return 1;
-    all.rows = all.of_shares + threads * 4;
+    all.rows = all.of_importance + threads * 4;
     run(channel_gradients, p, &all, p->c, threads);
 
-    double of_shares[2][3] = {{0}};
+    double of_importance[2][3] = {{0}};
     for (int64_t t = 0; t < threads; t++)
         for (int i = 0; i < 2; i++) {
-            of_shares[i][0] += all.of_shares[t * 4 + i * 2];
-            of_shares[i][2] += all.of_shares[t * 4 + i * 2 + 1];
+            of_importance[i][0] += all.of_importance[t * 4 + i * 2];
+            of_importance[i][2] += all.of_importance[t * 4 + i * 2 + 1];
         }
     for (int64_t n = 0; p->layer && n < p->n; n++)
         for (int i = 0; i < 2; i++) {
             double sum = 0;
             for (int64_t t = 0; t < threads; t++)
                 sum += all.rows[(t * p->n + n) * 2 + i];
-            p->layer_sums[i * p->n + n] = (float)((i ? all.shares.var : all.shares.mean)[1] * sum);
-            of_shares[i][1] += sum * p->layer[i * p->n + n];
+            double of_ln = (i ? all.importance.var : all.importance.mean)[1];
+            p->layer_sums[i * p->n + n] = (float)(of_ln * sum);
+            of_importance[i][1] += sum * p->layer[i * p->n + n];
         }
-    free(all.of_shares);
-    grad_logits(p, all.shares.mean, of_shares[0], 1, p->grad_mean_logits);
-    grad_logits(p, all.shares.var, of_shares[1], 0.5, p->grad_var_logits);
+    free(all.of_importance);
+    grad_logits(p, all.importance.mean, of_importance[0], 1, p->grad_mean_logits);
+    grad_logits(p, all.importance.var, of_importance[1], 0.5, p->grad_var_logits);
     return 0;
 }
 

@@ -5,11 +5,11 @@ Sizes: ``instances`` N, ``channels`` C, ``positions`` L, ``chunks`` K. A kernel 
     x, dy, y, dx            (N, C, \*S), dense, contiguous or channels_last
     pivot                   (N, C), the first value of each channel
     parts                   (2, K, N, C), means about the pivot above variances of each chunk, or
-                            S1 above S2 (:class:`~sn_mm.ops.protocol.Sums`) of each chunk
+                            S1 above S2 (:class:`~sn_mm.equations.Sums`) of each chunk
     instance, layer, batch  (2, N, C), (2, N), (2, C), moments of the scopes 'in', 'ln', 'bn'
     instance_sums, layer_sums, batch_sums                alike, the fields of ``Sums``
     logit_sums              (2, 3, N), of means above variances, by scope: each instance's part of
-                            the gradients of the shares
+                            the gradients of the importance
     mean_weight, var_weight (scopes,), the logits; weight, bias (C,) or None
     grad_mean_weight, grad_var_weight, grad_weight, grad_bias                 their gradients
     running_mean, running_var (C,), batches () int64                          or None

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from .mix import PARAMETERS, mix_backward, mixed, moments_at, shares
+from .scopes import PARAMETERS, importance, mixed, mixed_backward, moments_at
 from .tiles import SIZES, place_of
 
 
@@ -89,8 +89,8 @@ def grad_input(
     start = origin + first * stride
     grad = tl.load(dy + start + inside, mask=mask).to(tl.float32)
     value = tl.load(x + start + inside, mask=mask).to(tl.float32)
-    p_in, p_ln, p_bn = shares(mean_weight, IN, LN, BN)
-    q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN)
+    p_in, p_ln, p_bn = importance(mean_weight, IN, LN, BN)
+    q_in, q_ln, q_bn = importance(var_weight, IN, LN, BN)
     mean, off, var = mixed(
         instance, layer, batch, p_ln, p_bn, q_in, q_ln, q_bn, n, c, instances, channels, rows,
         IN, LN, BN,
@@ -101,26 +101,26 @@ def grad_input(
     if weight is not None:
         factor *= tl.load(weight + c, mask=rows, other=0.0).to(tl.float32)
     s1, s2 = moments_at(instance_sums, n * channels + c, values, rows)
-    g1, g2, _ = mix_backward(s1, s2, off, var, factor, eps)
+    g1, g2, _ = mixed_backward(s1, s2, off, var, factor, eps)
     # Minus the gradients of the instance mean, and of twice the instance variance.
     grad_mean = p_in * g1
     grad_var = q_in * g2
-    # A scope's mean is sum share m, its variance sum share (v + (m - mean)^2).
+    # A scope's mean is sum part m, its variance sum part (v + (m - mean)^2).
     if LN:
-        share = 1.0 / channels.to(tl.float32)
+        part = 1.0 / channels.to(tl.float32)
         g1, g2 = moments_at(layer_sums, n, instances, rows)
         scope_mean = tl.load(layer + n, mask=rows, other=0.0)
-        grad_mean += share * (g1 + g2 * (mean - scope_mean))
-        grad_var += share * g2
+        grad_mean += part * (g1 + g2 * (mean - scope_mean))
+        grad_var += part * g2
     if batch_sums is not None:
         if TOTAL_IN_MEMORY:
-            share = positions.to(tl.float32) / tl.load(total).to(tl.float32)
+            part = positions.to(tl.float32) / tl.load(total).to(tl.float32)
         else:
-            share = positions.to(tl.float32) / total.to(tl.float32)
+            part = positions.to(tl.float32) / total.to(tl.float32)
         g1, g2 = moments_at(batch_sums, c, channels, rows)
         scope_mean = tl.load(batch + c, mask=rows, other=0.0)
-        grad_mean += share * (g1 + g2 * (mean - scope_mean))
-        grad_var += share * g2
+        grad_mean += part * (g1 + g2 * (mean - scope_mean))
+        grad_var += part * g2
     scale *= factor
     through_var = (-correction / positions.to(tl.float32)) * grad_var
     through_mean = (-1.0 / positions.to(tl.float32)) * grad_mean

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from .mix import PARAMETERS, mixed, shares
+from .scopes import PARAMETERS, importance, mixed
 from .tiles import SIZES, lane_shares, place_of, pooled, update
 
 
@@ -91,8 +91,8 @@ def apply(
     mask = rows[:, None] & (first + tl.arange(0, BLOCK_POSITIONS) < positions)[None, :]
     start = origin + first * stride
     value = tl.load(x + start + inside, mask=mask).to(tl.float32)
-    _, p_ln, p_bn = shares(mean_weight, IN, LN, BN)
-    q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN)
+    _, p_ln, p_bn = importance(mean_weight, IN, LN, BN)
+    q_in, q_ln, q_bn = importance(var_weight, IN, LN, BN)
     mean, off, var = mixed(
         instance, layer, batch, p_ln, p_bn, q_in, q_ln, q_bn, n, c, instances, channels, rows,
         IN, LN, BN,

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from .mix import PARAMETERS, mix_backward, mixed, moments_at, shares, shares_backward
+from .scopes import PARAMETERS, importance, importance_backward, mixed, mixed_backward, moments_at
 from .tiles import merge_sums
 
 
@@ -32,8 +32,8 @@ def _sums_of_instance(
     BLOCK_CHUNKS: tl.constexpr,
 ):
     values = instances * channels
-    p_in, p_ln, p_bn = shares(mean_weight, IN, LN, BN)
-    q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN)
+    p_in, p_ln, p_bn = importance(mean_weight, IN, LN, BN)
+    q_in, q_ln, q_bn = importance(var_weight, IN, LN, BN)
     g1_sum = tl.zeros([1, LANES], tl.float32)
     g2_sum = tl.zeros([1, LANES], tl.float32)
     mean_in = tl.zeros([1, LANES], tl.float32)
@@ -56,7 +56,7 @@ def _sums_of_instance(
         factor = tl.where(mask, 1.0, 0.0)
         if weight is not None:
             factor *= tl.load(weight + c, mask=mask, other=0.0).to(tl.float32)
-        g1, g2, _ = mix_backward(s1, s2, off, var, factor, eps)
+        g1, g2, _ = mixed_backward(s1, s2, off, var, factor, eps)
         g1 = tl.where(mask, g1, 0.0)
         g2 = tl.where(mask, g2, 0.0)
         # About the mixed moments: the sums of the scopes differ by little where all values are far
@@ -112,8 +112,8 @@ def _sums_of_batch(
     BLOCK_CHANNELS: tl.constexpr,
 ):
     values = instances * channels
-    p_in, p_ln, p_bn = shares(mean_weight, IN, LN, BN)
-    q_in, q_ln, q_bn = shares(var_weight, IN, LN, BN)
+    p_in, p_ln, p_bn = importance(mean_weight, IN, LN, BN)
+    q_in, q_ln, q_bn = importance(var_weight, IN, LN, BN)
     c = (block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS))[None, :]
     factor = tl.where(c < channels, 1.0, 0.0)
     if weight is not None:
@@ -133,7 +133,7 @@ def _sums_of_batch(
             instance, layer, batch, p_ln, p_bn, q_in, q_ln, q_bn, n, c, instances, channels,
             mask, IN, LN, BN,
         )  # fmt: skip
-        g1, g2, projection = mix_backward(s1, s2, off, var, factor, eps)
+        g1, g2, projection = mixed_backward(s1, s2, off, var, factor, eps)
         bias_sum += s1
         weight_sum += tl.where(mask, projection, 0.0)
         g1_sum += tl.where(mask, g1, 0.0)
@@ -216,8 +216,8 @@ def _grad_logits(
     BN: tl.constexpr,
     BLOCK_INSTANCES: tl.constexpr,
 ):
-    p_in, p_ln, p_bn = shares(logits, IN, LN, BN)
-    grad_in, grad_ln, grad_bn = shares_backward(
+    p_in, p_ln, p_bn = importance(logits, IN, LN, BN)
+    grad_in, grad_ln, grad_bn = importance_backward(
         p_in,
         p_ln,
         p_bn,

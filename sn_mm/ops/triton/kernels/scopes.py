@@ -1,4 +1,4 @@
-"""The scopes and their mix: no other module of this backend knows them."""
+"""The importance of the scopes, and the moments that it mixes: device functions of all kernels."""
 
 # mypy: allow-untyped-defs
 import triton
@@ -9,10 +9,11 @@ PARAMETERS = ['mean_weight', 'var_weight', 'weight']
 
 
 @triton.jit
-def shares(logits, IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr):
-    """Shares of 'in', 'ln' and 'bn' in a mix: the softmax of their logits, 0 for other scopes.
+def importance(logits, IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr):
+    """The importance of 'in', 'ln' and 'bn': the softmax of their logits, 0 for other scopes.
 
-    Any function to shares that sum to 1 may stand here; :func:`shares_backward` is its derivative.
+    Any function whose results sum to 1 may stand here; :func:`importance_backward` is its
+    derivative.
     """
     # In place of a scope that is not mixed another one's logit is read, and then dropped.
     of_in = tl.load(logits).to(tl.float32)
@@ -27,8 +28,8 @@ def shares(logits, IN: tl.constexpr, LN: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def shares_backward(p_in, p_ln, p_bn, grad_in, grad_ln, grad_bn):
-    """Gradients of the logits from those of the shares, which may all be off by one number."""
+def importance_backward(p_in, p_ln, p_bn, grad_in, grad_ln, grad_bn):
+    """Gradients of the logits; those of the importance may all be off by one number."""
     centre = p_in * grad_in + p_ln * grad_ln + p_bn * grad_bn
     return p_in * (grad_in - centre), p_ln * (grad_ln - centre), p_bn * (grad_bn - centre)
 
@@ -59,14 +60,14 @@ def mixed(
     LN: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Of instances ``n`` and channels ``c``, which broadcast to ``mask``: the instance mean, by how
-    much the mixed mean is off it, and the mixed variance.
+    """The instance mean, by how much the mixed mean is off it, and the mixed variance.
 
-    From differences of means: where all values lie far from zero the mixed mean itself has few
-    digits to spare.
+    They are those of instances ``n`` and channels ``c``, which broadcast to ``mask``. They are made
+    of differences of means: where all values lie far from zero the mixed mean itself has few digits
+    to spare.
 
     Args:
-        p_ln, p_bn, q_in, q_ln, q_bn: Shares of the scopes' means and of their variances.
+        p_ln, p_bn, q_in, q_ln, q_bn: The importance of the scopes' means and variances.
     """
     mean, instance_var = moments_at(instance, n * channels + c, instances * channels, mask)
     off = tl.where(mask, 0.0, 0.0)
@@ -85,8 +86,8 @@ def mixed(
 
 
 @triton.jit
-def mix_backward(s1, s2, off, var, weight, eps):
-    """g1, g2 and the gradient of the weight, from S1, S2: see :class:`sn_mm.ops.protocol.Sums`."""
+def mixed_backward(s1, s2, off, var, weight, eps):
+    """g1, g2 and the gradient of the weight, from S1 and S2: see :class:`sn_mm.equations.Sums`."""
     rstd = 1.0 / tl.sqrt(var + eps)
     grad_weight = rstd * (s2 - off * s1)
     scale = weight * rstd
