@@ -33,9 +33,9 @@ def check_label_maps(key: str, dataset: Any, model: nn.Module, training: bool) -
         training: Whether the labels are to train on: of one class alone nothing is learned.
 
     Raises:
-        InputError: A label map is not named, does not exist, is no image or has colours; a label is
-            that of no class; all that were read are ignored, or training and of one class; or data
-            set and pipeline contradict each other in ``reduce_zero_label``.
+        InputError: A label map is not named, does not exist, is no image, has colours or more than
+            8 bits; a label is that of no class; all that were read are ignored, or training and of
+            one class; or data set and pipeline contradict each other in ``reduce_zero_label``.
     """
     step = _reader(dataset)
     if step is None:
@@ -129,15 +129,25 @@ def _spread(samples: list[dict]) -> Iterator[dict]:
 
 
 def _labels(key: str, step: Any, sample: dict) -> set[int]:
+    import mmcv
+
+    path = sample['seg_map_path']
     try:
         label_map = step({**sample, 'seg_fields': []})['gt_seg_map']
+        in_file = mmcv.imread(path, 'unchanged', backend=step.imdecode_backend)
     except (OSError, AttributeError) as error:  # Pillow's, OpenCV's
         raise InputError(
-            f'{key}: the label map {sample["seg_map_path"]!r} is no image that can be read: {error}'
+            f'{key}: the label map {path!r} is no image that can be read: {error}'
         ) from error
+    largest = in_file.max()
+    if largest > np.iinfo(np.uint8).max:
+        raise InputError(
+            f'{key}: the label map {path!r} has labels up to {largest}; MMSegmentation reads 8 '
+            f'bits, of which this one becomes {int(largest) % 256}: labels must be 0 to 255'
+        )
     if label_map.ndim != 2:
         raise InputError(
-            f'{key}: the label map {sample["seg_map_path"]!r} has {label_map.shape[-1]} channels; '
+            f'{key}: the label map {path!r} has {label_map.shape[-1]} channels; '
             'it must have one, with the number of the class of each pixel, and no colours'
         )
     return set(np.unique(label_map).tolist())

@@ -136,6 +136,16 @@ def test_colours_are_refused():
     check(ade(metainfo=ROAD), "'annotations/training/0.png' has 3 channels; it must have one")
 
 
+def test_labels_beyond_8_bits_are_refused():
+    """MMSegmentation takes their last 8 bits: here class 0 and class 1."""
+    write_ade([[0, 1]])
+    cv2.imwrite('annotations/training/0.png', np.array([[0, 1], [256, 257]], np.uint16))
+    assert ade(metainfo=ROAD)[0]['gt_seg_map'].tolist() == [[0, 1], [0, 1]]
+    check(ade(metainfo=ROAD), "'annotations/training/0.png' has labels up to 257; MMSegmentation")
+    cv2.imwrite('annotations/training/0.png', np.array([[0, 1], [1, 255]], np.uint16))
+    check(ade(metainfo=ROAD))
+
+
 def test_a_file_that_is_no_image_is_refused():
     write_ade([[0, 1]])
     Path('annotations/training/0.png').write_text('git-lfs')
