@@ -49,6 +49,8 @@ autodoc_typehints = 'description'
 autodoc_typehints_description_target = 'documented_params'
 autodoc_member_order = 'bysource'
 autodoc_default_options = {'members': True, 'show-inheritance': True}
+autodoc_inherit_docstrings = False  # a method without one is the base class's affair
+autodoc_preserve_defaults = True
 
 
 def _inline(self: HTML5Translator, node: nodes.math) -> None:

@@ -105,9 +105,9 @@ class SwitchNorm(_InstanceNorm):
         >>> norm.importance()['mean']
         {'in': 0.333..., 'ln': 0.333..., 'bn': 0.333...}
 
-    To MMEngine, MMCV and the toolboxes it is a norm because it is an ``_InstanceNorm``, yet nothing
-    that freezes, fuses or converts ``_BatchNorm`` takes hold of it. ``_abbr_`` gives modules the
-    names that they have with BatchNorm ('bn1' ...), so that BatchNorm checkpoints load.
+    MMEngine, MMCV and the toolboxes recognize it as a norm because it is an ``_InstanceNorm``. Code
+    that freezes, fuses or converts ``_BatchNorm`` by its class ignores it. ``_abbr_`` gives modules
+    the names that they have with BatchNorm ('bn1' ...), so that BatchNorm checkpoints load.
     """
 
     _abbr_ = 'bn'

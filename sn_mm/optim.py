@@ -107,9 +107,10 @@ def parameter_groups(
             has none. Default: None.
 
     Returns:
-        Three groups: all others, the weights and biases of SN, its importance; that of Sparse SN at
-        ``lr``, as its logits go a shorter way. Parameters that do not require gradients are left
-        out.
+        Three groups. The first has all other parameters, the second the weights and biases of SN,
+        the third its importance. In a model with Sparse SN, whose logits go a shorter way, the
+        third group has the learning rate ``lr``. Parameters that do not require gradients are
+        left out.
 
     Raises:
         InputError: The model has no SN, or an argument is outside what is allowed.

@@ -180,7 +180,7 @@ SPARSE: dict[type[SwitchNorm], type[SwitchNorm]] = {
 def set_radius(model: nn.Module, progress: float) -> None:
     """Sets the radius of all Sparse SN layers, and fixes the importance that is one-hot by then.
 
-    Call it before each iteration. It makes no device wait.
+    Call it before each iteration. It does not wait for the device.
 
     Args:
         model: Any module. Without a Sparse SN layer nothing happens.

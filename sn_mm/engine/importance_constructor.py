@@ -23,9 +23,9 @@ _NORMS = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 class ImportanceOptimWrapperConstructor:
     """Builds an optimizer by another constructor, and gives the importance a group of its own.
 
-    The other constructor sees a BatchNorm in the place of each SN layer, with SN's weight and bias:
-    what it does to norms it does to them, by class or by name, and the importance is not there.
-    That then makes the last group, without weight decay.
+    The other constructor sees a BatchNorm in place of each SN layer, with SN's weight and bias. So
+    its rules for norms, by class or by name, hold for SN, and it does not see the importance. The
+    importance becomes the last group, without weight decay.
 
     Args:
         optim_wrapper_cfg: As for the other constructor.
@@ -33,8 +33,8 @@ class ImportanceOptimWrapperConstructor:
 
             - ``constructor``: the other one. Default: 'DefaultOptimWrapperConstructor'.
             - ``lr_mult``: the learning rate of the importance in units of the optimizer's. Default:
-              :class:`sn_mm.engine.hooks.ImportanceHook` finds it by the length of the training;
-              without the hook, and for Sparse SN, 1.
+              :class:`sn_mm.engine.hooks.ImportanceHook` computes it from the length of the
+              training; without the hook, and for Sparse SN, it is 1.
 
             Where its ``custom_keys`` name ``mean_weight`` or ``var_weight``, they alone hold: the
             importance goes to the other constructor.

@@ -19,10 +19,10 @@ from .safe_globals import NUMBERS, safe_globals
 
 
 def safe_load(file: Path, map_location: Any = 'cpu', mmap: bool = True) -> Any:
-    """What ``torch.save`` wrote, by an unpickler that takes named classes and functions only.
+    """Loads a file of ``torch.save`` by an unpickler that takes only classes and functions it knows.
 
-    These are torch's own, those on torch's list for this process (``add_safe_globals``), to which
-    nothing is added, and :func:`~sn_mm.engine.safe_globals.safe_globals`.
+    These are torch's own, those on torch's list for this process (``add_safe_globals``), and those
+    of :func:`~sn_mm.engine.safe_globals.safe_globals`. Nothing is added to torch's list.
 
     Args:
         file: A local file.

@@ -66,17 +66,17 @@ def convert_switch_norm(
     GroupNorm1Act) become :class:`sn_mm.norm_act.SwitchNormAct` with their drop layer and
     activation.
 
-    SN stays as it is. So do LayerNorm and what else is named as a norm, which is reported; norms
-    that do more than torch's (a forward of their own; further parameters, buffers or modules, as
-    pruning adds), as SN would drop that part; and frozen BatchNorms (torchvision's, MMDetection's,
-    detectron2's and Transformers' ``FrozenBatchNorm2d``), unless ``frozen``. Of the last two a
-    warning tells.
+    Other norms stay, with a line in the report: LayerNorm and other classes that are named as
+    norms; norms that do more than torch's (a forward of their own; further parameters, buffers or
+    modules, as pruning adds), because SN would drop that part; and frozen BatchNorms
+    (torchvision's, MMDetection's, detectron2's and Transformers' ``FrozenBatchNorm2d``), unless
+    ``frozen``. A warning names the last two kinds, too.
 
     A norm that serves several levels of a feature pyramid (the heads of RetinaNet and FCOS) should
     do without the batch scope. ``inputs`` show which these are. Without ``inputs``, a warning comes
     from the first training pass in which a layer meets several sizes.
 
-    Convert before building the optimizer, which must see the new ``mean_weight`` and
+    Convert before building the optimizer, which must get the new ``mean_weight`` and
     ``var_weight``.
 
     Args:
@@ -87,12 +87,12 @@ def convert_switch_norm(
             norm stays and is not reported. Default: all are replaced.
         frozen: Replace frozen BatchNorms, too, by :class:`sn_mm.frozen.FrozenSwitchNorm2d`, which
             computes the same until it is made to learn. Default: False, they stay.
-        inputs: Of ``model``, one tensor or a tuple of arguments, for one pass in evaluation mode.
+        inputs: Input for one pass of ``model`` in evaluation mode, a tensor or a tuple of arguments.
             Norms that meet several sizes in it get ``normalizers=('in', 'ln')``, unless
             ``layer_args`` has ``normalizers``. Default: none.
         sparse: Convert to Sparse SN (:class:`sn_mm.SparseSwitchNorm`), whose radius
             :func:`sn_mm.set_radius` raises; SN layers stay. Default: False.
-        **layer_args: Arguments of the new layers, over what they take from the old ones.
+        **layer_args: Arguments of the new layers, in place of what they take from the old ones.
             ``init_importance='bn'`` keeps the function of a BatchNorm network. Without
             ``init_importance`` a BatchNorm with measured statistics becomes SN with
             ``{'bn': 0.9}``, or 'bn' where it is frozen, and other norms start with equal shares.

@@ -20,12 +20,12 @@ def check_optimizer(
     *optimizers: torch.optim.Optimizer,
     report: Callable[[str], None] = warnings.warn,
 ) -> None:
-    """Says which parameters of SN an optimizer passes by, or decays.
+    """Says which parameters of SN an optimizer does not have, or decays.
 
-    Code that sorts the parameters of a model by the classes of its modules knows no SN. It may
-    leave the importance out, which then learns nothing; or take SN for no norm, and decay it, which
-    pulls the importance to equal shares. An optimizer that was built before the model was
-    converted has no importance either.
+    Code that sorts the parameters of a model by the classes of its modules does not know SN. It may
+    leave the importance out, which then does not learn. Or it may not recognize SN as a norm and
+    apply weight decay, which pulls the importance to equal shares. An optimizer that was built
+    before the model was converted does not have the importance either.
 
     Args:
         model: A model with SN.

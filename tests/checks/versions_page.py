@@ -20,18 +20,18 @@ nox                                  # makes the environments, runs the tests, w
 nox -s 'versions(2.4.1)' page        # one row
 ```
 
-Older versions lack this:
+What older versions lack:
 
-- `torch.compile` takes a model with SN as one graph from torch 2.4 on. Before, the graph breaks at
-  each layer, with the same numbers. `torch.export` is tested from torch 2.6 on.
-- torch 2.4 changes the order of collectives in a graph. With synchronised layers, compile the model
+- `torch.compile` takes a model with SN as one graph from torch 2.4 on. Older versions break the
+  graph at each layer, and compute the same. `torch.export` is tested from torch 2.6 on.
+- torch 2.4 changes the order of collectives in a graph. With synchronized layers, compile the model
   on all ranks or on none.
 - The kernels for CUDA need Triton 3.0, which torch 2.4 brings. With older versions, and wherever a
   first kernel fails, layers take PyTorch's own operations, and one warning says why. Triton's
   compiler takes the kernels from 3.0 on; its interpreter, in which they are tested without a GPU,
   runs them from 3.2 on.
-- Commands read local checkpoints by one unpickler, with every torch. A toolbox's own script loads
-  them as MMEngine does: before torch 2.6 without any check.
+- The commands of sn_mm check local checkpoints with every torch. A toolbox's own script loads them
+  as MMEngine does: before torch 2.6 without any check.
 - torch 2.1 refuses batches of gradients (`is_grads_batched=True`) with an error of its own.
 
 | row | Python | torch | NumPy | Triton | passed | failed | skipped | date |
