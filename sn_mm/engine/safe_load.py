@@ -19,7 +19,7 @@ from .safe_globals import NUMBERS, safe_globals
 
 
 def safe_load(file: Path, map_location: Any = 'cpu', mmap: bool = True) -> Any:
-    """Loads a file of ``torch.save`` by an unpickler that takes only classes and functions it knows.
+    """Loads a file of ``torch.save`` by an unpickler that takes known classes and functions only.
 
     These are torch's own, those on torch's list for this process (``add_safe_globals``), and those
     of :func:`~sn_mm.engine.safe_globals.safe_globals`. Nothing is added to torch's list.

@@ -87,8 +87,8 @@ def convert_switch_norm(
             norm stays and is not reported. Default: all are replaced.
         frozen: Replace frozen BatchNorms, too, by :class:`sn_mm.frozen.FrozenSwitchNorm2d`, which
             computes the same until it is made to learn. Default: False, they stay.
-        inputs: Input for one pass of ``model`` in evaluation mode, a tensor or a tuple of arguments.
-            Norms that meet several sizes in it get ``normalizers=('in', 'ln')``, unless
+        inputs: A tensor or a tuple of arguments for one pass of ``model`` in evaluation mode. Norms
+            that meet several sizes in it get ``normalizers=('in', 'ln')``, unless
             ``layer_args`` has ``normalizers``. Default: none.
         sparse: Convert to Sparse SN (:class:`sn_mm.SparseSwitchNorm`), whose radius
             :func:`sn_mm.set_radius` raises; SN layers stay. Default: False.
