@@ -289,7 +289,7 @@ def has_average(cfg: Config) -> bool:
 def _norms(config: Any, owner: dict) -> Iterator[tuple[dict, dict]]:
     """Each norm_cfg of a model's config, with the component that has it."""
     if isinstance(config, dict):
-        if re.fullmatch(r'(sn_mm\.)?(SN|BN|IN)([123]d)?|SyncBN|GN', str(config.get('type', ''))):
+        if re.fullmatch(r'(sn_mm\.)?(S?SN|BN|IN)([123]d)?|SyncBN|GN', str(config.get('type', ''))):
             yield config, owner
         elif 'type' in config:
             owner = config

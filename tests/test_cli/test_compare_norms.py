@@ -314,8 +314,9 @@ def test_norm_eval_leaves_batchnorm_no_average(segmentation):
     assert not comparison.has_average(cfg)
     cfg.model.norm_eval = False
     assert comparison.has_average(cfg)
-    cfg.model.update(norm_eval=True, norm_cfg={'type': 'SN'})
-    assert comparison.has_average(cfg)
+    for kind in ('SN', 'SSN'):
+        cfg.model.update(norm_eval=True, norm_cfg={'type': kind})
+        assert comparison.has_average(cfg)
 
 
 @pytest.mark.parametrize(
