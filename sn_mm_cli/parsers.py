@@ -134,8 +134,12 @@ def _compare_norms(parser: ArgumentParser) -> None:
         "'SN normalizers=[in,ln]')",
     )
     parser.add_argument('--processes', type=positive, default=2, help='of each run (%(default)s)')
-    parser.add_argument('--images', type=positive, nargs='+', help='per process (1 2 4)')
-    parser.add_argument('--seeds', type=positive, help='trainings of each kind (3)')
+    parser.add_argument(
+        '--images', type=positive, nargs='+', help='numbers of images per process (1 2 4)'
+    )
+    parser.add_argument(
+        '--seeds', type=positive, help='trainings with each norm and number of images (3)'
+    )
     parser.add_argument('--out', type=Path, help='folder of the results (work_dirs/norms/CONFIG)')
     parser.add_argument('--jobs', type=positive, default=1, help='runs at a time (%(default)s)')
     parser.add_argument(
@@ -144,7 +148,7 @@ def _compare_norms(parser: ArgumentParser) -> None:
         help="images that the config's learning rate is for (its auto_scale_lr, else NxbM in its "
         'name, else PROCESSES times its batch_size)',
     )
-    parser.add_argument('--metric', help='to compare (mmdet: coco/bbox_mAP, mmseg: mIoU)')
+    parser.add_argument('--metric', help='metric to compare (mmdet: coco/bbox_mAP, mmseg: mIoU)')
     parser.add_argument(
         '--batch-average',
         type=positive,
@@ -152,12 +156,12 @@ def _compare_norms(parser: ArgumentParser) -> None:
         metavar='N',
         help='test with the batch average of N mini-batches, too',
     )
-    _add_extent(parser, default='existing', help='as --norm has it')
+    _add_extent(parser, default='existing', help='as for sn-mm train')
     parser.add_argument(
         '--retry-failed', action='store_true', help='repeat runs that ended in an error'
     )
     parser.add_argument(
-        '--quick', action='store_true', help="the whole way in minutes, with the demo's data"
+        '--quick', action='store_true', help="go through all steps in minutes, with the demo's data"
     )
     _add_cfg_options(parser)
 
@@ -167,7 +171,7 @@ def _plot_norms(parser: ArgumentParser) -> None:
         'folders', nargs='+', type=Path, metavar='DIR', help='--out of sn-mm compare-norms'
     )
     parser.add_argument('--labels', nargs='+', help='titles of the panels (names of the folders)')
-    parser.add_argument('--metric', help='to draw (box AP or mean IoU)')
+    parser.add_argument('--metric', help='metric to draw (box AP or mean IoU)')
     parser.add_argument(
         '--out', type=Path, default=Path('norms'), help='the figure, without .png (%(default)s)'
     )
@@ -194,7 +198,7 @@ def _plot_importance(parser: ArgumentParser) -> None:
 
 
 def _convert_checkpoint(parser: ArgumentParser) -> None:
-    parser.add_argument('src', metavar='SRC', help='checkpoint of theirs')
+    parser.add_argument('src', metavar='SRC', help="checkpoint of the authors' code")
     parser.add_argument('dst', metavar='DST', help='checkpoint to write')
     parser.add_argument(
         '--to',
@@ -228,7 +232,11 @@ def _export_onnx(parser: ArgumentParser) -> None:
         help='image size to record and check with; the file takes any (256 320)',
     )
     parser.add_argument(
-        '--opset', type=int, default=17, choices=range(17, 21), help='(%(default)s)'
+        '--opset',
+        type=int,
+        default=17,
+        choices=range(17, 21),
+        help="version of ONNX's operators (%(default)s)",
     )
     _add_cfg_options(parser)
     parser.set_defaults(launcher='none', work_dir=None)
@@ -254,7 +262,7 @@ def _make_scenes(parser: ArgumentParser) -> None:
         help='side of a scene in pixels, or height and width (%(default)s)',
     )
     parser.add_argument(
-        '--seed', type=at_least(0), default=0, help='of every random choice (%(default)s)'
+        '--seed', type=at_least(0), default=0, help='seed of every random choice (%(default)s)'
     )
     parser.add_argument(
         '--categories',
@@ -296,13 +304,19 @@ def _make_nuclei(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--train', type=at_least(1), default=800, help='training images (%(default)s)'
     )
-    parser.add_argument('--seed', type=at_least(0), default=0, help='of their places (%(default)s)')
+    parser.add_argument(
+        '--seed', type=at_least(0), default=0, help='seed of the places of the images (%(default)s)'
+    )
 
 
 def _benchmark_layer(parser: ArgumentParser) -> None:
     dtypes, formats = ('float32', 'float16', 'bfloat16'), ('contiguous', 'channels_last')
     parser.add_argument(
-        '--dtype', nargs='+', choices=dtypes, default=['float32'], help='of the inputs (float32)'
+        '--dtype',
+        nargs='+',
+        choices=dtypes,
+        default=['float32'],
+        help='dtypes of the inputs (float32)',
     )
     parser.add_argument(
         '--format',
@@ -374,10 +388,11 @@ def _add_norm(parser: ArgumentParser) -> None:
         nargs='+',
         action=GivenOnce,
         metavar=('TYPE', 'KEY=VALUE'),
-        help='switch all norms of the config to SN, with arguments of the layer, for example SN '
-        'normalizers=[in,ln] sync=False; importance_lr_mult=30 is the multiple of the learning '
-        'rate with which the importance learns, by itself from the length of the training; or to '
-        'BN, SyncBN, GN num_groups=32 or IN',
+        help='replace the norms of the config by SN, with arguments of the layer such as '
+        'normalizers=[in,ln] sync=False; or by SSN (Sparse SN), BN, SyncBN, GN num_groups=32 or '
+        'IN. importance_lr_mult=30 lets the importance of SN learn at 30 times the learning rate '
+        'of the other parameters (default: a multiple that follows from the length of the '
+        'training)',
     )
     _add_extent(
         parser,
@@ -402,9 +417,14 @@ def _add_extent(parser: ArgumentParser, **options: Any) -> None:
 
 def _add_measurement(parser: ArgumentParser, name: str) -> None:
     parser.add_argument('--device', help='cpu, or cuda with an optional number (a GPU, if any)')
-    parser.add_argument('--threads', type=at_least(1), help="of PyTorch's kernels (its own number)")
     parser.add_argument(
-        '--repeats', type=at_least(1), default=15, help='timings of each (%(default)s)'
+        '--threads', type=at_least(1), help="threads of PyTorch's kernels (as PyTorch has it)"
+    )
+    parser.add_argument(
+        '--repeats',
+        type=at_least(1),
+        default=15,
+        help='timings of each layer or model (%(default)s)',
     )
     parser.add_argument(
         '--out',
@@ -421,7 +441,10 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None]]] = {
         "Replace a checkpoint's moving average by a batch average.",
         _batch_average,
     ),
-    'compare-norms': ('Train with one norm after the other: which one pays?', _compare_norms),
+    'compare-norms': (
+        'Train with one norm after the other, and say which one pays.',
+        _compare_norms,
+    ),
     'plot-norms': ('Draw comparisons of norms side by side.', _plot_norms),
     'plot-importance': ('Draw the importance that SN has learned.', _plot_importance),
     'convert-checkpoint': ("Convert the authors' ResNets with SN.", _convert_checkpoint),

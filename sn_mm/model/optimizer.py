@@ -53,7 +53,7 @@ def check_optimizer(
     importance, affine = _parameters(model, IMPORTANCE), _parameters(model, ('weight', 'bias'))
     absent = [name for name, p in {**affine, **importance}.items() if p not in decay]
     if absent:
-        report(f'parameters of SN that learn nothing, as no optimizer has them: {some(absent)}')
+        report(f'no optimizer has these parameters of SN, so they do not learn: {some(absent)}')
     decayed = [name for name, p in importance.items() if decay.get(p)]
     if decayed:
         report(f'weight decay pulls the importance of SN to equal shares: {some(decayed)}')
@@ -61,7 +61,7 @@ def check_optimizer(
     spared = any(not value for p, value in decay.items() if p not in own)
     decayed = [name for name, p in affine.items() if decay.get(p)]
     if spared and decayed:
-        report(f'weight decay on SN, of which other parameters have none: {some(decayed)}')
+        report(f'SN has weight decay, and other parameters have none: {some(decayed)}')
 
 
 def _parameters(model: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Parameter]:

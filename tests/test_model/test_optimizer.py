@@ -42,9 +42,9 @@ def lines(network: nn.Module, *optimizers: torch.optim.Optimizer) -> list[str]:
 def test_importance_that_is_left_out_and_norms_that_are_decayed_are_named():
     network = model()
     assert lines(network, torch.optim.SGD(by_class(network), lr=0.1)) == [
-        'parameters of SN that learn nothing, as no optimizer has them: '
+        'no optimizer has these parameters of SN, so they do not learn: '
         '1.mean_weight, 1.var_weight',
-        'weight decay on SN, of which other parameters have none: 1.weight',
+        'SN has weight decay, and other parameters have none: 1.weight',
     ]
 
 
@@ -54,14 +54,14 @@ def test_that_of_ultralytics_takes_sn_for_no_norm():
     optimizer = trainer.build_optimizer(None, network, 'SGD', decay=5e-4)
     assert [line.split(':')[0] for line in lines(network, optimizer)] == [
         'weight decay pulls the importance of SN to equal shares',
-        'weight decay on SN, of which other parameters have none',
+        'SN has weight decay, and other parameters have none',
     ]
 
 
 def test_an_optimizer_built_before_the_conversion_is_found():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     optimizer = torch.optim.Adam(network.parameters())
-    with pytest.warns(UserWarning, match='learn nothing, .*: 1.mean_weight, 1.var_weight'):
+    with pytest.warns(UserWarning, match='do not learn: .*1.mean_weight, 1.var_weight'):
         check_optimizer(convert_switch_norm(network), optimizer)
 
 

@@ -52,7 +52,7 @@ class ResumableCheckpointHook(CheckpointHook):
         if len(states) != get_world_size():
             print_log(
                 f'The checkpoint has the random states of {len(states)} processes, this run has '
-                f'{get_world_size()}: it starts with new ones.',
+                f'{get_world_size()}, and starts with new ones.',
                 'current',
                 logging.WARNING,
             )

@@ -37,14 +37,14 @@ class UnconvertedNormHook(Hook):
         sentences = []
         if converted:
             sentences.append(
-                f'{len(converted)} norms are hard-coded in the model, and no config makes them SN: '
-                f'{", ".join(converted)}. sn-mm train and sn-mm test convert them '
-                'with --norm SN.'
+                f'{len(converted)} norms are hard-coded in the model, where no config reaches '
+                f'them: {", ".join(converted)}. sn-mm train and sn-mm test convert them with '
+                '--norm SN.'
             )
         if kept:
             sentences.append(
-                f'{len(kept)} norms do more than a norm, which SN would drop, and stay as they '
-                f'are: {", ".join(kept)}.'
+                f'{len(kept)} norms do more than a norm, and stay, because SN would drop that '
+                f'part: {", ".join(kept)}.'
             )
         if frozen:
             sentences.append(
