@@ -64,6 +64,7 @@ def switch_norm(
     correction: int = 0,
     process_group: ProcessGroup | None = None,
     num_batches_tracked: Tensor | None = None,
+    name: str | None = None,
 ) -> Tensor:
     r"""Applies Switchable Normalization, https://arxiv.org/abs/1806.10779, equations 2 to 5.
 
@@ -89,6 +90,8 @@ def switch_norm(
         process_group: Pool the batch scope over these ranks in training, every position with the
             same weight. One collective forward, one backward; an empty batch takes part.
         num_batches_tracked: Scalar, counts the batches that updated the running statistics.
+        name: Deprecated, goes with version 1.2: of the layer, for errors of ranks that meet in
+            different ones. A layer has its ``sync_name`` for them.
 
     Returns:
         As ``input``.
@@ -114,7 +117,13 @@ def switch_norm(
         raise InputError("'bn' with training=False needs running_mean and running_var")
     parameters = Parameters(mean_weight, var_weight, weight, bias)
     settings = Settings(normalizers, eps, correction)
-    return normalize(input, parameters, running, training, settings, process_group)
+    if name is not None:
+        warnings.warn(
+            'switch_norm(name=) is deprecated since version 1.1, and goes with version 1.2',
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    return normalize(input, parameters, running, training, settings, process_group, name or '')
 
 
 def _check_counter(batches: Any, running_mean: Any) -> None:

@@ -205,19 +205,20 @@ class SwitchNorm(_InstanceNorm):
     def take_over_batch_norm(self) -> None:
         """Starts the importance anew, for a layer that has been given weights of a BatchNorm.
 
-        Loading a checkpoint and :func:`sn_mm.convert_switch_norm` call it by themselves. The shares
-        become those of ``init_importance``; without it ``{'bn': 0.9}``, or 'bn' where they are
-        frozen by then, or equal in a layer that has no other scope beside 'bn', or no 'bn'.
+        Loading a checkpoint and :func:`sn_mm.convert_switch_norm` call it by themselves.
+        The new importance is that of ``init_importance``. Without one it is ``{'bn': 0.9}``, or
+        'bn' where the logits are frozen by then, or equal in a layer that has no other scope beside
+        'bn', or no 'bn'.
         """
-        shares = self.init_importance
-        if shares is None and 'bn' in self.normalizers and len(self.normalizers) > 1:
-            shares = FROM_BATCH_NORM if self.mean_weight.requires_grad else 'bn'
-        self._set_importance(shares)
+        importance = self.init_importance
+        if importance is None and 'bn' in self.normalizers and len(self.normalizers) > 1:
+            importance = FROM_BATCH_NORM if self.mean_weight.requires_grad else 'bn'
+        self._set_importance(importance)
 
     _initial_logits = staticmethod(initial_logits)
 
-    def _set_importance(self, shares: str | Mapping[str, float] | None) -> None:
-        logits = torch.tensor(self._initial_logits(shares, self.normalizers), device='cpu')
+    def _set_importance(self, importance: str | Mapping[str, float] | None) -> None:
+        logits = torch.tensor(self._initial_logits(importance, self.normalizers), device='cpu')
         with torch.no_grad():
             for weight in (self.mean_weight, self.var_weight):
                 weight.copy_(placed_as(weight, logits))

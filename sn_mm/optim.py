@@ -1,6 +1,6 @@
 """The importance of SN in an optimizer: a group of its own, with the learning rate that it needs.
 
-The logits of the importance have no scale that they share with other parameters: a share changes
+The logits of the importance have no scale in common with other parameters: the importance changes
 when a logit moves by about 1, in a training of 200 steps as in one of 200,000. At the learning
 rate of the others they stay where they are in all but long trainings (docs/use/training.md).
 """

@@ -20,7 +20,7 @@ from .layer import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .norm_act import SwitchNormAct
 from .sharding import full_weight, placed_as
 from .sparsestmax import sparsest_logits, sparsestmax
-from .warm_start import initial_shares
+from .warm_start import initial_importance
 
 __all__ = [
     'SPARSE',
@@ -59,11 +59,11 @@ class _Sparse(SwitchNorm):
     def _initial_logits(
         init_importance: Optional[Union[str, Mapping[str, float]]], normalizers: tuple[str, ...]
     ) -> list[float]:
-        """The sparsemax of an importance is itself; equal shares are written as ones, as in SN."""
-        shares = initial_shares(init_importance, normalizers)
+        """The sparsemax of an importance is itself; an equal one is written as ones, as in SN."""
+        importance = initial_importance(init_importance, normalizers)
         if isinstance(init_importance, str) and init_importance in normalizers:
             return [float(scope == init_importance) for scope in normalizers]
-        return [1.0] * len(shares) if len(set(shares)) == 1 else shares
+        return [1.0] * len(importance) if len(set(importance)) == 1 else importance
 
     def _softmax_logits(
         self, mean_weight: Tensor, var_weight: Tensor, one_position: bool = False

@@ -36,7 +36,7 @@ def sparsestmax(logits: Tensor, radius: Tensor) -> Tensor:
             is one-hot.
 
     Returns:
-        The importance, as ``logits``. Equal logits keep equal shares up to the last radius, and
+        The importance, as ``logits``. That of equal logits is equal up to the last radius, and
         their gradient is that of the sparsemax.
     """
     used = (logits > -float('inf')).to(logits.dtype)

@@ -193,7 +193,7 @@ def _plot_importance(parser: ArgumentParser) -> None:
         '--normalizers',
         nargs='+',
         choices=('in', 'ln', 'bn'),
-        help='scopes of layers with fewer than three weights, if a checkpoint leaves them open',
+        help='scopes of layers with fewer than three of them, if a checkpoint leaves them open',
     )
 
 

@@ -522,6 +522,13 @@ def test_one_constant_channel_among_others():
         check_against_reference(x, state, rtol=1e-7, training=True, normalizers=normalizers)
 
 
+def test_the_argument_name_is_deprecated():
+    x, state = torch.randn(2, 3, 4), make_state(3)
+    with pytest.warns(DeprecationWarning, match='goes with version 1.2'):
+        y = switch_norm(x, **state, name='bn1')
+    assert torch.equal(y, switch_norm(x, **state))
+
+
 # --- sizes -------------------------------------------------------------------------------------
 
 

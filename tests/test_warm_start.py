@@ -1,4 +1,4 @@
-"""init_importance: which mix a layer starts from, and that 'bn' keeps a BatchNorm network."""
+"""init_importance: what a layer starts from, and that 'bn' keeps a BatchNorm network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sn_mm import SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, convert_switch_norm
 from sn_mm.errors import InputError
 
-SHARES = {
+IMPORTANCE = {
     'bn': (5e-8, 5e-8, 1 - 1e-7),
     'ln': (5e-8, 1 - 1e-7, 5e-8),
     ('bn', 0.9): (0.05, 0.05, 0.9),
@@ -66,22 +66,22 @@ def largest_change(model: nn.Module, other: nn.Module, x: Tensor) -> float:
 
 
 @pytest.mark.parametrize('layer', [SwitchNorm, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d])
-@pytest.mark.parametrize('given', SHARES, ids=str)
+@pytest.mark.parametrize('given', IMPORTANCE, ids=str)
 def test_the_softmax_is_what_was_asked_for(given, layer):
     mapping = given if isinstance(given, str) else dict(zip(given[::2], given[1::2]))
     norm = layer(4, init_importance=mapping, dtype=torch.float64)
     for logits in (norm.mean_weight, norm.var_weight):
-        wanted = torch.tensor(SHARES[given], dtype=torch.float64)
+        wanted = torch.tensor(IMPORTANCE[given], dtype=torch.float64)
         torch.testing.assert_close(logits.detach().softmax(0), wanted, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize('given', [None, {}, 'equal'])
-def test_equal_shares_are_ones(given):
+def test_equal_importance_is_ones(given):
     norm = SwitchNorm2d(4, init_importance=given)
     assert norm.mean_weight.tolist() == norm.var_weight.tolist() == [1, 1, 1]
 
 
-def test_shares_follow_the_normalizers():
+def test_importance_follows_the_normalizers():
     norm = SwitchNorm2d(4, normalizers=('bn', 'ln'), init_importance={'bn': 0.75})
     assert norm.importance()['mean'] == pytest.approx({'ln': 0.25, 'bn': 0.75})
     alone = SwitchNorm2d(4, normalizers='ln', init_importance='ln')
@@ -156,7 +156,7 @@ def test_the_toolboxes_initialisation_leaves_it_alone():
 
 @pytest.mark.parametrize('depth', [18, pytest.param(50, marks=pytest.mark.slow)])
 def test_bn_keeps_the_function_of_a_batch_norm_resnet(depth):
-    """From a checkpoint and by conversion. An equal mix changes it by standard deviations."""
+    """From a checkpoint and by conversion. Equal importance changes it by standard deviations."""
     original, x = batch_norm_resnet(depth=depth), images()
     loaded = resnet(WARM, depth)
     missing = loaded.load_state_dict(original.state_dict(), strict=False).missing_keys
@@ -184,7 +184,7 @@ EQUAL = 'equal'
 
 
 def test_frozen_stages_with_a_batch_norm_checkpoint_are_the_batch_norm_network(tmp_path):
-    """Nothing adapts in them: with equal shares frozen stages stay another network for good."""
+    """Nothing adapts in them: with equal importance frozen stages stay another network for good."""
     original, x = batch_norm_resnet(), images()
     torch.save(original.state_dict(), tmp_path / 'bn.pth')
     changes = []

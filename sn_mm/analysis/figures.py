@@ -39,7 +39,7 @@ _GAP = 0.8
 
 
 class _Row(NamedTuple):
-    """A row of bars: the component and the label of each, and its weights strip by strip."""
+    """A row of bars: the component and the label of each, and its importance strip by strip."""
 
     components: list[str]
     labels: list[str]
@@ -131,8 +131,8 @@ def draw_course(course: Mapping[int, Network]) -> Figure:
         left, top = index % columns * (width + gap), index // columns * height + above
         for statistic in STATISTICS:
             axes = page.strip(left, top, width, f'{name}: {_caption(statistic).lower()}')
-            weights = [course[step][name][statistic] for step in steps]
-            areas = [[w.get(scope, 0.0) for w in weights] for scope in SCOPES]
+            found = [course[step][name][statistic] for step in steps]
+            areas = [[at.get(scope, 0.0) for at in found] for scope in SCOPES]
             axes.stackplot(steps, areas, colors=list(COLORS.values()))
             axes.set_xlim(steps[0], steps[-1])
             top += _CAPTION + _STRIP
@@ -157,7 +157,7 @@ class _Page:
         self.figure.legend(
             handles=[
                 *(Patch(color=COLORS[scope], label=_SCOPE_NAMES[scope]) for scope in SCOPES),
-                Line2D([], [], color='0.6', label='equal weights', **_EQUAL),
+                Line2D([], [], color='0.6', label='equal importance', **_EQUAL),
             ],
             loc='upper left',
             bbox_to_anchor=(left, self._y(0.4)),
@@ -174,7 +174,7 @@ class _Page:
         return 1 - inches / self.height
 
     def strip(self, left: float, top: float, width: float, caption: str) -> Axes:
-        """Axes for weights from 0 to 1, below their caption; white lines mark equal weights."""
+        """Axes from 0 to 1, below their caption; white lines mark equal importance."""
         bottom = self._y(_HEADER + top + _CAPTION + _STRIP)
         size = width / self.width, _STRIP / self.height
         axes = self.figure.add_axes(((_MARGIN + left) / self.width, bottom, *size))
@@ -206,10 +206,10 @@ def _draw_rows(title: str, rows: Sequence[_Row], pitch: float, percentages: bool
     page = _Page(title, max([width, *ends]), sum(heights))
     for index, (row, at) in enumerate(zip(rows, places)):
         top = sum(heights[:index]) + above[index]
-        for number, (caption, weights) in enumerate(row.strips.items()):
+        for number, (caption, bars) in enumerate(row.strips.items()):
             axes = page.strip(0, top, (at[-1] + 1) * pitch, caption)
             axes.set_xlim(-0.5, at[-1] + 0.5)
-            _draw_bars(axes, at, weights, percentages)
+            _draw_bars(axes, at, bars, percentages)
             if number == 0:
                 _draw_spans(axes, spans[index], pitch)
             top += _CAPTION + _STRIP
@@ -250,7 +250,7 @@ def _draw_bars(
 ) -> None:
     bottom = [0.0] * len(bars)
     for scope in SCOPES:
-        heights = [weights.get(scope, 0.0) for weights in bars]
+        heights = [bar.get(scope, 0.0) for bar in bars]
         axes.bar(places, heights, 0.88, bottom, color=COLORS[scope])
         for x, y, height in zip(places, bottom, heights):
             if percentages and height >= 0.1:

@@ -65,11 +65,11 @@ def from_model(model: nn.Module) -> dict[str, Importance]:
         return {}
     logits: list[Tensor] = []
     for layer in layers.values():
-        weights = (layer.mean_weight.detach(), layer.var_weight.detach())
-        full = (full_weight(weight, len(layer.normalizers)) for weight in weights)
+        parts = (layer.mean_weight.detach(), layer.var_weight.detach())
+        full = (full_weight(part, len(layer.normalizers)) for part in parts)
         logits += layer._softmax_logits(*full)
-    if len({w.device for w in logits}) == 1:  # one copy, one wait for the GPU
-        logits = list(torch.cat(logits).cpu().split([len(w) for w in logits]))
+    if len({row.device for row in logits}) == 1:  # one copy, one wait for the GPU
+        logits = list(torch.cat(logits).cpu().split([len(row) for row in logits]))
     rows = iter(logits)
     return {
         name: {statistic: _softmax(next(rows), m.normalizers) for statistic in STATISTICS}
@@ -85,14 +85,14 @@ def from_state_dict(
     Args:
         state_dict: Of a model with SN; wrapped by DataParallel or not.
         normalizers: The scopes of layers that mix fewer than three, in the order in, ln, bn.
-            Default: 'in' and 'ln' for two weights without running statistics, as in the paper's
+            Default: 'in' and 'ln' for two logits without running statistics, as in the paper's
             models for one image per GPU.
 
     Returns:
         Importance by layer name; empty without SN.
 
     Raises:
-        InputError: A layer has fewer than three weights, and ``normalizers`` are missing or of
+        InputError: A layer has fewer than three logits, and ``normalizers`` are missing or of
             another number.
     """
     given = None if normalizers is None else tuple(normalizers)
@@ -139,7 +139,7 @@ def components(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def average(layers: Iterable[Importance]) -> Importance:
-    """The mean over layers. A scope that a layer does not mix counts as weight 0."""
+    """The mean over layers. A scope that a layer does not mix counts as 0."""
     stacked = list(layers)
     return {
         statistic: {
@@ -179,18 +179,18 @@ def by_component(layers: Mapping[str, Importance]) -> dict[str, Importance]:
     }
 
 
-def to_scalars(weights: Mapping[str, Importance], kind: str) -> dict[str, float]:
+def to_scalars(importance: Mapping[str, Importance], kind: str) -> dict[str, float]:
     """Flattens importance for a log: ``sn_layer/mean/backbone.layer1.0.bn1/in`` and so on.
 
     Args:
-        weights: Importance by name.
+        importance: By name.
         kind: 'layer' or 'component', for names of layers or of components.
     """
     return {
-        f'sn_{kind}/{statistic}/{name}/{scope}': weight
-        for name, layer in weights.items()
+        f'sn_{kind}/{statistic}/{name}/{scope}': value
+        for name, layer in importance.items()
         for statistic, scopes in layer.items()
-        for scope, weight in scopes.items()
+        for scope, value in scopes.items()
     }
 
 
@@ -217,11 +217,11 @@ def from_log(text: str) -> dict[int, dict[str, Importance]]:
             entry = json.loads(line)
         except ValueError as error:
             raise InputError(f'a line is not JSON: {error}') from error
-        for tag, weight in entry.items():
+        for tag, value in entry.items():
             if tag.startswith(('sn_layer/', 'sn_component/')):
                 kind, statistic, name, scope = tag.split('/')
                 layer = logged[kind[3:]].setdefault(name, {s: {} for s in STATISTICS})
-                layer[statistic][scope] = weight
+                layer[statistic][scope] = value
         if any(logged.values()):
             course[int(entry['step'])] = logged['component'] or by_component(logged['layer'])
     return course

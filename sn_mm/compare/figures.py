@@ -74,12 +74,12 @@ def _draw_groups(
     return lines
 
 
-def draw_importance(weights: Mapping[str, Mapping[int, Any]], processes: int) -> Figure:
-    """Draws the shares of the scopes over the batch, the mean on the left, the variance right."""
-    figure = Figure((3.4 * len(weights) + 0.8, 4.4), layout='constrained')
-    panels = figure.subplots(2, len(weights), sharey=True, sharex=True, squeeze=False)
-    images = sorted({count for by_images in weights.values() for count in by_images})
-    for column, (norm, by_images) in enumerate(weights.items()):
+def draw_importance(importance: Mapping[str, Mapping[int, Any]], processes: int) -> Figure:
+    """Draws the importance of the scopes over the batch: a column a norm, for mean and variance."""
+    figure = Figure((3.4 * len(importance) + 0.8, 4.4), layout='constrained')
+    panels = figure.subplots(2, len(importance), sharey=True, sharex=True, squeeze=False)
+    images = sorted({count for by_images in importance.values() for count in by_images})
+    for column, (norm, by_images) in enumerate(importance.items()):
         for row, statistic in enumerate(('mean', 'var')):
             axes = panels[row, column]
             scopes = next(iter(by_images.values()))[statistic]
@@ -98,9 +98,7 @@ def draw_importance(weights: Mapping[str, Mapping[int, Any]], processes: int) ->
             else:
                 _batches(axes, images, processes)
             if column == 0:
-                axes.set_ylabel(
-                    {'mean': 'share in the mean', 'var': 'share in the variance'}[statistic]
-                )
+                axes.set_ylabel({'mean': 'for the mean', 'var': 'for the variance'}[statistic])
     handles = {h.get_label(): h for axes in panels.flat for h in axes.get_lines()}
     chosen = {scope: handles[scope] for scope in SCOPES if scope in handles}
     figure.legend(chosen.values(), chosen, loc='outside right upper', fontsize=8, frameon=False)

@@ -81,10 +81,10 @@ def cost_table(records: Sequence[Mapping[str, Any]], processes: int) -> str:
     return markdown_table(['s/iteration, MiB', *_batches(images, processes)], rows)
 
 
-def importance_table(weights: Mapping[str, Mapping[int, Any]], processes: int) -> str:
-    """The shares of the scopes in the mean and in the variance, by norm and batch."""
+def importance_table(importance: Mapping[str, Mapping[int, Any]], processes: int) -> str:
+    """The importance of the scopes for the mean and for the variance, by norm and batch."""
     rows = []
-    for norm, by_images in weights.items():
+    for norm, by_images in importance.items():
         for images, found in by_images.items():
             row = [
                 ', '.join(
@@ -151,11 +151,11 @@ def write_report(
             if 'batch_average_error' in r
         ]
     lines += ['## How the runs were made equal', '', *_settings(header, records), '']
-    weights = importance_of(records)
-    if weights:
+    importance = importance_of(records)
+    if importance:
         lines += ['## Importance', '', 'Averaged over all layers and seeds.', '']
-        lines += [importance_table(weights, processes), '', '![importance](importance.png)', '']
-        drawn['importance'] = figures.draw_importance(weights, processes)
+        lines += [importance_table(importance, processes), '', '![importance](importance.png)', '']
+        drawn['importance'] = figures.draw_importance(importance, processes)
     lines += ['## Time and memory', '', header['memory'], '', cost_table(records, processes), '']
     found = {(n, i): cost for n, i in groups if (cost := costs(records, n, i))}
     if found:

@@ -152,12 +152,12 @@ def importance_of(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, d
         norm: {
             images: {
                 statistic: {
-                    scope: statistics.mean(w[statistic][scope] for w in weights)
-                    for scope in weights[0][statistic]
+                    scope: statistics.mean(run[statistic][scope] for run in runs)
+                    for scope in runs[0][statistic]
                 }
-                for statistic in weights[0]
+                for statistic in runs[0]
             }
-            for images, weights in sorted(by_images.items())
+            for images, runs in sorted(by_images.items())
         }
         for norm, by_images in found.items()
     }

@@ -95,7 +95,8 @@ def convert_switch_norm(
         **layer_args: Arguments of the new layers, in place of what they take from the old ones.
             ``init_importance='bn'`` keeps the function of a BatchNorm network. Without
             ``init_importance`` a BatchNorm with measured statistics becomes SN with
-            ``{'bn': 0.9}``, or 'bn' where it is frozen, and other norms start with equal shares.
+            ``{'bn': 0.9}``, or 'bn' where it is frozen, and other norms start with an equal
+            importance.
 
     Returns:
         ``model``, or the new layer where ``model`` itself is a norm.

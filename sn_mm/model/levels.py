@@ -17,9 +17,8 @@ __all__ = ['leave_out_batch', 'warn_of_levels']
 def leave_out_batch(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for a layer that serves several levels of a feature pyramid.
 
-    Running statistics mix the levels, so the batch scope is left out, and with it an importance to
-    start from that counts on it (shares are of all three scopes); unless the arguments name their
-    normalizers.
+    Running statistics mix the levels, so the batch scope is left out. An importance to start from
+    that counts on this scope is left out with it. Arguments that name their normalizers stay.
     """
     kept = dict(arguments)
     if 'normalizers' in kept:

@@ -24,7 +24,7 @@ def check_optimizer(
 
     Code that sorts the parameters of a model by the classes of its modules does not know SN. It may
     leave the importance out, which then does not learn. Or it may not recognize SN as a norm and
-    apply weight decay, which pulls the importance to equal shares. An optimizer that was built
+    apply weight decay, which pulls the scopes to equal importance. An optimizer that was built
     before the model was converted does not have the importance either.
 
     Args:
@@ -41,7 +41,7 @@ def check_optimizer(
 
         >>> model = sn_mm.convert_switch_norm(model)
         >>> sn_mm.check_optimizer(model, torch.optim.AdamW(model.parameters()))
-        UserWarning: weight decay pulls the importance of SN to equal shares: ...
+        UserWarning: weight decay pulls SN's scopes to equal importance: ...
     """
     check_type('model', model, nn.Module, 'a torch.nn.Module')
     if not optimizers:
@@ -56,7 +56,7 @@ def check_optimizer(
         report(f'no optimizer has these parameters of SN, so they do not learn: {some(absent)}')
     decayed = [name for name, p in importance.items() if decay.get(p)]
     if decayed:
-        report(f'weight decay pulls the importance of SN to equal shares: {some(decayed)}')
+        report(f"weight decay pulls SN's scopes to equal importance: {some(decayed)}")
     own = {*importance.values(), *affine.values()}
     spared = any(not value for p, value in decay.items() if p not in own)
     decayed = [name for name, p in affine.items() if decay.get(p)]

@@ -162,15 +162,15 @@ def _scope(layer: SwitchNorm, threshold: float | None) -> tuple[str, str]:
     """The only scope of a layer, or why there is none."""
     importance = layer.importance()
     if type(layer) in _SPARSE_KINDS:
-        means, variances = (max(shares, key=shares.__getitem__) for shares in importance.values())
-        if any(max(shares.values()) < 1 for shares in importance.values()):
+        means, variances = (max(found, key=found.__getitem__) for found in importance.values())
+        if any(max(found.values()) < 1 for found in importance.values()):
             return '', 'its importance is not one-hot'
         if means != variances:
             return '', f'its means are of {means!r} and its variances of {variances!r}'
         return means, ''
     if 'bn' not in layer.normalizers:
         return '', "it has no 'bn'"
-    others = [1 - shares['bn'] for shares in importance.values()]
+    others = [1 - found['bn'] for found in importance.values()]
     # What a softmax leaves to the other scopes of a layer that started as one norm, and rounding.
     rest = 2 * OFF_SCOPE if _may_be_one_norm(layer) else 0
     if max(others) >= (threshold or rest):

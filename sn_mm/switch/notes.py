@@ -51,7 +51,7 @@ def take_notes(model: dict, report: SwitchReport, hooks: Sequence[dict] = ()) ->
     if fixed:
         notes.append(
             'requires_grad=False keeps the importance that SN starts from in '
-            f'{", ".join(fixed)}: the BatchNorm whose weights it loads, or equal shares; '
+            f'{", ".join(fixed)}: the BatchNorm whose weights it loads, or an equal one; '
             'requires_grad=True in the norm_cfg (--norm SN requires_grad=True) lets it learn'
         )
     if any('PreciseBNHook' in str(hook['type']) for hook in hooks):

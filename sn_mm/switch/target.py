@@ -104,11 +104,11 @@ def check_sn(norm_cfg: dict) -> dict:
         SwitchNorm2d(1, **layer_arguments(given))
     except (TypeError, ValueError) as error:
         raise InputError(f'{kind} refuses {given}: {error}') from error
-    shares = given.get('init_importance')
-    if isinstance(shares, dict) and 'in' in shares:
+    start = given.get('init_importance')
+    if isinstance(start, dict) and 'in' in start:
         raise InputError(
-            "MMEngine cannot write a config whose init_importance has the key 'in': give the "
-            f'shares of the other scopes, which leave it the rest, got {dict(shares)}'
+            "MMEngine cannot write a config whose init_importance has the key 'in': name "
+            f'the other scopes, which leave it the rest, got {dict(start)}'
         )
     return {'type': kind, **given}
 

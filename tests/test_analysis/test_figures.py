@@ -28,10 +28,10 @@ def resnet_names(depth: int) -> list[str]:
 def network(names: list[str], seed: int = 0) -> dict[str, importance.Importance]:
     random = np.random.default_rng(seed)
 
-    def mix() -> dict[str, float]:
+    def drawn() -> dict[str, float]:
         return dict(zip(SCOPES, random.dirichlet(np.ones(3)).tolist()))
 
-    return {name: {'mean': mix(), 'var': mix()} for name in names}
+    return {name: {'mean': drawn(), 'var': drawn()} for name in names}
 
 
 def heights(figure: Figure, row: int = 0) -> list[list[float]]:

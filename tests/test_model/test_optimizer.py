@@ -53,7 +53,7 @@ def test_that_of_ultralytics_takes_sn_for_no_norm():
     network = model()
     optimizer = trainer.build_optimizer(None, network, 'SGD', decay=5e-4)
     assert [line.split(':')[0] for line in lines(network, optimizer)] == [
-        'weight decay pulls the importance of SN to equal shares',
+        "weight decay pulls SN's scopes to equal importance",
         'SN has weight decay, and other parameters have none',
     ]
 
@@ -69,7 +69,7 @@ def test_decay_of_all_is_named_for_the_importance_alone():
     network = model()
     (line,) = lines(network, torch.optim.AdamW(network.parameters()))
     assert line == (
-        'weight decay pulls the importance of SN to equal shares: 1.mean_weight, 1.var_weight'
+        "weight decay pulls SN's scopes to equal importance: 1.mean_weight, 1.var_weight"
     )
 
 
@@ -95,4 +95,5 @@ def test_the_hook_warns_in_the_log_of_a_training(tmp_path: Path):
     optim_wrapper = dict(optimizer=optimizer)
     build_runner(tmp_path, hook, optim_wrapper=optim_wrapper, log_level='WARNING').train()
     (log,) = tmp_path.glob('*/*.log')
-    assert re.search('WARNING.*equal shares: norm.mean_weight, norm.var_weight', log.read_text())
+    line = 'WARNING.*equal importance: norm.mean_weight, norm.var_weight'
+    assert re.search(line, log.read_text())

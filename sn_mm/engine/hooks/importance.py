@@ -37,8 +37,8 @@ class ImportanceHook(Hook):
     counted in iterations or in epochs. Schedules scale it as those of the other groups. A resumed
     training keeps the learning rate that it had.
 
-    After training: a warning if the shares moved by less than 0.05 on average in 50 iterations or
-    more. Layers that are frozen, or start from all weight on one scope, do not count.
+    After training: a warning if the importance moved by less than 0.05 on average in 50 iterations
+    or more. Layers that are frozen, or start from one scope alone, do not count.
     """
 
     priority = 'HIGHEST'  # before hooks that remember initial learning rates, as MMYOLO's do
@@ -48,11 +48,11 @@ class ImportanceHook(Hook):
         if group is not None and group[LR_MULT] is None:
             _set_rate(runner, group)
         if runner.iter == 0:
-            runner.message_hub.update_info(_START, _shares(runner.model))
+            runner.message_hub.update_info(_START, _importance(runner.model))
 
     def after_train(self, runner: Runner) -> None:
         start: dict = runner.message_hub.get_info(_START, {})
-        end = _shares(runner.model)
+        end = _importance(runner.model)
         moved = [max(abs(a - b) for a, b in zip(start[k], end[k])) for k in start if k in end]
         trial = runner.max_iters < FEWEST_STEPS
         if trial or not moved or sum(moved) / len(moved) >= _HARDLY:
@@ -69,7 +69,7 @@ class ImportanceHook(Hook):
                 'optim_wrapper.paramwise_cfg.importance.lr_mult sets more'
             )
         print_log(
-            f'The importance of SN hardly moved: its shares changed by '
+            f'The importance of SN hardly moved: it changed by '
             f'{sum(moved) / len(moved):.2g} on average, {max(moved):.2g} at most; {remedy} '
             '(docs/use/training.md).',
             'current',
@@ -112,8 +112,8 @@ def _set_rate(runner: Runner, group: dict[str, Any]) -> None:
     )
 
 
-def _shares(model: nn.Module) -> dict[str, list[float]]:
-    """The shares of the layers that are meant to move, by name; none of weights out of reach."""
+def _importance(model: nn.Module) -> dict[str, list[float]]:
+    """That of the layers in which it is meant to move, by name; none of parameters out of reach."""
     try:
         with full_weights(model):  # a collective where FSDP shards them
             found = {name: layer.importance() for name, layer in _learning(unwrap(model))}
