@@ -39,7 +39,7 @@ FLEXIBLE_LAYOUT = tuple(
     getattr(torch.Tag, tag) for tag in ('flexible_layout',) if hasattr(torch.Tag, tag)
 )
 # torch < 2.7 does not tell torch.export from torch.compile: both record ordinary operations, but
-# for a synchronised layer, which only the latter takes. Up to 2.12 is_exporting() is true for
+# for a synchronized layer, which only the latter takes. Up to 2.12 is_exporting() is true for
 # torch.compile as well, but the flag that it reads is not.
 _TELLS_EXPORT = hasattr(torch.compiler, '_is_exporting_flag')
 
@@ -93,9 +93,9 @@ class Look(NamedTuple):
 _PLAIN = Look(False, False, False, False)
 
 
-def look_at(x: Tensor, synchronised: bool) -> Look:
+def look_at(x: Tensor, synchronized: bool) -> Look:
     """How PyTorch looks at a forward pass of a layer with input ``x``."""
-    recorded = _is_recorded(x, synchronised)
+    recorded = _is_recorded(x, synchronized)
     if is_compiling():
         return Look(True, recorded, True, False, recorded)
     operators = torch._C._len_torch_dispatch_stack() > 0
@@ -115,11 +115,11 @@ def look_at_backward(dy: Tensor) -> Look:
     return Look(False, ordinary, torch._C._len_torch_dispatch_stack() > 0, False)
 
 
-def _is_recorded(x: Tensor, synchronised: bool) -> bool:
+def _is_recorded(x: Tensor, synchronized: bool) -> bool:
     if torch.jit.is_tracing():
         return True
     if _is_dynamo_compiling():
-        return _is_exporting() and (_TELLS_EXPORT or not synchronised)
+        return _is_exporting() and (_TELLS_EXPORT or not synchronized)
     return _is_exporting() and type(x) is not Tensor
 
 

@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
     Attributes:
         moments: (2, 1, C).
-        total: Positions behind it, over all ranks; a float64 scalar where synchronised.
+        total: Positions behind it, over all ranks; a float64 scalar where synchronized.
     """
 
     moments: Tensor
@@ -121,7 +121,7 @@ class SwitchNormFunction(torch.autograd.Function):
                 raise InputError(
                     'second derivatives (create_graph=True) and batches of gradients '
                     '(is_grads_batched=True) go through a layer with sync=False only, and this one '
-                    'is synchronised over ranks'
+                    'is synchronized over ranks'
                 )
             moments = dict(zip(scopes, arrays))
             fixed = None if measured else moments.get('bn')

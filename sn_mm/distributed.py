@@ -1,4 +1,4 @@
-"""Process groups of synchronised layers, their two collectives, and who calls these."""
+"""Process groups of synchronized layers, their two collectives, and who calls these."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ def _disagreement(given: Sequence[str], ranks: Sequence[int]) -> str:
         for caller, numbers in by_caller.items()
     )
     return (
-        'all ranks must call the same synchronised layers in the same order, got '
+        'all ranks must call the same synchronized layers in the same order, got '
         f'{"; ".join(parts)}. A layer that a rank may skip takes sync=False'
     )
 

@@ -302,7 +302,7 @@ def propagate(
     """The coefficients of ``dx = a * dy + b * (x - m) + c``, each (N, C).
 
     Args:
-        sums: With ``batch`` summed over the ranks where synchronised.
+        sums: With ``batch`` summed over the ranks where synchronized.
         positions: L.
         total: Positions behind 'bn', over all ranks.
 

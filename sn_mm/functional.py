@@ -76,8 +76,8 @@ def switch_norm(
         var_weight: The same for the variances.
         running_mean: (C,), the batch scope's mean in evaluation; updated in place in training.
         running_var: (C,), its variance, unbiased as ``torch.nn.BatchNorm2d``'s.
-        weight: (C,), scale after the normalisation. Default: none.
-        bias: (C,), shift after the normalisation. Default: none.
+        weight: (C,), scale after the normalization. Default: none.
+        bias: (C,), shift after the normalization. Default: none.
         training: Take the batch scope from the input; False takes it from the running statistics.
         momentum: Share of the new batch in the running statistics. None: cumulative average, needs
             ``num_batches_tracked``.
@@ -100,7 +100,7 @@ def switch_norm(
         DtypeError: Tensors that are not floating point. An InputError and a TypeError.
         InputError: No tensors where tensors are needed, shapes that do not fit each other, tensors
             on several devices, sparse ones, unknown normalizers or correction, ``eps`` or
-            ``momentum`` out of range, or no statistics to normalise with.
+            ``momentum`` out of range, or no statistics to normalize with.
     """
     normalizers = canonical_normalizers(normalizers)
     check_eps(eps)
@@ -186,7 +186,7 @@ def normalize(
         name: Of the layer, for the error of ranks that meet in different layers.
 
     Raises:
-        InputError: Tensors that do not go together, or no statistics to normalise with.
+        InputError: Tensors that do not go together, or no statistics to normalize with.
     """
     _check_tensors(x, parameters, running, settings.scopes)
     one_position = math.prod(x.shape[2:]) == 1
@@ -201,7 +201,7 @@ def normalize(
         if process_group is not None:
             raise InputError(
                 'torch.func, forward-mode differentiation and recorded graphs take layers with '
-                'sync=False in training, and this one is synchronised over ranks'
+                'sync=False in training, and this one is synchronized over ranks'
             )
         moved = training and running is not None
         if moved and is_exporting():

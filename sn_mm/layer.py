@@ -64,7 +64,7 @@ class SwitchNorm(_InstanceNorm):
             Without 'bn' in ``normalizers`` nothing is tracked. Default: True.
         normalizers: The scopes to mix, one or more of 'in', 'ln', 'bn'. Default: all three.
         sync: Pool the batch scope in training over all ranks (True), over groups of k consecutive
-            ranks (k), or not (False). Local where torch.distributed is not initialised.
+            ranks (k), or not (False). Local where torch.distributed is not initialized.
             Default: True.
         process_group: The ranks that ``sync=True`` pools over. Default: all.
         correction: 0 for the paper's biased instance variance, 1 for the unbiased one of the
@@ -83,9 +83,9 @@ class SwitchNorm(_InstanceNorm):
         bias: False leaves ``bias`` out where ``affine`` is True. Default: True.
 
     Attributes:
-        weight, bias: (C,), initialised to 1 and 0; None where they are left out.
+        weight, bias: (C,), initialized to 1 and 0; None where they are left out.
         mean_weight, var_weight: (K,), the logits in the order in, ln, bn, whose softmax is the
-            importance. Initialised to 1, or so that their softmax is ``init_importance``.
+            importance. Initialized to 1, or so that their softmax is ``init_importance``.
         running_mean, running_var, num_batches_tracked: As ``nn.BatchNorm2d``'s.
         sync_name: The layer's name in its model, for errors: :func:`sn_mm.name_layers` sets it.
 
@@ -298,12 +298,12 @@ class SwitchNorm(_InstanceNorm):
         """TorchScript's call before it compiles the layer, without collectives and our own hooks.
 
         Raises:
-            InputError: The layer trains, synchronised over ranks.
+            InputError: The layer trains, synchronized over ranks.
         """
         if self.training and self._group() is not None:
             raise InputError(
                 'TorchScript takes layers with sync=False in training, and this one is '
-                'synchronised over ranks'
+                'synchronized over ranks'
             )
         for key, hook in list(self._forward_hooks.items()):
             if getattr(hook, 'eager_only', False):

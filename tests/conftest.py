@@ -40,7 +40,7 @@ def positive_int(text: str) -> int:
 def pytest_addoption(parser: pytest.Parser) -> None:
     add = parser.getgroup('checks', 'size of the checks in tests/checks').addoption
     add('--trials', type=positive_int, metavar='N',
-        help='random trials of synchronisation: seeds 0 to N - 1 (40)')  # fmt: skip
+        help='random trials of synchronization: seeds 0 to N - 1 (40)')  # fmt: skip
     add('--kills', type=positive_int, metavar='N',
         help='kills of each training that is resumed (2)')  # fmt: skip
     add('--every-config', action='store_true', help='all ready-made configs, not a few of them')

@@ -38,7 +38,7 @@ def switch_norm(
     normalizers: Sequence[str] = SCOPES,
     correction: int = 0,
 ) -> Result:
-    """Normalises ``inputs`` as one batch; returns the outputs and the new running statistics."""
+    """Normalizes ``inputs`` as one batch; returns the outputs and the new running statistics."""
     normalizers = [k for k in SCOPES if k in normalizers]
     maps = [rows(x) for x in inputs]
     if running_mean is not None:

@@ -239,7 +239,7 @@ def test_an_eager_layer_runs_while_another_thread_compiles():
     try:
         assert compiling.wait(60)
         for _ in range(3):
-            assert not any(look_at(x, synchronised=False))
+            assert not any(look_at(x, synchronized=False))
             layer(x).sum().backward()
     finally:
         stepped.set()

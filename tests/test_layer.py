@@ -425,7 +425,7 @@ def test_evaluation_before_training_in_one_backward_pass():
 
 
 def test_an_optimizer_learns_the_importance():
-    """Training on a target normalised per instance moves the importance to 'in'."""
+    """Training on a target normalized per instance moves the importance to 'in'."""
     sn = SwitchNorm2d(4)
     optimizer = torch.optim.SGD(sn.parameters(), lr=1.0)
     for _ in range(30):

@@ -128,7 +128,7 @@ def test_copies_reset_and_repr_keep_it():
     assert 'init_importance' not in repr(SwitchNorm2d(4))
 
 
-def test_reset_parameters_initialises_a_layer_made_without_storage():
+def test_reset_parameters_initializes_a_layer_made_without_storage():
     norm = SwitchNorm2d(4, init_importance='bn', device='meta').to_empty(device='cpu')
     norm.reset_parameters()
     wanted = SwitchNorm2d(4, init_importance='bn').state_dict()
@@ -143,7 +143,7 @@ def test_a_checkpoint_overrides_it():
     assert norm.importance() == trained.importance()
 
 
-def test_the_toolboxes_initialisation_leaves_it_alone():
+def test_the_toolboxes_initialization_leaves_it_alone():
     model = resnet(WARM)
     model.init_weights()
     norms = [m for m in model.modules() if isinstance(m, SwitchNorm2d)]

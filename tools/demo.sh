@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up, then train a Mask R-CNN and a DeepLabV3+ with synchronised SN on two processes of two
+# Set up, then train a Mask R-CNN and a DeepLabV3+ with synchronized SN on two processes of two
 # images, test them, draw their predictions and importance, and sum up.
 #
 #     bash tools/demo.sh           # the whole demo

@@ -13,7 +13,7 @@ from ..output.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 
 _STYLES = {
     'SN': (RED, 'o'),
-    'SN, synchronised': (RED, 'd'),
+    'SN, synchronized': (RED, 'd'),
     'SyncBatchNorm': (BLUE, 's'),
     'GroupNorm': (GREEN, '^'),
     'InstanceNorm': (PURPLE, 'v'),

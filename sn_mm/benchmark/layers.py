@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import SwitchNorm2d
 from .measure import SECONDS, measure
-from .one_rank import SynchronisedBatchNorm2d, SynchronisedSwitchNorm2d, group_of_one
+from .one_rank import SynchronizedBatchNorm2d, SynchronizedSwitchNorm2d, group_of_one
 from .plain import PlainSwitchNorm2d
 from .shapes import Case
 
@@ -22,14 +22,14 @@ LAYERS: dict[str, Callable[[int], Any]] = {
     'SN': SwitchNorm2d,
     'InstanceNorm': lambda channels: nn.InstanceNorm2d(channels, affine=True),
     'plain SN': PlainSwitchNorm2d,
-    'SN, synchronised': SynchronisedSwitchNorm2d,
-    'SyncBatchNorm': SynchronisedBatchNorm2d,
+    'SN, synchronized': SynchronizedSwitchNorm2d,
+    'SyncBatchNorm': SynchronizedBatchNorm2d,
     'GroupNorm': lambda channels: nn.GroupNorm(32, channels),
     'BatchNorm, compiled': lambda channels: torch.compile(nn.BatchNorm2d(channels), fullgraph=True),
     'SN, compiled': lambda channels: torch.compile(SwitchNorm2d(channels), fullgraph=True),
 }
 """By name, what makes a layer for a number of channels. 'SyncBatchNorm' has CUDA kernels only."""
-_SYNCHRONISED = {'SN, synchronised', 'SyncBatchNorm'}
+_SYNCHRONIZED = {'SN, synchronized', 'SyncBatchNorm'}
 
 
 def make_layers(names: Sequence[str], x: Tensor) -> dict[str, nn.Module]:
@@ -69,7 +69,7 @@ def measure_layers(
     Yields:
         For each input and layer the record of :func:`.measure.measure`, with the input.
     """
-    with group_of_one(device) if _SYNCHRONISED.intersection(names) else nullcontext():
+    with group_of_one(device) if _SYNCHRONIZED.intersection(names) else nullcontext():
         for case, dtype, memory_format in inputs:
             x = torch.randn(case.shape, device=device)
             x = x.to(getattr(torch, dtype), memory_format=FORMATS[memory_format])

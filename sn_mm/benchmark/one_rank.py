@@ -1,7 +1,7 @@
-"""Synchronised layers in a process group of one rank: the collectives' cost without a network.
+"""Synchronized layers in a process group of one rank: the collectives' cost without a network.
 
 In such a group ``nn.SyncBatchNorm`` and SN take their local paths, as there is nobody to meet. The
-layers here take the synchronised ones, collectives included.
+layers here take the synchronized ones, collectives included.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def group_of_one(device: torch.device) -> Iterator[None]:
 
 def _end_checks(device: torch.device) -> None:
     """Calls the collectives until, on a GPU, SN no longer compares the ranks before each."""
-    layer, x = SynchronisedSwitchNorm2d(1).to(device), torch.zeros(1, 1, 2, 2, device=device)
+    layer, x = SynchronizedSwitchNorm2d(1).to(device), torch.zeros(1, 1, 2, 2, device=device)
     with torch.no_grad():
         for _ in range(CHECKED_CALLS):
             layer(x)
 
 
-class SynchronisedSwitchNorm2d(SwitchNorm2d):
+class SynchronizedSwitchNorm2d(SwitchNorm2d):
     """SN whose batch scope goes through the collectives even in a group of one rank."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -66,8 +66,8 @@ class SynchronisedSwitchNorm2d(SwitchNorm2d):
         )
 
 
-class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """``nn.SyncBatchNorm`` that synchronises even in a group of one rank; training on CUDA only."""
+class SynchronizedBatchNorm2d(nn.BatchNorm2d):
+    """``nn.SyncBatchNorm`` that synchronizes even in a group of one rank; training on CUDA only."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:

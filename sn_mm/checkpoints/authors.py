@@ -183,7 +183,7 @@ def _rename(
 
 
 def _refuse_preactivation(weights: Mapping[str, Tensor]) -> None:
-    """Refuses ResNet v2, which normalises the input of a convolution; v1 normalises its output."""
+    """Refuses ResNet v2, which normalizes the input of a convolution; v1 normalizes its output."""
     for name, norm in weights.items():
         conv = weights.get(name.replace('.sn1.weight', '.conv1.weight'))
         if conv is None or conv is norm:

@@ -39,7 +39,7 @@ def choose_layers(device: torch.device, compiled: bool) -> list[str]:
     """Names of the layers that are measured side by side."""
     names = ['BatchNorm', 'SN', 'InstanceNorm', 'plain SN']
     if device.type == 'cuda':
-        names += ['SN, synchronised', 'SyncBatchNorm']
+        names += ['SN, synchronized', 'SyncBatchNorm']
     names.append('GroupNorm')
     return [*names, 'BatchNorm, compiled', 'SN, compiled'] if compiled else names
 

@@ -1,7 +1,7 @@
 """Writes a trained model as ONNX, open to any batch and image size, and checks it in onnxruntime.
 
 A segmentor becomes `image` -> `logits`, at the image's size. Of a detector, backbone and neck are
-written: `image` -> `level0`, `level1` ... Images are (N, 3, H, W), float32, after the normalisation
+written: `image` -> `level0`, `level1` ... Images are (N, 3, H, W), float32, after the normalization
 that the config's data_preprocessor names.
 """
 

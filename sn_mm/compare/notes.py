@@ -57,7 +57,7 @@ def _meanings(norm: str, norm_cfg: dict) -> list[str]:
     if norm.split()[0] == 'SyncBN' and is_sn(norm_cfg):
         return [
             "on the CPU, where torch's SyncBatchNorm does not run, SN over `bn` alone, "
-            'synchronised: the same equations.'
+            'synchronized: the same equations.'
         ]
     if norm_cfg['type'] == 'GN' and 'num_groups' not in norm:
         return [f'{norm_cfg["num_groups"]} groups.']
@@ -77,7 +77,7 @@ def _weights(path: str, component: dict, cfg: Config) -> str | None:
 
 
 def _norm_eval(path: str, weights: str | None) -> str:
-    start = f'those of {weights}' if weights else 'mean 0 and variance 1: it normalises nothing'
+    start = f'those of {weights}' if weights else 'mean 0 and variance 1: it normalizes nothing'
     return (
         f'{path}.norm_eval=True reaches BatchNorm alone: in training it takes the running '
         f'statistics that it starts from, {start}. {path}.norm_eval=False gives it those of the '

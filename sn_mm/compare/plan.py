@@ -80,7 +80,7 @@ def norm_cfg_of(norm: str) -> dict:
     """The norm_cfg that a norm stands for on this machine.
 
     torch's SyncBatchNorm is for GPUs only. On the CPU its place is taken by SN over ``bn`` alone,
-    synchronised: the same equations.
+    synchronized: the same equations.
 
     Raises:
         InputError: As :func:`sn_mm.switch.option.parse_norm` and :func:`sn_mm.switch_norm_cfg`.

@@ -1,6 +1,6 @@
 """Batch average, the statistics with which the paper evaluates SN (arXiv 1806.10779, section 3).
 
-Training normalises with the statistics of each mini-batch and keeps a moving average of them, over
+Training normalizes with the statistics of each mini-batch and keeps a moving average of them, over
 weights that change. The batch average is taken with the weights that are evaluated: freeze the
 network, feed it mini-batches of the training set, average.
 """
@@ -69,7 +69,7 @@ def measure_batch_average(
     Each time that a layer runs, the mean and the unbiased variance of its minibatch scope are added
     up, as training adds them to the running statistics, pooled over ranks as its ``sync`` says.
     All runs weigh the same, whatever their number of positions; empty batches do not count. The
-    network is in training mode: every layer normalises with its batch.
+    network is in training mode: every layer normalizes with its batch.
 
     A copy of ``model`` runs; ``model`` itself does not change.
 

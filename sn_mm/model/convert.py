@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 _ON_META = (
     'the new layers are on the meta device, where from_pretrained of Transformers leaves their '
-    'importance uninitialised unless the file has it: with weights of BatchNorm, convert the model '
+    'importance uninitialized unless the file has it: with weights of BatchNorm, convert the model '
     'that from_pretrained returns'
 )
 

@@ -10,7 +10,7 @@ __all__ = ['name_layers']
 
 
 def name_layers(model: nn.Module) -> nn.Module:
-    """Tells each SN layer its name in the model, for the errors of synchronised layers.
+    """Tells each SN layer its name in the model, for the errors of synchronized layers.
 
     Where ranks meet in different layers, the error then has the names. Call it on every rank, on
     the model without wrappers (DDP, FSDP). :func:`sn_mm.convert_switch_norm` and ``sn-mm train``

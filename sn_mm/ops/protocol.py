@@ -12,7 +12,7 @@ Backward:
     [all_reduce of the batch scope's sums]
     propagate    dy, x, moments, sums, parameters -> dx
 
-What stands in brackets is done where the layer is synchronised over ranks. Where it is not, a
+What stands in brackets is done where the layer is synchronized over ranks. Where it is not, a
 backend may do a whole pass in one call, if that saves time on the host (:class:`Forward`,
 :class:`Backward`).
 
@@ -78,7 +78,7 @@ class Backend(Protocol):
 
     @property
     def forward(self) -> Forward | None:
-        """The forward pass of a layer that is not synchronised; None: it is done in steps."""
+        """The forward pass of a layer that is not synchronized; None: it is done in steps."""
 
     @property
     def backward(self) -> Backward | None:
@@ -155,7 +155,7 @@ class Backend(Protocol):
         """``dx``, with dtype and memory format of ``x``.
 
         Args:
-            sums: With ``batch`` summed over the ranks where synchronised; a ``batch`` of None holds
+            sums: With ``batch`` summed over the ranks where synchronized; a ``batch`` of None holds
                 'bn' fixed.
             total: Positions behind 'bn', over all ranks: a number, or a float64 scalar on the
                 device of ``x``.

@@ -31,7 +31,7 @@ _SEPARATE = {
 }
 
 # Parts that one rank may skip in a training step in which others call them, so that their layers
-# must not synchronise: by the class that holds the part, its name and the reason. All other models
+# must not synchronize: by the class that holds the part, its name and the reason. All other models
 # of MMDetection 3.3 and MMSegmentation 1.2 call the same layers in every step.
 _PASSED_BY = {
     'SemiBaseDetector': (

@@ -42,7 +42,7 @@ def add_norms(config: dict, cls: Any, path: str, target: dict, report: SwitchRep
         report.left.append(Left(path, '', f'{cls.__name__} makes no use of a norm'))
         return
     elif not _has_convolutions(config, ancestors(cls)):
-        report.left.append(Left(path, '', f'{cls.__name__} has no convolutions to normalise'))
+        report.left.append(Left(path, '', f'{cls.__name__} has no convolutions to normalize'))
         return
     config['norm_cfg'] = new = replace({}, None, target, shares_levels(cls))
     report.switched.append(Switched(f'{path}.norm_cfg', None, new, 'had no norm'))

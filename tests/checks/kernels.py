@@ -55,7 +55,7 @@ def launches_of_a_step(
     scopes: tuple[str, ...] = ('in', 'ln', 'bn'),
     affine: bool = True,
 ) -> list[Launch]:
-    """Everything that a synchronised layer launches forward and backward, and in evaluation."""
+    """Everything that a synchronized layer launches forward and backward, and in evaluation."""
     x = torch.empty(shape, dtype=dtype, device='meta').contiguous(memory_format=memory_format)
     three, channels = x.new_empty(3, dtype=torch.float32), x.new_empty(shape[1]).float()
     logits = three[: len(scopes)]

@@ -45,7 +45,7 @@ def test_command_on_the_cpu(tmp_path):
     assert (default['backend'], aten['backend']) == ('default', 'aten')
     assert default['passed'] > aten['passed'] > 100 and default['failed'] == aten['failed'] == 0
     layers = {r['layer'] for r in steps['layers']['records']}
-    assert layers == {'BatchNorm', 'SN', 'SN, synchronised', 'GroupNorm'}
+    assert layers == {'BatchNorm', 'SN', 'SN, synchronized', 'GroupNorm'}
     assert {(r['dtype'], r['format']) for r in steps['layers']['records']} == {
         (dtype, memory_format)
         for dtype in ('float32', 'float16', 'bfloat16')
@@ -85,7 +85,7 @@ def marks(*results: Result, on_gpu: bool = True):
     names = {
         'ResNet inputs >= 16 MB, float32, contiguous': 'time',
         'inputs >= 256 MB, float32, contiguous': 'bandwidth',
-        'synchronised, eager': 'eager',
+        'synchronized, eager': 'eager',
         'SN, compiled': 'compiled',
         'training forward': 'forward',
         'layer, backward': 'backward',
@@ -140,11 +140,11 @@ def test_a_value_that_is_not_finite_holds_nothing():
     assert found['time'][1] == 'not measured' and found['bandwidth'][1] == 'held'
 
 
-def test_training_steps_are_compared_with_synchronised_batch_norm():
+def test_training_steps_are_compared_with_synchronized_batch_norm():
     def record(norm: str, ms: float):
         return {'norm': norm, 'step': {'median': ms}}
 
-    eager = [record('SN, synchronised', 51.0), record('SyncBatchNorm', 50.0), record('SN', 99.0)]
+    eager = [record('SN, synchronized', 51.0), record('SyncBatchNorm', 50.0), record('SN', 99.0)]
     compiled = [record('SN', 42.0), record('BatchNorm', 40.0)]
     found = marks(result('training', eager), result('compiled', compiled))
     assert found['eager'] == (1.02, 'held', '') and found['compiled'] == (1.05, 'not held', '')
@@ -160,7 +160,7 @@ def test_launches_of_the_layer_are_counted():
         started = {kind: ['kernel'] * count for kind, count in started.items()}
         return {'layer': layer, 'dtype': 'float32', 'format': 'contiguous', 'started': started}
 
-    records = [record('SN', 5, 7, 2), record('SN, synchronised', 8, 9, 3)]
+    records = [record('SN', 5, 7, 2), record('SN, synchronized', 8, 9, 3)]
     found = marks(result('launches', records))
     assert found['forward'] == (5, 'held', 'float32, contiguous')
     assert found['backward'] == (7, 'not held', 'float32, contiguous')

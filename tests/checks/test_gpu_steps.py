@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from sn_mm import distributed
-from sn_mm.benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
+from sn_mm.benchmark.one_rank import SynchronizedSwitchNorm2d, group_of_one
 from sn_mm.benchmark.resnet import ResNet
 
 from .gpu import nccl, step, training
@@ -155,7 +155,7 @@ def test_resnet_50_is_the_one_of_the_paper():
 def test_a_group_of_one_rank_calls_the_collectives(monkeypatch):
     monkeypatch.setattr(distributed, '_FEW_RANKS', 0)  # as on accelerators
     calls = []
-    layer = SynchronisedSwitchNorm2d(3)
+    layer = SynchronizedSwitchNorm2d(3)
     with group_of_one(CPU):
         collective = torch.distributed.all_reduce
 
@@ -170,7 +170,7 @@ def test_a_group_of_one_rank_calls_the_collectives(monkeypatch):
     assert not torch.distributed.is_initialized()
 
 
-def test_a_synchronised_layer_that_differs_is_a_failure(monkeypatch):
+def test_a_synchronized_layer_that_differs_is_a_failure(monkeypatch):
     monkeypatch.setattr(nccl, 'compare', lambda x: {'output': float('nan'), 'running_mean': 0.0})
     with pytest.raises(Failed, match="float32 contiguous: .* differ: {'output': nan}"):
         list(nccl.run(CPU, True))

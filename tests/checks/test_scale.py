@@ -1,4 +1,4 @@
-"""What synchronising the norms of Mask R-CNN R50-FPN costs, for 8 to 4096 ranks.
+"""What synchronizing the norms of Mask R-CNN R50-FPN costs, for 8 to 4096 ranks.
 
     bash tools/run_tests.sh tests/checks/test_scale.py --record
 

@@ -1,4 +1,4 @@
-"""Random trials of synchronised SN among real gloo processes, against one with the union batch.
+"""Random trials of synchronized SN among real gloo processes, against one with the union batch.
 
     bash tools/run_tests.sh tests/checks/test_sync.py --trials 1000 --record
     bash tools/run_tests.sh tests/checks/test_sync.py --trials 418 -k 'trial and 417'

@@ -194,14 +194,14 @@ def test_what_does_not_fit_is_refused_and_named(change, message):
 
 
 def test_a_preactivation_network_is_refused():
-    def normalise_inputs(weights):
+    def normalize_inputs(weights):
         for key in list(weights):
             if key.endswith('sn1.weight') and 'layer' in key:
                 inner = weights[key.replace('sn1', 'conv1')].shape[1]
                 weights[key] = torch.ones(1, inner, 1, 1)
 
     with pytest.raises(InputError, match=r'pre-activation ResNet \(v2\), and neither'):
-        convert(broken(normalise_inputs), 'mmpretrain')
+        convert(broken(normalize_inputs), 'mmpretrain')
 
 
 def test_an_unknown_toolbox_is_refused():

@@ -378,7 +378,7 @@ PRETRAINED = {'type': 'Pretrained', 'checkpoint': 'there.pth'}
     [
         ('BN', {}, []),
         ('GN', {'base_channels': 32}, ['32 groups.']),
-        ('BN', {'norm_eval': True}, ['model.backbone.norm_eval=True', 'it normalises nothing']),
+        ('BN', {'norm_eval': True}, ['model.backbone.norm_eval=True', 'it normalizes nothing']),
         (
             'BN',
             {'norm_eval': True, 'init_cfg': PRETRAINED},

@@ -1,4 +1,4 @@
-"""A compiled model with synchronised layers against the eager one, on real processes."""
+"""A compiled model with synchronized layers against the eager one, on real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synchronised layers against one process that sees the union of the batches."""
+"""Synchronized layers against one process that sees the union of the batches."""
 
 from __future__ import annotations
 
@@ -448,7 +448,7 @@ def test_what_became_of_a_layer_on_one_rank_changes_no_collective(rank, size, ho
 
 
 @on_ranks(2)
-def test_second_derivatives_of_a_synchronised_layer_are_refused(rank, size):
+def test_second_derivatives_of_a_synchronized_layer_are_refused(rank, size):
     layer = SwitchNorm2d(C, dtype=torch.float64)
     x = make_maps(SIZES['uneven N'][:size])[rank].requires_grad_()
     with pytest.raises(InputError, match='sync=False'):
@@ -466,8 +466,8 @@ def test_second_derivatives_of_a_synchronised_layer_are_refused(rank, size):
 
 
 @on_ranks(2)
-def test_a_script_of_a_synchronised_layer_in_training_is_refused(rank, size):
-    """It would normalise with this rank's statistics."""
+def test_a_script_of_a_synchronized_layer_in_training_is_refused(rank, size):
+    """It would normalize with this rank's statistics."""
     layer = SwitchNorm2d(C)
     with pytest.raises(InputError, match='sync=False'):
         torch.jit.script(layer)

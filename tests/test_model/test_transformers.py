@@ -39,6 +39,6 @@ def test_what_is_converted_after_from_pretrained_loads_whole_into_a_class_that_c
     assert {round(w.softmax(0)[2].item(), 4) for w in logits(model)} == {0.9}
     logits(model)[0].data[0] = 9
     model.save_pretrained(tmp_path / 'sn')
-    with pytest.warns(UserWarning, match='importance uninitialised unless the file has it'):
+    with pytest.warns(UserWarning, match='importance uninitialized unless the file has it'):
         loaded = Converted.from_pretrained(tmp_path / 'sn')
     assert all(torch.equal(*pair) for pair in zip(logits(loaded), logits(model)))

@@ -18,13 +18,13 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 def as_cuda_writes(x, weight, bias, mean, var, training, momentum, eps, out):
     """``native_batch_norm`` in CUDA's order: it saves the mean, then the inverse deviation, then
-    normalises with these two."""
+    normalizes with these two."""
     y, save_mean, save_invstd = out
     channels = (1, -1) + (1,) * (x.dim() - 2)
     for saved, value in ((save_mean, mean), (save_invstd, (var + eps).rsqrt())):
         saved.resize_(value.shape).copy_(value)
-    normalised = (x - save_mean.view(channels)) * save_invstd.view(channels)
-    y.copy_(normalised * weight.view(channels) + bias.view(channels))
+    normalized = (x - save_mean.view(channels)) * save_invstd.view(channels)
+    y.copy_(normalized * weight.view(channels) + bias.view(channels))
     return out
 
 

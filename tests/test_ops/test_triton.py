@@ -134,7 +134,7 @@ def check_passes(
     running: Running | None = None,
     training: bool = True,
 ) -> None:
-    """All that happens in a layer that is not synchronised, against the definitions."""
+    """All that happens in a layer that is not synchronized, against the definitions."""
     has_batch = 'bn' in layer.scopes
     given = running if has_batch and not training else None
     before = None if running is None else clone(running)
@@ -486,7 +486,7 @@ def count_launches(
     training: bool,
     scopes: tuple[str, ...] = ALL,
     momentum: float | None = 0.1,
-    synchronised: bool = False,
+    synchronized: bool = False,
     run: bool = False,
 ) -> tuple[int, int]:
     """Kernels and operations of a layer's passes, all_reduce among them: forward and backward.
@@ -497,8 +497,8 @@ def count_launches(
     layer, parameters = Settings(scopes, 1e-5, 1), random_parameters(4, len(scopes))
     running, total = random_running(4, momentum=momentum), 2 * 9 * 15
     with recorded_launches(run) as launches, Operations() as operations:
-        moments = backend.measure(x, layer, None if synchronised else running, training)
-        if synchronised:
+        moments = backend.measure(x, layer, None if synchronized else running, training)
+        if synchronized:
             totals = backend.contribute(moments['bn'], total)
             totals.add_(0)  # for the all_reduce
             moments['bn'] = backend.unite(totals, torch.float32, layer, running)
@@ -507,7 +507,7 @@ def count_launches(
         forward = len(launches) + len(operations.names)
         measured = training and 'bn' in scopes
         sums, _ = backend.reduce(x, x, moments, parameters, layer, measured)
-        if synchronised:
+        if synchronized:
             sums.batch.add_(0)
         backend.propagate(x, x, moments, sums, parameters, layer, total)
         return forward, len(launches) + len(operations.names) - forward
@@ -521,13 +521,13 @@ def test_launches_of_a_layer(scopes, tiles):
         assert count_launches(False, scopes)[0] == (2 if scopes == ('bn',) else 3)
         if 'bn' in scopes:
             assert count_launches(True, scopes, momentum=None) == (4, 4)
-            assert count_launches(True, scopes, synchronised=True) == (6, 5)
-            assert count_launches(True, scopes, momentum=None, synchronised=True) == (7, 5)
+            assert count_launches(True, scopes, synchronized=True) == (6, 5)
+            assert count_launches(True, scopes, momentum=None, synchronized=True) == (7, 5)
 
 
 def test_launches_of_a_layer_whose_kernels_run():
     assert count_launches(True, run=True) == (3, 4)
-    assert count_launches(True, synchronised=True, run=True) == (6, 5)
+    assert count_launches(True, synchronized=True, run=True) == (6, 5)
     assert count_launches(False, run=True)[0] == 3
 
 
@@ -694,17 +694,17 @@ def launches_of(function: Callable[[], Any]) -> tuple[list[str], Any]:
 
 
 @pytest.mark.parametrize('momentum', [0.1, None])
-@pytest.mark.parametrize('synchronised', [False, True], ids=['local', 'synchronised'])
-def test_bounds_on_the_launches_of_a_layer(monkeypatch, on_triton, synchronised, momentum):
-    """Forward 5, backward 6, evaluation 3; synchronised three more each way."""
+@pytest.mark.parametrize('synchronized', [False, True], ids=['local', 'synchronized'])
+def test_bounds_on_the_launches_of_a_layer(monkeypatch, on_triton, synchronized, momentum):
+    """Forward 5, backward 6, evaluation 3; synchronized three more each way."""
     monkeypatch.setattr(autograd, 'sum_over_ranks', AllReduce())
-    if synchronised:
+    if synchronized:
         monkeypatch.setattr(sn_mm.layer, 'resolve_group', lambda *arguments: 'two ranks')
         monkeypatch.setattr(functional, 'check_group', lambda group: None)
     layer = SwitchNorm(3, momentum=momentum).to(DEVICE)
     x = torch.randn(2, 3, 5, 6, device=DEVICE, requires_grad=True)
     dy = torch.ones_like(x)
-    more = 3 * synchronised
+    more = 3 * synchronized
     forward, y = launches_of(lambda: layer(x))
     assert len(forward) <= 5 + more, forward
     inputs = x, *layer.parameters()
@@ -712,7 +712,7 @@ def test_bounds_on_the_launches_of_a_layer(monkeypatch, on_triton, synchronised,
     assert len(backward) <= 6 + more, backward
     evaluation, _ = launches_of(lambda: layer.eval()(x))
     assert len(evaluation) <= 3, evaluation
-    assert autograd.sum_over_ranks.calls == 2 * synchronised
+    assert autograd.sum_over_ranks.calls == 2 * synchronized
 
 
 # --- the choice -----------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def tensor(shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0) -> Tenso
 
 
 def a_step(shape: tuple[int, ...], scopes: tuple[str, ...] = SCOPES, choose: Any = None) -> None:
-    """The passes of a layer, synchronised too; ``choose`` picks what is left open.
+    """The passes of a layer, synchronized too; ``choose`` picks what is left open.
 
     Without it all is float32, contiguous and aligned.
     """

@@ -46,7 +46,7 @@ def mark_bounds(results: Iterable[Result], on_gpu: bool) -> list[Mark]:
     return [
         *(_time(steps, dtype, memory, on_gpu) for dtype in DTYPES for memory in FORMATS),
         *(_bandwidth(steps, dtype, memory, on_gpu) for dtype in DTYPES for memory in FORMATS),
-        _training(steps, 'training', 'SN, synchronised', 'SyncBatchNorm', on_gpu),
+        _training(steps, 'training', 'SN, synchronized', 'SyncBatchNorm', on_gpu),
         _training(steps, 'compiled', 'SN', 'BatchNorm', on_gpu),
         *(_launches(steps, kind, on_gpu) for kind in LAUNCHES),
     ]

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from sn_mm import SwitchNorm2d
 from sn_mm.benchmark.layers import FORMATS
 from sn_mm.benchmark.measure import Passes
-from sn_mm.benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
+from sn_mm.benchmark.one_rank import SynchronizedSwitchNorm2d, group_of_one
 
 from .step import NotMeasured
 
@@ -28,7 +28,7 @@ def run(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
     makers = {
         'BatchNorm': nn.BatchNorm2d,
         'SN': SwitchNorm2d,
-        'SN, synchronised': SynchronisedSwitchNorm2d,
+        'SN, synchronized': SynchronizedSwitchNorm2d,
     }
     with group_of_one(device):
         for dtype in ('float32', 'bfloat16'):

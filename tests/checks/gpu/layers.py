@@ -27,7 +27,7 @@ QUICK = [Case('ResNet', (2, 64, 14, 14)), Case('ResNet', (2, 128, 7, 7))]
 
 
 def run(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
-    names = ['BatchNorm', 'SN', 'SN, synchronised', 'GroupNorm']
+    names = ['BatchNorm', 'SN', 'SN, synchronized', 'GroupNorm']
     if device.type == 'cuda':
         names.append('SyncBatchNorm')
     inputs = product(QUICK if quick else CASES, DTYPES, FORMATS)

@@ -1,4 +1,4 @@
-"""A synchronised layer in a process group of one rank gives what the local layer gives."""
+"""A synchronized layer in a process group of one rank gives what the local layer gives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sn_mm import SwitchNorm2d
 from sn_mm.benchmark.layers import DTYPES, FORMATS
-from sn_mm.benchmark.one_rank import SynchronisedSwitchNorm2d, group_of_one
+from sn_mm.benchmark.one_rank import SynchronizedSwitchNorm2d, group_of_one
 
 from .step import Failed
 
@@ -33,7 +33,7 @@ def run(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
                 allowed = max(4 * torch.finfo(x.dtype).eps, 1e-4)
                 wrong = {key: error for key, error in errors.items() if not error <= allowed}
                 if wrong:
-                    raise Failed(f'{case}: synchronised and local layer differ: {wrong}')
+                    raise Failed(f'{case}: synchronized and local layer differ: {wrong}')
 
 
 def compare(x: Tensor) -> dict[str, float]:
@@ -41,10 +41,10 @@ def compare(x: Tensor) -> dict[str, float]:
     local = SwitchNorm2d(x.shape[1], sync=False).to(x.device)
     for parameter in local.parameters():
         nn.init.normal_(parameter)
-    synchronised = SynchronisedSwitchNorm2d(x.shape[1]).to(x.device)
-    synchronised.load_state_dict(copy.deepcopy(local.state_dict()))
+    synchronized = SynchronizedSwitchNorm2d(x.shape[1]).to(x.device)
+    synchronized.load_state_dict(copy.deepcopy(local.state_dict()))
     dy = torch.randn_like(x)
-    ours, theirs = step(synchronised, x, dy), step(local, x, dy)
+    ours, theirs = step(synchronized, x, dy), step(local, x, dy)
     return {
         name: float((ours[name].double() - t.double()).abs().max() / t.double().abs().max())
         for name, t in theirs.items()

@@ -48,7 +48,7 @@ def make_report(
         ('Training step of a ResNet',
          ('norm', '', 'ms', 'in times of BatchNorm', 'peak MiB'), _training(steps)),
         ('Layers: forward + backward in times of BatchNorm',
-         ('input', 'dtype, format', 'SN', 'SN, synchronised', 'SyncBatchNorm', 'GroupNorm',
+         ('input', 'dtype, format', 'SN', 'SN, synchronized', 'SyncBatchNorm', 'GroupNorm',
           'SN of copy', 'copy GB/s'), _layers(steps)),
     ):  # fmt: skip
         if rows:
@@ -103,7 +103,7 @@ def _layers(steps: dict[str, Result]) -> Rows:
     for r in _records(steps, 'layers'):
         case = f'{r["model"]} {"x".join(map(str, r["shape"]))}', f'{r["dtype"]}, {r["format"]}'
         cases.setdefault(case, {})[r['layer']] = r
-    names = 'SN', 'SN, synchronised', 'SyncBatchNorm', 'GroupNorm'
+    names = 'SN', 'SN, synchronized', 'SyncBatchNorm', 'GroupNorm'
     return [
         (
             *case,

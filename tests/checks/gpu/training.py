@@ -1,7 +1,7 @@
 """Training steps of a plain ResNet-50 with BatchNorm, SN and SyncBatchNorm, eager, side by side.
 
 On a GPU 64 images of 224 pixels under bfloat16 autocast, channels_last. SyncBatchNorm and 'SN,
-synchronised' call their collectives, in a group of one rank.
+synchronized' call their collectives, in a group of one rank.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 
 from sn_mm import SwitchNorm2d
 from sn_mm.benchmark.measure import measure_steps
-from sn_mm.benchmark.one_rank import SynchronisedBatchNorm2d, SynchronisedSwitchNorm2d, group_of_one
+from sn_mm.benchmark.one_rank import SynchronizedBatchNorm2d, SynchronizedSwitchNorm2d, group_of_one
 from sn_mm.benchmark.resnet import Norm, ResNet
 
 from .step import Failed, one_line
@@ -26,10 +26,10 @@ def run(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
     norms: dict[str, Norm] = {
         'BatchNorm': nn.BatchNorm2d,
         'SN': SwitchNorm2d,
-        'SN, synchronised': SynchronisedSwitchNorm2d,
+        'SN, synchronized': SynchronizedSwitchNorm2d,
     }
     if device.type == 'cuda':
-        norms['SyncBatchNorm'] = SynchronisedBatchNorm2d
+        norms['SyncBatchNorm'] = SynchronizedBatchNorm2d
     with group_of_one(device):
         yield from compare(norms, device, quick, lambda model: model)
 

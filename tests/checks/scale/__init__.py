@@ -1,1 +1,1 @@
-"""What synchronising costs, by a model and measured."""
+"""What synchronizing costs, by a model and measured."""

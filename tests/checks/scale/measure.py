@@ -1,4 +1,4 @@
-"""The collectives of synchronised norms among real gloo processes on this machine, timed."""
+"""The collectives of synchronized norms among real gloo processes on this machine, timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes and time of the collectives of synchronised norms: arithmetic and the alpha-beta model.
+"""Bytes and time of the collectives of synchronized norms: arithmetic and the alpha-beta model.
 
 A collective takes (rounds * alpha + bytes / bandwidth): alpha is the time of a message without
 content, bytes are those that one rank receives. The algorithms and their costs are those of Thakur,
@@ -49,7 +49,7 @@ class Collective(NamedTuple):
 
 
 def of_sn(channels: int) -> tuple[Collective, Collective]:
-    """Forward and backward of a synchronised SN layer."""
+    """Forward and backward of a synchronized SN layer."""
     forward = Collective('all_reduce', 2 * channels + 1, 8)
     return forward, Collective('all_reduce', 2 * channels, 4)
 

@@ -1,1 +1,1 @@
-"""Random trials of synchronised layers among real processes; one process is the judge."""
+"""Random trials of synchronized layers among real processes; one process is the judge."""

@@ -1,4 +1,4 @@
-"""Kernels around the collective of a synchronised layer; arguments as the package says."""
+"""Kernels around the collective of a synchronized layer; arguments as the package says."""
 
 # mypy: allow-untyped-defs
 import triton
