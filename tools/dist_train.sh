@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on every process of one or more machines: with nccl on GPUs, with gloo on CPUs.
+# Trains with GPUS processes on this machine, one of NNODES: with nccl on GPUs, with gloo on the CPU.
 set -euo pipefail
 
 if ! [[ ${2:-} =~ ^[1-9][0-9]*$ ]]; then

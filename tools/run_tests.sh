@@ -5,7 +5,7 @@
 #     bash tools/run_tests.sh --all               all
 #     bash tools/run_tests.sh tests/test_layer.py -k batch_norm      arguments go to pytest
 #
-# The first two share the files out over the cores, eight at most; options may follow --all.
+# The first two distribute the files over the cores, eight at most; options may follow --all.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
