@@ -17,12 +17,12 @@ from torch import nn
 
 from sn_mm import distributed
 from sn_mm.benchmark.one_rank import SynchronizedSwitchNorm2d, group_of_one
-from sn_mm.benchmark.resnet import ResNet
 
 from .gpu import nccl, step, training
 from .gpu.processes import Result, run_step, run_tests, step_command
 from .gpu.run import OPTIONS, PATHS
 from .gpu.step import Failed, NotMeasured
+from .resnet import ResNet
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device('cpu')

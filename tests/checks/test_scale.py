@@ -19,10 +19,10 @@ from ranks import on_ranks
 from torch import nn
 
 from sn_mm import SwitchNorm2d, distributed
-from sn_mm.benchmark.resnet import ResNet
 from sn_mm.output.markdown import markdown_table
 
 from .record import machine, read_record, write_record
+from .resnet import ResNet
 from .scale import model
 from .scale.measure import measure
 from .scale.model import Collective, Cost, recursive_doubling, ring, tree

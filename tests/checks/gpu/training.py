@@ -15,8 +15,8 @@ from torch import nn
 from sn_mm import SwitchNorm2d
 from sn_mm.benchmark.measure import measure_steps
 from sn_mm.benchmark.one_rank import SynchronizedBatchNorm2d, SynchronizedSwitchNorm2d, group_of_one
-from sn_mm.benchmark.resnet import Norm, ResNet
 
+from ..resnet import Norm, ResNet
 from .step import Failed, one_line
 
 Step = Callable[[], Any]

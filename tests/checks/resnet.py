@@ -1,6 +1,6 @@
 """A plain ResNet for image classification, with any norm: He et al., arXiv 1512.03385.
 
-Bottleneck blocks, the stride in their 3x3 convolution. What the benchmarks train where torchvision
+Bottleneck blocks, the stride in their 3x3 convolution. The checks train it where torchvision
 need not be installed.
 """
 
