@@ -1,10 +1,8 @@
-"""Configs of installed toolboxes: their folder, their content, the models built from them."""
+"""What stands in a config, and the model that it builds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,20 +10,6 @@ from mmengine.config import Config
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import MODELS
 from torch import nn
-
-from ..errors import InputError
-
-
-def mim_folder(package: str) -> Path:
-    """The folder of a toolbox that holds its ``configs`` and ``tools``.
-
-    Raises:
-        InputError: The toolbox is not installed.
-    """
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise InputError(f'{package} is not installed')
-    return Path(spec.origin).parent / '.mim'
 
 
 def dicts(node: Any) -> Iterator[Any]:

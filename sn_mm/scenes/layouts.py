@@ -62,7 +62,6 @@ COCO_CATEGORIES: dict[str, str] = {
     'indoor': 'book, clock, vase, scissors, teddy bear, hair drier, toothbrush',
 }
 COCO_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-CATEGORY_SETS = ('digits', 'digit', 'coco')
 
 
 def coco_categories(category_set: str) -> list[dict[str, Any]]:

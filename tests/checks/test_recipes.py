@@ -20,9 +20,10 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.utils import get_installed_path
 from small_runs import LIMIT, ROOT, run
 
-from sn_mm.benchmark.configs import dicts, mim_folder
+from sn_mm.benchmark.configs import dicts
 from sn_mm.output.markdown import markdown_table
 from sn_mm_cli.main import main
 
@@ -48,8 +49,8 @@ OWN = [
 ]
 SCRIPTS = {
     'tools/train.py': ROOT / 'tools/train.py',
-    "mmdet's train.py": mim_folder('mmdet') / 'tools/train.py',
-    "mmseg's train.py": mim_folder('mmseg') / 'tools/train.py',
+    "mmdet's train.py": Path(get_installed_path('mmdet')) / '.mim/tools/train.py',
+    "mmseg's train.py": Path(get_installed_path('mmseg')) / '.mim/tools/train.py',
 }
 EVERY = [
     (f'{method}/{file.stem}', 'tools/train.py')

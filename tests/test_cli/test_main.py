@@ -82,10 +82,9 @@ def test_the_parsers_know_the_choices_and_defaults_of_the_package():
 def test_the_parsers_know_the_choices_and_defaults_of_scenes():
     pytest.importorskip('cv2')
     from sn_mm.scenes.compose import VARIETIES, SceneOptions
-    from sn_mm.scenes.layouts import CATEGORY_SETS, LAYOUTS
+    from sn_mm.scenes.layouts import LAYOUTS
 
     assert choices('make-scenes', '--variety') == tuple(VARIETIES)
-    assert choices('make-scenes', '--categories') == CATEGORY_SETS
     assert choices('make-scenes', '--layout') == tuple(LAYOUTS)
     args, options = make_parser('make-scenes').parse_args(['out']), SceneOptions()
     assert tuple(args.size) == options.size and args.variety == options.variety

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from checks.zoo.check import check_config
 from checks.zoo.processes import Limits, run_tasks
+from mmengine.utils import get_installed_path
 
 import sn_mm
-from sn_mm.benchmark.configs import mim_folder
 from sn_mm.output.files import append_record, read_records
 
 TOOLBOXES = ('mmdet', 'mmseg')
@@ -42,7 +42,7 @@ def find_configs() -> dict[str, Path]:
     """
     configs = {}
     for toolbox in TOOLBOXES:
-        root = mim_folder(toolbox) / 'configs'
+        root = Path(get_installed_path(toolbox)) / '.mim/configs'
         for file in sorted(root.rglob('*.py')):
             name = file.relative_to(root)
             if name.parts[0] != '_base_':  # parts of configs
