@@ -137,7 +137,7 @@ def load(args: Namespace) -> nn.Module:
 @report_input_errors
 def run(args: Namespace) -> None:
     if find_spec('onnx') is None:
-        raise InputError('writing ONNX needs the package onnx (pip install sn_mm[export])')
+        raise InputError('writing ONNX needs the package onnx (pip install onnx onnxruntime)')
     check_file('OUT', args.out)
     network = Exported(load(args)).eval()
     height, width = args.shape
