@@ -342,6 +342,11 @@ def _benchmark_model(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--size', type=at_least(1), default=256, help='side of the images (%(default)s)'
     )
+    parser.add_argument(
+        '--onnx',
+        action='store_true',
+        help='inference of one image in onnxruntime, with own norms, GN and SN',
+    )
     _add_norm(parser)
     _add_measurement(parser, 'CONFIG-DEVICE')
 
@@ -454,7 +459,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None]]] = {
     'make-nuclei': ('Make an instance-segmentation set from a micrograph.', _make_nuclei),
     'benchmark-layer': ('Measure SN layers beside other norms.', _benchmark_layer),
     'benchmark-model': (
-        "Measure a model's training step with SN beside its own norms.",
+        "Measure a model's training step or inference with SN beside its own norms.",
         _benchmark_model,
     ),
 }

@@ -88,7 +88,7 @@ SMALL = [
     (r'(train \$config)$', r'\1 --cfg-options'),
     (r'(train \$config.*)', r'\1 train_cfg.max_epochs=1'),
     (r'(benchmark-layer).*', r'\1 --repeats 1 --filter tiny --out layers.json'),
-    (r'(benchmark-model \S+).*', r'\1 --size 64 --repeats 1'),
+    (r'(benchmark-model \S+( --onnx)?).*', r'\1 --size 64 --repeats 1'),
     (r'(benchmark_hook\.py \S+)', r'\1 --iters 2'),
 ]  # fmt: skip
 """Replacements that make a command run here, and soon."""

@@ -1,16 +1,22 @@
-"""Measures a training step of a model with its own norms and with SN, side by side.
+"""Measures a model with its own norms and with SN, side by side: a training step, or inference.
 
 A step is forward, backward and the optimizer's, on two made-up images. Both models have every layer
-in training mode and nothing frozen. They take turns, so that the ratio holds even where the machine
-does not stay the same. Prints a table; writes the figures with the machine, versions and date.
+in training mode and nothing frozen. Inference is that of one image in onnxruntime, on the CPU, with
+the files that export-onnx writes; there the model with GN takes part, too. The models take turns,
+so that ratios hold even where the machine does not stay the same. Prints a table; writes the
+figures with the machine, versions and date.
 """
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,17 +25,21 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from ..atomic import atomic_path
 from ..benchmark.batches import BATCH_SIZE, make_batch
 from ..benchmark.configs import build_for_one_process, dicts
 from ..benchmark.device import find_device, hold_freed_memory
 from ..benchmark.machine import describe, file_name
-from ..benchmark.measure import measure_steps
+from ..benchmark.measure import measure_steps, spread, time_side_by_side
 from ..errors import InputError
 from ..output.files import check_file
+from ..switch import switch_config
+from ..switch.option import parse_norm
 from .config import read_config
 from .errors import report_input_errors
+from .export_onnx import Exported, export
 from .norm_option import switch_norms
 
 RESULTS = Path('work_dirs/benchmarks')
@@ -55,11 +65,52 @@ def make_step(model: Any, cfg: Config, size: int) -> Callable[[], Any]:
     return step
 
 
+def make_inference(model: nn.Module, size: int) -> Callable[[], Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    image = torch.randn(1, 3, size, size)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / 'model.onnx'
+        export(Exported(model.eval()).eval(), image, path)
+        session = onnxruntime.InferenceSession(path, options, ['CPUExecutionProvider'])
+    return partial(session.run, None, {'image': image.numpy()})
+
+
+def check_onnx(args: Namespace) -> None:
+    if args.device not in (None, 'cpu'):
+        raise InputError(f'--onnx measures on the CPU, got --device {args.device}')
+    missing = [name for name in ('onnx', 'onnxruntime') if find_spec(name) is None]
+    if missing:
+        raise InputError(f'--onnx needs {" and ".join(missing)} (pip install sn_mm[export])')
+    args.device = 'cpu'
+
+
+def measure(configs: Mapping[str, Config], args: Namespace) -> list[dict[str, Any]]:
+    models = {name: build_for_one_process(c).to(args.device) for name, c in configs.items()}
+    if args.onnx:
+        runs = {name: make_inference(model, args.size) for name, model in models.items()}
+        times = time_side_by_side(runs, args.device, args.repeats)
+        own = median(times['own norms'])
+        measured = {
+            name: {'inference': spread(seconds), 'ratio': median(seconds) / own}
+            for name, seconds in times.items()
+        }
+    else:
+        cfg = configs['own norms']
+        steps = {name: make_step(model, cfg, args.size) for name, model in models.items()}
+        measured = measure_steps(steps, 'own norms', args.device, args.repeats, warmup=0)
+    return [{'model': name, **record} for name, record in measured.items()]
+
+
 @report_input_errors
 def run(args: Namespace) -> None:
     if args.out:
         check_file('--out', args.out)
     args.norm = args.norm or ['SN']
+    if args.onnx:
+        check_onnx(args)
     args.device = find_device(args.device)
     cfg = read_config(args.config)
     if 'model' not in cfg:
@@ -68,28 +119,30 @@ def run(args: Namespace) -> None:
     torch.set_num_threads(args.threads or torch.get_num_threads())
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     train_all(cfg._cfg_dict.model)
-    switched = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)
-    switch_norms(switched, args)
+    copies = (Config(cfg._cfg_dict.to_dict(), filename=cfg.filename) for _ in range(2))
+    configs = {'own norms': cfg}
+    if args.onnx:
+        configs['GN'] = next(copies)
+        switch_config(configs['GN'], parse_norm(['GN']), args.norm_extent or 'existing')
+    configs['SN'] = next(copies)
+    switch_norms(configs['SN'], args)
 
-    configs = {'own norms': cfg, 'SN': switched}
-    models = {name: build_for_one_process(c).to(args.device) for name, c in configs.items()}
-    steps = {name: make_step(model, cfg, args.size) for name, model in models.items()}
-    measured = measure_steps(steps, 'own norms', args.device, args.repeats, warmup=0)
-    records = [{'model': name, **record} for name, record in measured.items()]
-    name = f'{Path(cfg.filename).stem}-{file_name(args.device)}.json'
-    out = args.out or RESULTS / name
+    records = measure(configs, args)
+    what = f'onnx-{args.size}' if args.onnx else file_name(args.device)
+    out = args.out or RESULTS / f'{Path(cfg.filename).stem}-{what}.json'
     described = {**describe(args.device), 'config': args.config, 'size': args.size}
     with atomic_path(out) as path:
         path.write_text(json.dumps({'machine': described, 'records': records}, indent=1) + '\n')
 
-    table = Table(title=f'A training step on {BATCH_SIZE} images of {args.size}x{args.size}')
-    for column in ('norms', 'ms', 'quartiles', 'ratio', 'peak MiB'):
+    measured = 'Inference of 1 image' if args.onnx else f'A training step on {BATCH_SIZE} images'
+    table = Table(title=f'{measured} of {args.size}x{args.size}')
+    for column in ('norms', 'ms', 'quartiles', 'ratio', *([] if args.onnx else ['peak MiB'])):
         table.add_column(column, justify='right')
     for r in records:
-        times_ms = r['step']
+        times_ms = r['inference' if args.onnx else 'step']
         table.add_row(
             r['model'], f'{times_ms["median"]:.1f}', f'{times_ms["q1"]:.1f}-{times_ms["q3"]:.1f}',
-            f'{r["ratio"]:.3f}', f'{r["peak_mib"]:.0f}',
+            f'{r["ratio"]:.3f}', *([] if args.onnx else [f'{r["peak_mib"]:.0f}']),
         )  # fmt: skip
     console = Console()
     console.print(table)

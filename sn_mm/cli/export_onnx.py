@@ -37,12 +37,17 @@ class Exported(nn.Module):
 
     Args:
         model: A toolbox's model, in evaluation mode.
+
+    Raises:
+        InputError: It has no backbone.
     """
 
     model: Any  # a toolbox's class
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        if not hasattr(model, 'extract_feat'):
+            raise InputError(f'{type(model).__name__} has no backbone to export')
         self.model = model
         self.segments = hasattr(model, 'decode_head')
 
@@ -127,8 +132,6 @@ def load(args: Namespace) -> nn.Module:
     cfg = load_config(args, 'test')
     init_default_scope(toolbox(cfg))
     model = MODELS.build(cfg.model)
-    if not hasattr(model, 'extract_feat'):
-        raise InputError(f'config {args.config}: {type(model).__name__} has no backbone to export')
     weights = {key.removeprefix('module.'): tensor for key, tensor in weights.items()}
     load_weights(model, weights, args.checkpoint)
     return model.eval()

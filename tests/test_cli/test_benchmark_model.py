@@ -38,9 +38,27 @@ def test_both_models_are_measured_in_one_run(tmp_path):
         assert record['peak_mib'] > 10
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_inference_is_measured_beside_own_norms_and_group_norm(tmp_path):
+    for package in ('mmpretrain', 'onnx', 'onnxruntime'):
+        pytest.importorskip(package)
+    out = tmp_path / 'model.json'
+    config = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
+    ended = run(config, '--onnx', '--size', 64, '--repeats', 2, '--out', out)
+    assert ended.returncode == 0, ended.stderr
+    assert 'Inference of 1 image of 64x64' in ended.stdout
+    records = json.loads(out.read_text())['records']
+    assert [record['model'] for record in records] == ['own norms', 'GN', 'SN']
+    own = records[0]['inference']['median']
+    for record in records:
+        assert record['ratio'] == record['inference']['median'] / own > 0
+
+
 @pytest.mark.parametrize(
     ('args', 'line'),
     [
+        ((DEEPLAB, '--onnx', '--device', 'cuda'), '--onnx measures on the CPU, got --device cuda'),
         ((DEEPLAB, '--size', '0'), '--size: a whole number of at least 1 is allowed'),
         ((DEEPLAB, '--norm', 'LN'), "'LN'"),
         (('mmseg::deeplabv3plus/nothing.py',), 'does not exist'),
