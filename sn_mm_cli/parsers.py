@@ -133,7 +133,9 @@ def _compare_norms(parser: ArgumentParser) -> None:
         help="norms as --norm takes them, each in quotes (BN GN SyncBN SN 'SN sync=False' "
         "'SN normalizers=[in,ln]')",
     )
-    parser.add_argument('--processes', type=positive, default=2, help='of each run (%(default)s)')
+    parser.add_argument(
+        '--processes', type=positive, default=2, help='number for each run (%(default)s)'
+    )
     parser.add_argument(
         '--images', type=positive, nargs='+', help='numbers of images per process (1 2 4)'
     )
@@ -455,7 +457,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None]]] = {
     'convert-checkpoint': ("Convert the authors' ResNets with SN.", _convert_checkpoint),
     'publish-model': ('Write a slim checkpoint.', _publish_model),
     'export-onnx': ('Write a trained model as ONNX.', _export_onnx),
-    'make-scenes': ('Make small segmentation sets from digits and photographs.', _make_scenes),
+    'make-scenes': ('Make small data sets from digits and photographs.', _make_scenes),
     'make-nuclei': ('Make an instance-segmentation set from a micrograph.', _make_nuclei),
     'benchmark-layer': ('Measure SN layers beside other norms.', _benchmark_layer),
     'benchmark-model': (
