@@ -11,16 +11,7 @@ from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import MODELS
 from torch import nn
 
-
-def dicts(node: Any) -> Iterator[Any]:
-    """All dictionaries, each before those inside it, in nested dictionaries and lists."""
-    if isinstance(node, dict):
-        yield node
-        for value in node.values():
-            yield from dicts(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from dicts(value)
+from ..switch.nodes import dicts
 
 
 def find(node: Any, key: str) -> Iterator[Any]:

@@ -29,13 +29,14 @@ from torch import nn
 
 from ..atomic import atomic_path
 from ..benchmark.batches import BATCH_SIZE, make_batch
-from ..benchmark.configs import build_for_one_process, dicts
+from ..benchmark.configs import build_for_one_process
 from ..benchmark.device import find_device, hold_freed_memory
 from ..benchmark.machine import describe, file_name
 from ..benchmark.measure import measure_steps, spread, time_side_by_side
 from ..errors import InputError
 from ..output.files import check_file
 from ..switch import switch_config
+from ..switch.nodes import dicts
 from ..switch.option import parse_norm
 from .config import read_config
 from .errors import report_input_errors

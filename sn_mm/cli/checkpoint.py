@@ -21,6 +21,7 @@ from ..checkpoints.read import read_checkpoint, read_file
 from ..engine.checkpoint_loaders import imports_torchvision, torchvision_url
 from ..engine.unwrap import unwrap
 from ..errors import InputError, some
+from ..switch.nodes import dicts
 from .errors import local_rank
 
 
@@ -114,11 +115,10 @@ def check_pretrained(model: dict | list) -> None:
 
 def _initial_weights(model: dict | list) -> Iterator[tuple[str, str]]:
     """Key and value of each ``checkpoint`` and ``pretrained`` in a model's config."""
-    for key, value in model.items() if isinstance(model, dict) else enumerate(model):
-        if isinstance(value, (dict, list)):
-            yield from _initial_weights(value)
-        elif key in ('checkpoint', 'pretrained') and isinstance(value, str):
-            yield key, value
+    for config in dicts(model):
+        for key in ('checkpoint', 'pretrained'):
+            if isinstance(config.get(key), str):
+                yield key, config[key]
 
 
 @contextmanager

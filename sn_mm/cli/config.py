@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from mmengine.hooks import Hook
 
 from ..errors import InputError, check_number
 from ..output.files import check_folder
+from ..switch.nodes import dicts
 from ..switch.option import parse_settings
 from ..switch.target import check_norms
 from ..switch.toolbox import import_sn_mm, toolbox
@@ -79,25 +79,19 @@ def read_config(name: str) -> Config:
         lacks = getattr(error, 'name', None) == 'pkg_resources'
         hint = "; setuptools 82 dropped it: pip install 'setuptools<82'" if lacks else ''
         raise InputError(f'config {name} cannot be loaded: {reason}{hint}') from error
-    _drop_own_scope(cfg._cfg_dict)
+    _drop_own_scope(cfg)
     return cfg
 
 
-def _drop_own_scope(node: Any) -> None:
+def _drop_own_scope(cfg: Config) -> None:
     """Lets MMEngine look for what a recipe of sn_mm names in the toolbox of the recipe.
 
     MMEngine marks variables of a base ``sn_mm::...`` (``{{_base_.train_pipeline}}``) with the scope
     ``sn_mm``, which has no transforms. All that it has is in MMEngine's root registries too.
     """
-    children: Iterable[Any] = ()
-    if isinstance(node, dict):
-        if dict.get(node, '_scope_') == 'sn_mm':
+    for node in dicts(cfg._cfg_dict):
+        if node.get('_scope_') == 'sn_mm':
             del node['_scope_']
-        children = dict.values(node)  # not ConfigDict's, which import what a lazy config names
-    elif isinstance(node, (list, tuple)):
-        children = node
-    for child in children:
-        _drop_own_scope(child)
 
 
 def load_config(args: Namespace, split: str) -> Config:

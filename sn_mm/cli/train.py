@@ -20,6 +20,7 @@ from ..model.names import name_layers
 from ..optim import names_importance
 from ..sharding import full_weights
 from ..switch.components import resolve
+from ..switch.nodes import type_name
 from ..switch.toolbox import toolbox
 from .checkpoint import (
     check_checkpoint,
@@ -36,8 +37,7 @@ from .norm_option import switch_norms
 
 
 def optim_wrapper_name(cfg: Config) -> str:
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    return getattr(kind, '__name__', kind).split('.')[-1]
+    return type_name(cfg.optim_wrapper.get('type', 'OptimWrapper'))
 
 
 def enable_amp(cfg: Config) -> None:

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..functional import SCOPES, canonical_normalizers
 from ..switch import NothingToSwitch, SwitchReport, switch_config, switch_norm_cfg
 from ..switch.importance import split_importance
+from ..switch.nodes import type_name
 from ..switch.option import parse_norm
 from ..switch.target import check_target, is_sn
 from .notes import notes_of
@@ -146,7 +147,7 @@ def check_config(cfg: Config) -> None:
         raise InputError('a comparison needs optim_wrapper.optimizer.lr in the config, to scale it')
     if cfg.train_cfg.get('max_iters') is None and cfg.train_cfg.get('max_epochs') is None:
         raise InputError('a comparison needs train_cfg.max_iters or max_epochs in the config')
-    if any('ReduceOnPlateau' in _name(scheduler['type']) for scheduler in _schedulers(cfg)):
+    if any('ReduceOnPlateau' in type_name(scheduler['type']) for scheduler in _schedulers(cfg)):
         raise InputError(
             'a comparison validates nothing in between: ReduceOnPlateau in param_scheduler, which '
             'follows a validation, cannot be compared with'
@@ -227,7 +228,7 @@ def _scale(scheduler: dict, ratio: float) -> dict:
     """A param_scheduler for a batch that is ``ratio`` times as large."""
     scaled = _settings(scheduler)
     for limit in ('eta_min', 'eta_max'):
-        if limit in scaled and _name(scheduler['type']).endswith('LR'):
+        if limit in scaled and type_name(scheduler['type']).endswith('LR'):
             scaled[limit] *= ratio
     if scaled.get('by_epoch', True) is False:
         for key in _ITERATIONS:
@@ -237,11 +238,6 @@ def _scale(scheduler: dict, ratio: float) -> dict:
             elif value:
                 scaled[key] = _iterations(value, ratio)
     return scaled
-
-
-def _name(kind: Any) -> str:
-    """A type as a config names it; a class, as a lazy config has it, by its name."""
-    return kind if isinstance(kind, str) else kind.__name__
 
 
 def _iterations(count: int, ratio: float) -> int:
@@ -258,7 +254,7 @@ def settings_of(cfg: Config) -> dict[str, Any]:
     """What the report says about the training of a run."""
     return {
         'lr': cfg.optim_wrapper.optimizer.lr,
-        'optimizer': _name(cfg.optim_wrapper.optimizer.type),
+        'optimizer': type_name(cfg.optim_wrapper.optimizer.type),
         'max_iters': cfg.train_cfg.get('max_iters'),
         'max_epochs': cfg.train_cfg.get('max_epochs'),
     }

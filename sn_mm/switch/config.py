@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -19,6 +18,7 @@ from ..model.norms import Norm, find_norms
 from .components import ALREADY, needs_process_group, resolve
 from .extent import reason_to_leave
 from .importance import split_importance
+from .nodes import dicts
 from .report import Left, Switched, SwitchReport
 from .rewrite import NothingToSwitch, switch_norm_cfg, write_training
 from .target import check_target, is_sn
@@ -93,19 +93,13 @@ def _same_norm(norm: Norm, wanted: type[nn.Module]) -> bool:
     return isinstance(norm.module, next(f for f in families if issubclass(wanted, f)))
 
 
-def _need_no_process_group(config: Any, registry_scope: str) -> None:
+def _need_no_process_group(model: dict, registry_scope: str) -> None:
     """Makes SyncBN of each MMSyncBN, which asks for a process group as soon as it is built."""
-    children: Iterable[Any] = ()
-    if isinstance(config, (list, tuple)):
-        children = config
-    elif isinstance(config, dict):
-        children = dict.values(config)  # not ConfigDict's, which import what a lazy config names
+    for config in dicts(model):
         if 'type' in config and needs_process_group(resolve(config['type'], registry_scope)):
             config['type'] = 'SyncBN'
             config.pop('group', None)
             config.pop('stats_mode', None)
-    for child in children:
-        _need_no_process_group(child, registry_scope)
 
 
 def _convert_when_built(cfg: Config, switch: dict) -> None:

@@ -8,6 +8,7 @@ from mmengine.config import Config, ConfigDict
 
 from ..errors import InputError, check_number, check_type
 from ..optim import IMPORTANCE, names_importance
+from .nodes import type_name
 
 _LR_MULT = 'importance_lr_mult'
 _HOOK = 'ImportanceHook'
@@ -34,7 +35,7 @@ def group_importance(cfg: Config, lr_mult: float | None = None) -> list[str]:
         InputError: ``lr_mult`` for a config whose custom keys or several optimizers rule it out.
     """
     hooks = cfg.get('custom_hooks') or []
-    if not any(str(hook['type']).rpartition('.')[2] == _HOOK for hook in hooks):
+    if not any(type_name(hook['type']) == _HOOK for hook in hooks):
         cfg.custom_hooks = [*hooks, {'type': f'sn_mm.{_HOOK}'}]
     wrapper: Any = cfg.get('optim_wrapper')
     if not isinstance(wrapper, dict):  # a config for tests alone
@@ -56,7 +57,7 @@ def group_importance(cfg: Config, lr_mult: float | None = None) -> list[str]:
         return [f'optim_wrapper: {reason}']
     settings = dict(paramwise.get('importance') or {})
     inner = wrapper.get('constructor')
-    if inner and str(inner).rpartition('.')[2] != _CONSTRUCTOR:
+    if inner and type_name(inner) != _CONSTRUCTOR:
         settings['constructor'] = inner
     if lr_mult is not None:
         settings['lr_mult'] = lr_mult

@@ -26,6 +26,7 @@ from .copied_weights import copies_weights
 from .extent import check_extent, reason_to_leave
 from .heads import add_norms
 from .importance import group_importance, split_importance
+from .nodes import type_name
 from .notes import take_notes
 from .report import Left, Switched, SwitchReport
 from .target import check_target, is_sn, is_sparse, replace
@@ -126,7 +127,7 @@ def switch_norm_cfg(
     cfg.model = ConfigDict(model)
     hooks = cfg.get('custom_hooks') or []
     if not is_sn(target):
-        cfg.custom_hooks = [hook for hook in hooks if _name_of(hook) not in _SN_HOOKS]
+        cfg.custom_hooks = [hook for hook in hooks if type_name(hook['type']) not in _SN_HOOKS]
         return report
     if rewriter.passed_by or rewriter.copies_weights:
         cfg.model.switched = cfg.model.get('switched') or {'type': model_type(cfg)}
@@ -150,7 +151,7 @@ def write_training(cfg: Config, target: dict, extent: str, lr_mult: float | None
         Lines for the user.
     """
     hooks = cfg.get('custom_hooks') or []
-    others = [hook for hook in hooks if _name_of(hook) not in _WRITTEN_HOOKS]
+    others = [hook for hook in hooks if type_name(hook['type']) not in _WRITTEN_HOOKS]
     cfg.custom_hooks = [*others, {'type': f'sn_mm.{_HOOK}', 'extent': extent}]
     cfg.custom_hooks.append({'type': f'sn_mm.{_CHECK_HOOK}'})
     learns = len(canonical_normalizers(target.get('normalizers', SCOPES))) > 1
@@ -231,11 +232,6 @@ class _Rewriter:
         reasons = [reason, 'one set of weights for all levels' if shared else '']
         self.report.switched.append(Switched(path, old, new, '; '.join(filter(None, reasons))))
         return new
-
-
-def _name_of(hook: dict) -> str:
-    kind = hook['type']
-    return getattr(kind, '__name__', str(kind)).split('.')[-1]
 
 
 def _name(kind: Any, cls: type) -> str:

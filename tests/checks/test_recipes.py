@@ -23,8 +23,8 @@ from mmengine.config import Config
 from mmengine.utils import get_installed_path
 from small_runs import LIMIT, ROOT, run
 
-from sn_mm.benchmark.configs import dicts
 from sn_mm.output.markdown import markdown_table
+from sn_mm.switch.nodes import dicts
 from sn_mm_cli.main import main
 
 from .record import machine, write_record

@@ -24,8 +24,9 @@ from torch import distributed, nn
 
 import sn_mm
 from sn_mm.benchmark.batches import loads, make_batch
-from sn_mm.benchmark.configs import build, build_for_one_process, dicts, find
+from sn_mm.benchmark.configs import build, build_for_one_process, find
 from sn_mm.switch import convert_unconverted, find_unconverted
+from sn_mm.switch.nodes import dicts
 
 NORM_CFG = {'type': 'SN'}
 EXTENT = 'existing'
