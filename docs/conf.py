@@ -42,7 +42,7 @@ html_math_renderer = 'mathml'
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3
 myst_links_external_new_tab = True
-# Sphinx colours `python` blocks by its own lexer; blocks of a command line are copied without '$'.
+# Sphinx colors `python` blocks by its own lexer; blocks of a command line are copied without '$'.
 copybutton_prompt_text = '$ '
 
 autodoc_typehints = 'description'

@@ -33,7 +33,7 @@ def check_label_maps(key: str, dataset: Any, model: nn.Module, training: bool) -
         training: Whether the labels are to train on: of one class alone nothing is learned.
 
     Raises:
-        InputError: A label map is not named, does not exist, is no image, has colours or more than
+        InputError: A label map is not named, does not exist, is no image, has colors or more than
             8 bits; a label is that of no class; all that were read are ignored, or training and of
             one class; or data set and pipeline contradict each other in ``reduce_zero_label``.
     """
@@ -148,6 +148,6 @@ def _labels(key: str, step: Any, sample: dict) -> set[int]:
     if label_map.ndim != 2:
         raise InputError(
             f'{key}: the label map {path!r} has {label_map.shape[-1]} channels; '
-            'it must have one, with the number of the class of each pixel, and no colours'
+            'it must have one, with the number of the class of each pixel, and no colors'
         )
     return set(np.unique(label_map).tolist())

@@ -103,7 +103,7 @@ def _page(records: list[dict], totals: dict[str, dict[str, int]]) -> str:
             + [['configs', *(str(sum(totals[t].values())) for t in totals)]],
         ),
         'A step is taken once for models that are the same but for their number of classes, class '
-        'weights, initial weights, `align_corners`, colour statistics, image size and test '
+        'weights, initial weights, `align_corners`, color statistics, image size and test '
         'settings. GLIP and Grounding DINO need '
         "BERT of the transformers package, which downloads its weights. SORT's trackers are not "
         'trained; their detectors are configs of their own.',
