@@ -171,11 +171,11 @@ def _read(
     moments: Moments = {}
     if keep or beside:
         n, c = x.shape[:2]
-        moments['in'] = x.new_empty((2, n, c), dtype=torch.float32)
+        moments['in'] = instance = x.new_empty(2, n, c, dtype=_FLOAT32)
         if 'ln' in scopes:
-            moments['ln'] = x.new_empty((2, n, 1), dtype=torch.float32)
+            moments['ln'] = instance.new_empty(2, n, 1)
         if 'bn' in scopes:
-            moments['bn'] = x.new_empty((2, 1, c), dtype=torch.float32)
+            moments['bn'] = instance.new_empty(2, 1, c)
     _call(
         function, x, settings, moments, parameters, out=out, running=None if beside else running,
         batch_given=running is not None and not training,
