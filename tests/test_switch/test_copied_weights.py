@@ -70,6 +70,26 @@ def test_a_switched_backbone_takes_the_weights_of_the_file(name: str, tmp_path: 
     check(built.layer2[0].downsample.bn, net.layer2[0].downsample[1])
 
 
+def test_the_pathways_of_slowfast_take_the_weights_and_keep_their_frozen_stages(tmp_path: Path):
+    """The pathways' norms are in no config: they are converted when the model is built."""
+    net, file = save_weights(tmp_path, 18)
+    both = dict(type='resnet3d', depth=18, norm_eval=False)
+    slow = dict(both, pretrained=file, lateral=True, conv1_kernel=(1, 7, 7), frozen_stages=1)
+    fast = dict(both, pretrained=None, lateral=False, base_channels=8)
+    backbone = dict(type='ResNet3dSlowFast', pretrained=None, slow_pathway=slow, fast_pathway=fast)
+    head = dict(type='SlowFastHead', in_channels=576, num_classes=4)
+    model = dict(type='Recognizer3D', backbone=backbone, cls_head=head)
+    cfg = Config(dict(default_scope='mmaction', model=model))
+    sn_mm.switch_config(cfg, dict(type='SN'), 'existing')
+    slow_path = build(cfg).train().backbone.slow_path
+    for frozen, norm, batch_norm in [
+        (True, slow_path.layer1[0].conv2.bn, net.layer1[0].bn2),
+        (False, slow_path.layer2[0].conv2.bn, net.layer2[0].bn2),
+    ]:
+        check(norm, batch_norm)
+        assert norm.training == norm.mean_weight.requires_grad == (not frozen)
+
+
 def test_norms_that_stay_are_loaded_as_before(tmp_path: Path) -> None:
     net, file = save_weights(tmp_path, 18)
     backbone = dict(BACKBONES['TSN'], depth=18, pretrained=file, norm_cfg=dict(type='BN'))
