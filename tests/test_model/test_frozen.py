@@ -35,7 +35,29 @@ def of_transformers() -> nn.Module:
     return module.DeformableDetrFrozenBatchNorm2d(6)
 
 
-@pytest.mark.parametrize('make', [of_torchvision, of_mmdet, of_transformers])
+def of_nobody() -> nn.Module:
+    """As detectron2's and others' copies: known by its buffers alone."""
+
+    class FrozenBN(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, value in (
+                ('weight', 1),
+                ('bias', 0),
+                ('running_mean', 0),
+                ('running_var', 1),
+            ):
+                self.register_buffer(name, torch.full((6,), float(value)))
+            self.register_buffer('num_batches_tracked', None)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tensors = self.running_mean, self.running_var, self.weight, self.bias
+            return nn.functional.batch_norm(x, *tensors, training=False)
+
+    return FrozenBN()
+
+
+@pytest.mark.parametrize('make', [of_torchvision, of_mmdet, of_transformers, of_nobody])
 def test_converted_it_computes_the_same_in_any_mode_until_it_is_made_to_learn(make):
     model = nn.Sequential(nn.Conv2d(3, 6, 1), measured(make()))
     x, state = torch.randn(2, 3, 8, 8) * 3, copy.deepcopy(model[1].state_dict())
@@ -120,6 +142,20 @@ def test_a_norm_of_a_kind_of_its_own_is_named():
     assert [line.split()[:2] for line in lines[:-1]] == [
         ['0:', 'BatchNorm2d'], ['1:', 'Unit'], ['2:', 'LocalResponseNorm'],
     ]  # fmt: skip
+
+
+@pytest.mark.slow  # a ResNet-50
+def test_the_whole_mask_r_cnn_of_torchvision_is_converted():
+    detection = pytest.importorskip('torchvision.models.detection')
+    model = detection.maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None).eval()
+    x, rois = torch.rand(1, 3, 64, 64), torch.rand(2, 256, 7, 7)
+    want = [*model.backbone(x).values(), model.roi_heads.box_head(rois)]
+    lines: list[str] = []
+    convert_switch_norm(model, init_importance='bn', report=lines.append)
+    # 53 in the ResNet, 4 + 4 in the pyramid, 4 in the box head, 4 in the mask head.
+    assert lines[-1] == 'Norms converted to Switchable Normalization: 69'
+    for got, expected in zip([*model.backbone(x).values(), model.roi_heads.box_head(rois)], want):
+        assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_a_detector_of_torchvision_trains_with_the_losses_that_it_had():
