@@ -1,1 +1,1 @@
-"""The commands of tools/, and the parts that they share."""
+"""What each command of ``sn-mm`` does, and the parts that commands share."""

@@ -1,4 +1,4 @@
-"""COCO's annotation files: why no data set, or another than the one meant, can be made of one."""
+"""Finds the fault in an annotation file of COCO's layout, of which no data set can be made."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def explain_annotations(key: str, path: str, classes: Sequence[str] | None) -> N
 
     Args:
         key: The file's key in the config, for the message.
-        path: The file. One that is no ``.json`` is left alone.
+        path: The file. One that does not end in ``.json`` is left alone.
         classes: The data set's classes; None for any.
 
     Raises:
-        InputError: It is no JSON, not in COCO's layout, or has other categories than ``classes``.
+        InputError: It is not JSON, not in COCO's layout, or has other categories than ``classes``.
     """
     file = Path(path)
     if file.suffix != '.json' or not file.is_file():

@@ -50,7 +50,7 @@ def write_average(cfg: Config, args: Namespace, checkpoint: dict[str, Any]) -> N
     runner = build_runner(cfg)
     load_strictly(runner)
     runner.load_checkpoint(args.checkpoint)
-    for progress in ('epoch', 'iter'):  # some models ask how far training is
+    for progress in ('epoch', 'iter'):  # some models ask how far the training has come
         runner.message_hub.update_info(progress, checkpoint.get('meta', {}).get(progress, 0))
     build_loops(runner, ['train'])
     dataset = runner.train_dataloader.dataset

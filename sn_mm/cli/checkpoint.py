@@ -1,4 +1,4 @@
-"""Checkpoints: loaded without running code from a file, complete, and with no weight dropped."""
+"""Loads checkpoints: complete ones, without running code from them or dropping a weight."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def check_checkpoint(path: str, resume: bool = False) -> dict:
 
     Args:
         path: A local file; a URL is left to mmengine.
-        resume: Training shall continue from it, which takes more than weights.
+        resume: Whether a training continues from it, which needs more than weights.
 
     Returns:
-        The content of the file; nothing of a URL.
+        The content of the file; an empty dictionary for a URL.
 
     Raises:
         InputError: If it does not exist, is truncated, is not a checkpoint, or names anything but
@@ -54,8 +54,8 @@ def check_checkpoint(path: str, resume: bool = False) -> dict:
 def find_resumable(work_dir: str) -> str:
     """Finds the checkpoint that training continues from.
 
-    Normally the one that mmengine recorded last. If the run was killed while it wrote that one, the
-    newest complete checkpoint in the work dir, and a line in the log names both.
+    It is the one that mmengine recorded last. If the run was killed while it wrote that one, it is
+    the newest complete checkpoint in the work dir, and a line in the log names both.
 
     Args:
         work_dir: The work dir of the run that ended early.
@@ -165,7 +165,7 @@ def load_weights(model: nn.Module, weights: dict, path: str) -> None:
 
 
 def _leave_out_foreign(model: nn.Module, incompatible: Any) -> None:
-    """A hook of loading: weights of components that the model does not have are not unexpected."""
+    """Accepts weights of components that the model does not have; a hook of loading."""
     unexpected = incompatible.unexpected_keys
     foreign = {key for key in unexpected if not hasattr(model, key.split('.')[0])}
     if foreign:
@@ -226,10 +226,10 @@ def _misfits(message: str) -> str:
 
 
 def _lacks_importance(missing: Iterable[str]) -> str:
-    """Says of a BatchNorm's weights for a model with SN what they are, and what takes them.
+    """Recognizes the weights of BatchNorm in a model with SN, and names the command for them.
 
     Args:
-        missing: The keys that the model has and the checkpoint has not.
+        missing: The keys that the checkpoint lacks.
 
     Returns:
         The reason for a message; empty if the importance is not all that is missing.

@@ -53,7 +53,7 @@ from .data import check_data
 from .errors import report_input_errors
 
 NORMS = ['BN', 'GN', 'SyncBN', 'SN', 'SN sync=False', 'SN normalizers=[in,ln]']
-# The whole way in minutes: the demo's DeepLabV3+ on few of the demo's scenes.
+# --quick goes the whole way in minutes, with the demo's DeepLabV3+ on few of the demo's scenes.
 QUICK: dict[str, Any] = {
     'config': 'sn_mm::demo/deeplabv3plus_r18-d8-sn_2xb2-150_scenes.py',
     'norms': ['BN', 'SN'],
@@ -123,7 +123,7 @@ def load(args: Namespace) -> tuple[Config, IO[str]]:
             f'--out {args.out} is a comparison of version 1.0, which plot-norms reads and this '
             'command does not continue: name another folder'
         )
-    if args.quick:  # whose data are in the folder
+    if args.quick:  # its data are in the folder
         held = lock(args.out)
         make_quick_data(args.out, args.program)
         return load_checked(args), held
@@ -157,7 +157,7 @@ class Configs:
         return run_config(self.switched(run.norm)[0], run, self.base_batch)
 
     def notes(self, norms: Iterable[str]) -> list[str]:
-        """What the reader should know of the norms; of one that does not fit its runs say so."""
+        """What the reader should know of the norms; nothing of one that does not fit the model."""
         told: dict[str, list[str]] = {}
         for norm in dict.fromkeys(norms):
             with suppress(Exception):
@@ -177,7 +177,7 @@ def still_to_run(
     for run in runs:
         record = records.get(run.name)
         begun = record or read_found(args.out / 'runs' / run.name)
-        cfg = configs(run) if 'digest' in begun else None  # without: it could not be made
+        cfg = configs(run) if 'digest' in begun else None  # a run without one has no config
         if cfg is not None and begun['digest'] != digest(cfg):
             raise InputError(
                 f'--out has a training of {run} with other settings: name another folder, or move '
@@ -204,7 +204,7 @@ def failed_before(runs: list[Run], remaining: list[Run], records: dict[str, dict
 
 
 def describe_comparison(runs: list[Run], base: int, origin: str, cfg: Config) -> list[str]:
-    """What will be trained, before hours of it."""
+    """Says what will be trained, before it takes hours."""
     rate = cfg.optim_wrapper.optimizer.lr
     rates = {run.batch: f'{rate * run.batch / base:g} at {run.batch} images' for run in runs}
     return [
@@ -300,7 +300,7 @@ def run(args: Namespace) -> None:
             bar.advance(task)
             bar.console.print(_line(record, metric, bar.tasks[0].time_remaining))
             done = [records[name] for name in names if name in records]
-            with suppress(InputError):  # without this metric: said when all runs are done
+            with suppress(InputError):  # the metric is missing, which is said at the end
                 write_report(args.out, header, done, metric)
     done = [records[name] for name in names]
     write_report(args.out, header, done, metric)

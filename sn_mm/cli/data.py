@@ -122,7 +122,7 @@ def build_loops(runner: Runner, splits: Iterable[str]) -> None:
     """Builds a runner's loops with their data sets, and checks these.
 
     Args:
-        runner: The runner; it builds these loops itself otherwise, later and one by one.
+        runner: The runner, which would build them later and one by one.
         splits: Which of ``'train'``, ``'val'`` and ``'test'`` the run uses.
 
     Raises:
@@ -175,7 +175,7 @@ def _explain(cfg: Config, split: str) -> None:
 
 
 def _check_first_image(key: str, dataset: Any) -> None:
-    """Data sets list what their annotation file names, whether it exists or not."""
+    """Checks that the first image exists: data sets list what their annotation file names."""
     if not isinstance(dataset, BaseDataset):
         return
     steps = dataset.pipeline.transforms
@@ -189,7 +189,7 @@ def _check_first_image(key: str, dataset: Any) -> None:
             raise InputError(f'{key}: its first image, {image!r}, does not exist{there}{setting}')
 
 
-# Heads that tell the classes of the data set apart; and of them those of edges, depth, foreground.
+# Heads that tell the data set's classes apart, and their subclasses for edges, depth, foreground.
 _CLASSIFIERS = {
     'mmdet': {'BBoxHead', 'FCNMaskHead', 'BaseDenseHead', 'DETRHead'},
     'mmseg': {'BaseDecodeHead'},
@@ -205,7 +205,7 @@ def _check_classes(runner: Runner, split: str, key: str, dataset: Any) -> None:
     if kinds is None or not isinstance(classes, (list, tuple)):
         return
     categories = getattr(dataset, 'cat_ids', None)
-    if categories and len(categories) != len(classes):  # labels are positions in the former
+    if categories and len(categories) != len(classes):  # labels are positions in cat_ids
         _explain(runner.cfg, split)
     allowed = {len(classes), len(info.get('thing_classes', classes))}
     model: Any = unwrap(runner.model)
@@ -213,7 +213,7 @@ def _check_classes(runner: Runner, split: str, key: str, dataset: Any) -> None:
         return
     for name, head in model.named_modules():
         given, own = getattr(head, 'num_classes', None), ancestors(type(head))
-        proposes = 'rpn_head' in name.split('.')  # whatever its class: of one class, foreground
+        proposes = 'rpn_head' in name.split('.')  # any head in this place has one class, foreground
         if own & kinds and not own & _OTHER_HEADS and not proposes and given not in allowed:
             raise InputError(
                 f'model.{name}.num_classes={given}, and {key} has {len(classes)} classes'

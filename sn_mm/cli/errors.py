@@ -46,8 +46,8 @@ def check_labels(labels: Sequence[str], number: int, kind: str) -> None:
 def _raised_by_registry(error: Exception) -> bool:
     """Whether a config names a type that is not registered, or arguments that a type does not take.
 
-    mmengine's registry raises the error then, or a class that it builds and that hands its
-    arguments on to its base class.
+    The error is then raised by mmengine's registry, or by a class that it builds and that hands
+    its arguments on to its base class.
     """
     frames = traceback.extract_tb(error.__traceback__)
     building = [Path(frame.filename).parts[-3:] == _REGISTRY for frame in frames]
@@ -57,11 +57,11 @@ def _raised_by_registry(error: Exception) -> bool:
 def report_input_errors(main: Callable[..., None]) -> Callable[..., None]:
     """Decorates the function of a command: bad input becomes one line and exit status 2.
 
-    So does a config's type that mmengine's registries do not know, or do not build with its
-    arguments.
+    A type in a config that mmengine's registries do not know, or do not build with its arguments,
+    is bad input too.
 
-    Where several processes run, local rank 0 prints for its machine. The others wait first: if all
-    meet the same error, the launcher stops them once local rank 0 has ended.
+    Where several processes run, local rank 0 prints for its machine. The others wait before they
+    print: if all meet the same error, the launcher stops them once local rank 0 has ended.
 
     Args:
         main: Function that may raise :class:`InputError`.
@@ -89,10 +89,10 @@ def report_input_errors(main: Callable[..., None]) -> Callable[..., None]:
 
 
 def _end(status: int) -> None:
-    """Ends this process; one of several without Python's shutdown.
+    """Ends this process, without Python's shutdown if it is one of several.
 
-    A thread of gloo that lets go of its last tensor during the shutdown aborts the process, whose
-    exit status is then another. After an error the group of the ranks cannot be left as usual, see
+    A thread of gloo that lets go of its last tensor during the shutdown aborts the process, and so
+    changes its exit status. After an error the group of the ranks cannot be left as usual, see
     :func:`sn_mm.cli.launch.launched`.
     """
     torch = sys.modules.get('torch')  # not imported for this alone

@@ -69,8 +69,8 @@ def export(network: nn.Module, image: Tensor, path: Path, opset: int = 17) -> No
         opset: Version of ONNX's operators.
     """
     with torch.no_grad(), warnings.catch_warnings():
-        # Of its warnings: it is the older exporter; sizes may be constants, which check() refuses.
-        # The newer one takes several times as long, with any norm.
+        # It warns that it is the older exporter, and that sizes may be constants, which check()
+        # refuses. The newer exporter takes several times as long, with any norm.
         warnings.simplefilter('ignore')
         outputs = network(image)
         names = (

@@ -19,7 +19,7 @@ from torch import nn
 from ..errors import InputError, some
 from ..switch.components import ancestors
 
-_FEW, _MANY = 8, 64  # that are read; the second while they hold too few classes
+_FEW, _MANY = 8, 64  # label maps to read; up to _MANY as long as they hold too few classes
 
 
 def check_label_maps(key: str, dataset: Any, model: nn.Module, training: bool) -> None:
@@ -27,10 +27,10 @@ def check_label_maps(key: str, dataset: Any, model: nn.Module, training: bool) -
 
     Args:
         key: The data set's key in the config, for the messages.
-        dataset: A data set. One that is not MMSegmentation's, reads no label maps or not from this
-            disk is left alone.
+        dataset: A data set. It is left alone unless it is one of MMSegmentation's that reads label
+            maps from this disk.
         model: The model, whose heads may ignore another label than the data set.
-        training: Whether the labels are to train on: of one class alone nothing is learned.
+        training: Whether the model trains on the labels: from one class alone it learns nothing.
 
     Raises:
         InputError: A label map is not named, does not exist, is no image, has colors or more than
@@ -122,7 +122,7 @@ def suffixes_in(folder: str, setting: str, suffix: str) -> str:
 
 
 def _spread(samples: list[dict]) -> Iterator[dict]:
-    """Up to :data:`_MANY` samples, as far apart as possible, and so the first :data:`_FEW`."""
+    """Up to :data:`_MANY` samples as far apart as possible; so are the first :data:`_FEW`."""
     ways = (np.linspace(0, len(samples) - 1, count, dtype=int) for count in (_FEW, _MANY))
     for index in dict.fromkeys(np.concatenate(list(ways)).tolist()):
         yield samples[index]

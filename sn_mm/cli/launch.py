@@ -1,4 +1,4 @@
-"""Runs of several processes, also on machines without an accelerator, where mmengine has none."""
+"""Starts runs of several processes, also on a machine without a GPU, where mmengine does not."""
 
 from __future__ import annotations
 

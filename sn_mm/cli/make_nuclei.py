@@ -25,7 +25,7 @@ SIZE = 96
 BORDER = 320
 """Pixels; the columns left of it are for training."""
 SMALLEST = 20
-"""Pixels that a nucleus must have inside a window to be labelled in it."""
+"""Pixels that a nucleus must have in a window, to be labelled there."""
 
 
 def window(image: np.ndarray, labels: np.ndarray, top: int, left: int, turn: int) -> Scene:

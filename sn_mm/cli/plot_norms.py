@@ -15,7 +15,7 @@ from .errors import check_labels, report_input_errors
 
 
 def metric_of(records: Sequence[dict]) -> str:
-    """The figure that stands for a test.
+    """The metric by which tests are compared, unless ``--metric`` names one.
 
     Raises:
         InputError: No test has one.

@@ -1,1 +1,1 @@
-"""A model with one norm after the other, all else equal: which one pays for a data set?"""
+"""Trains a model with one norm after the other, all else equal: which norm pays for a data set?"""

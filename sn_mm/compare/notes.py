@@ -13,7 +13,7 @@ from ..switch.notes import checkpoint_of, component_around
 from ..switch.target import is_sn
 from ..switch.toolbox import toolbox
 
-# Models call the modules of a norm by these names, and of any other norm 'bn'. Their weights in a
+# Models name the modules of these norms so, and those of any other norm 'bn'. The weights in a
 # checkpoint have the same names.
 _NAMES = {'GN': 'gn', 'Group': 'gn', 'IN': 'in', 'Instance': 'in'}
 
@@ -86,7 +86,7 @@ def _norm_eval(path: str, weights: str | None) -> str:
 
 
 def _fresh_start(weights: str, was: dict, settings: dict[str, Any]) -> str:
-    """How norms start that find none of theirs in a checkpoint, and whether they stay so."""
+    """How norms start whose weights a checkpoint does not have, and whether they stay so."""
     start = ['they start with weight 1 and bias 0']
     frozen = settings.get('frozen_stages', -1)
     if isinstance(frozen, int) and frozen >= 0:

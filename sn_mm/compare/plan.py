@@ -1,4 +1,4 @@
-"""The runs of a comparison, and the config of each: all else equal."""
+"""The runs of a comparison, and the config of each. All but the norm and the batch is equal."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def learns(norm: str) -> bool:
 
 
 def base_batch_size(cfg: Config, processes: int) -> tuple[int, str]:
-    """The images of one iteration that a config's learning rate is for, and who says so.
+    """The images of one iteration that a config's learning rate is for, and what says so.
 
     Raises:
         InputError: The config's auto_scale_lr, which it may have inherited, and its name disagree.
@@ -201,7 +201,7 @@ def run_config(switched: Config, run: Run, base_batch: int) -> Config:
         cfg.train_cfg.pop(interval, None)
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     checkpoint = {'type': 'CheckpointHook', **_settings(hooks.get('checkpoint'))}
-    checkpoint.update(max_keep_ckpts=1, save_last=True)  # which is tested
+    checkpoint.update(max_keep_ckpts=1, save_last=True)  # the last one is tested
     for key in ('save_best', 'out_dir'):
         checkpoint.pop(key, None)
     if checkpoint.get('by_epoch') is False and checkpoint.get('interval', -1) > 0:
@@ -220,7 +220,7 @@ def _schedulers(cfg: Config) -> list[dict]:
 
 
 def _settings(config: dict | None) -> dict:
-    """A copy of a part of a config; not by ConfigDict's methods, which import a lazy config's."""
+    """A copy of a part of a config, which does not import what a lazy config names."""
     return dict(dict.items(config or {}))
 
 
@@ -245,7 +245,7 @@ def _iterations(count: int, ratio: float) -> int:
 
 
 def digest(cfg: Config) -> str:
-    """Stands for all settings of a run's config."""
+    """A number that differs if any setting of a run's config does."""
     text = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
     return hashlib.sha1(text.encode()).hexdigest()[:12]
 

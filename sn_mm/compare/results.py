@@ -76,7 +76,7 @@ def best_apart(groups: Mapping[str, Group]) -> str | None:
 
 
 def verdict(groups: Mapping[tuple[str, int], Group], processes: int, metric: str) -> list[str]:
-    """Whether SN pays: for each batch the best norm that is SN beside the best that is not.
+    """Whether SN pays: compares the best norm that is SN with the best that is not, by batch.
 
     For a comparison whose runs are all done. It is decided where one is apart from all norms of
     the other kind, as by :func:`best_apart`.

@@ -1,4 +1,4 @@
-"""One run: trained, tested and measured by the real commands, in a folder of its own."""
+"""Does the runs of a comparison by the real commands, each in a folder of its own."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Runner:
             record.update(self._train_and_test(run, cfg, slot))
         except RunFailed as error:
             record['error'] = str(error)
-        except Exception as error:  # of a model that cannot be built: a result, as any other
+        except Exception as error:  # a model that cannot be built is a result, too
             kind = '' if isinstance(error, InputError) else f'{type(error).__name__}: '
             record['error'] = f'{kind}{error}'.strip().splitlines()[0]
         finally:
@@ -139,7 +139,7 @@ class Runner:
                 found['batch_average'] = self._average(run, slot, config, checkpoint)
                 found['batch_average_iters'] = count
                 write_found(folder, found)
-            except RunFailed as error:  # which leaves the run its other results
+            except RunFailed as error:  # the run keeps its other results
                 found['batch_average_error'] = str(error)
         return found
 
@@ -176,7 +176,7 @@ class Runner:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
-                pass_fds=[self.lock.fileno()],  # so that a script holds the lock, too
+                pass_fds=[self.lock.fileno()],  # the command holds the lock, too
             )
             self.processes.add(process)
             try:
@@ -208,7 +208,7 @@ def lock(out: Path) -> IO[str]:
 
 
 def environment(slot: int, processes: int, jobs: int) -> dict[str, str]:
-    """The environment of a run: threads and GPUs of its own; the scripts take a free port.
+    """The environment of a run, with threads and GPUs of its own; its commands take a free port.
 
     Args:
         slot: Number of the run among those that run at the same time.
@@ -227,7 +227,7 @@ def environment(slot: int, processes: int, jobs: int) -> dict[str, str]:
 
 
 def reason_of(log: str, code: int) -> str:
-    """The line of a log that says why a script failed."""
+    """The line of a log that says why a command failed."""
     refused = _REFUSED.findall(log)
     if refused:
         return refused[-1]
@@ -300,13 +300,13 @@ def _norms(config: Any, owner: dict) -> Iterator[tuple[dict, dict]]:
 
 
 def read_found(folder: Path) -> dict[str, Any]:
-    """What a run's scripts have found so far, so that none of them runs twice."""
+    """What a run's commands have found so far, so that none of them runs twice."""
     file = folder / 'found.json'
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def write_found(folder: Path, found: dict[str, Any]) -> None:
-    """Keeps it in the run's folder."""
+    """Writes the file that :func:`read_found` reads."""
     with atomic_path(folder / 'found.json') as path:
         path.write_text(json.dumps(found))
 

@@ -1,1 +1,1 @@
-"""SN in MMEngine: hooks, statistics of a training set, checkpoints with ``weights_only``."""
+"""SN in MMEngine: hooks, the optimizer constructor, exact resuming, safe loading."""

@@ -1,4 +1,4 @@
-"""Loaders of checkpoints in MMEngine, for what its own fail at. All else is loaded by these."""
+"""Loaders of checkpoints in MMEngine, for the files that its own loaders refuse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmengine.runner import CheckpointLoader
 
 from .safe_load import safe_load
 
-# MMEngine's, or those that somebody put in their place.
+# MMEngine's own loaders, or those that somebody put in their place. They load all other files.
 _local = CheckpointLoader._get_checkpoint_loader('')
 _torchvision = CheckpointLoader._get_checkpoint_loader('torchvision://')
 
@@ -21,8 +21,8 @@ _torchvision = CheckpointLoader._get_checkpoint_loader('torchvision://')
 def load_from_local(filename: str, map_location: Any = None) -> Any:
     """Loads a local checkpoint, MMEngine's own included.
 
-    From torch 2.6 on ``torch.load`` takes weights only, and refuses the log history in what
-    MMEngine 0.10 writes. What is refused is read by :func:`safe_load`.
+    From torch 2.6 on ``torch.load`` takes weights only, and refuses the log history that MMEngine
+    0.10 writes into checkpoints. Such a file is read by :func:`safe_load`.
 
     Args:
         filename: A path.
@@ -35,7 +35,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     try:
         return _local(filename, map_location)
     except UnpicklingError:
-        # Not memory-mapped: what is loaded lives on, and the file may be written anew.
+        # It is not memory-mapped: its tensors live on, and the file may be written anew.
         return safe_load(Path(filename).expanduser(), map_location, mmap=False)
 
 
@@ -64,7 +64,7 @@ def torchvision_url(filename: str) -> str | None:
 
 
 def imports_torchvision() -> bool:
-    """Whether torchvision is there and fits this torch: one for CUDA fails beside a CPU build."""
+    """Whether torchvision is installed and fits torch: a CUDA build fails beside a CPU build."""
     try:
         import_module('torchvision')
     except (ImportError, RuntimeError, OSError):

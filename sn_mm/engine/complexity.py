@@ -9,8 +9,8 @@ from mmengine.analysis.jit_handles import elementwise_flop_counter
 def register_flop_handles() -> None:
     """Counts a recorded SN layer by the squares, which it takes once of all its input.
 
-    Five operations an element, as mmengine counts for the other norms: a sum, differences and their
-    squares; a multiplication and an addition. A handle that exists stays.
+    An element counts as five operations, as for mmengine's other norms: a sum, a difference and its
+    square; a multiplication and an addition. A handle that exists already stays.
     """
     handles = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS
     handles.setdefault('aten::square', elementwise_flop_counter(5, 0))

@@ -9,7 +9,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 
 
 def register_config_packages() -> None:
-    """Makes ``_base_ = 'sn_mm::...'`` work, and that of toolboxes under another distribution.
+    """Makes ``_base_ = 'sn_mm::...'`` work, and that of a toolbox with another distribution's name.
 
     MMEngine keeps the distribution of each package that has configs, and looks for the package
     beside the distribution's metadata. For a name that is no distribution it imports the module of

@@ -1,4 +1,4 @@
-"""Optimizers in which the importance of SN has a group of its own, whatever builds them."""
+"""Gives the importance of SN a group of its own in an optimizer, whatever builds the optimizer."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ImportanceOptimWrapperConstructor:
         lr_mult = 1 if self.lr_mult is None and has_sparse(model) else self.lr_mult
         rate = wrapper.optimizer.defaults['lr'] * (1 if lr_mult is None else lr_mult)
         group = {'params': importance, 'lr': rate, 'weight_decay': 0.0, LR_MULT: lr_mult}
-        if 'param_names' in wrapper.optimizer.param_groups[0]:  # torch wants it in all or in none
+        if 'param_names' in wrapper.optimizer.param_groups[0]:  # in all groups or in none
             names = {weight: name for name, weight in model.named_parameters()}
             group['param_names'] = [names[weight] for weight in importance]
         wrapper.optimizer.add_param_group(group)

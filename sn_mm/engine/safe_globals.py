@@ -1,4 +1,4 @@
-"""What a checkpoint may name besides what torch allows by itself: the rest of MMEngine's own."""
+"""The names in MMEngine's checkpoints that torch does not allow by itself."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def _array_class(*arguments: Any) -> None:
 def safe_globals() -> dict[str, Any]:
     """The object for each name in a pickle.
 
-    Several are not what they are called. They are given to our own unpickler alone, never to
-    torch's list, which holds for everybody's ``torch.load``.
+    Several of these objects are stand-ins for what the name says. Only our own unpickler gets them,
+    never torch's list, which holds for everybody's ``torch.load``.
 
     Returns:
         Objects by their names. Calling any of them with any arguments, setting the state of what

@@ -1,4 +1,4 @@
-"""Checkpoints read without running what is in them, on every torch."""
+"""Reads checkpoints without running code from them, on every torch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _TRUE = '1', 'y', 'yes', 'true'
 
 
 def _allowed() -> dict[str, Any]:
-    """The object for each name: torch's; else of the process's list; else :func:`safe_globals`."""
+    """The object for each name: torch's, else that on the process's list, else our own."""
     of_torch = _weights_only_unpickler._get_allowed_globals()
     of_process = getattr(_weights_only_unpickler, '_get_user_allowed_globals', dict)
     return {
@@ -69,7 +69,7 @@ def _allowed() -> dict[str, Any]:
     }
 
 
-# As torch's own unpickler: what torch.save writes, in protocol 2.
+# The opcodes that torch's own unpickler takes: those that torch.save writes, in protocol 2.
 _OPCODES = (
     'APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD '
     'EMPTY_DICT EMPTY_LIST EMPTY_SET EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK '
@@ -78,7 +78,7 @@ _OPCODES = (
 )
 
 
-# The one in Python, whose opcodes are methods: no stub describes them.
+# The unpickler in Python has its opcodes as methods, which no stub describes.
 _PythonUnpickler: Any = pickle._Unpickler
 
 

@@ -22,7 +22,7 @@ from ..model.batch_average import measure_batch_average
 from .resume.random_states import get_random_states, set_random_states
 
 _ANNOTATIONS = ('data_list', 'data_bytes', 'data_address')
-"""Of an MMEngine data set."""
+"""The attributes in which an MMEngine data set keeps its annotations."""
 
 
 def check_seed(name: str, seed: object) -> None:
@@ -61,8 +61,8 @@ def measure_on_training_set(
 ) -> dict[str, Tensor]:
     """Averages batch statistics over mini-batches of the training set, with a progress bar.
 
-    The mini-batches come from a loader of its own and go through the model's training step up to
-    the losses. Python's, NumPy's and torch's random states are as before afterwards.
+    The mini-batches come from a second loader and go through the model's training step up to the
+    losses. Afterwards the random states of Python, NumPy and torch are what they were before.
 
     Args:
         model: A toolbox's model, without a wrapper. It does not change.

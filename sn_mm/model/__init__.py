@@ -1,1 +1,1 @@
-"""Operations on whole models: norms converted, simplified, measured."""
+"""Operations on whole models: converting norms, reverting them, measuring their statistics."""

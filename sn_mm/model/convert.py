@@ -151,7 +151,10 @@ def convert_switch_norm(
 def _levels(
     model: nn.Module, inputs: Tensor | tuple[Any, ...], norms: Iterable[Norm]
 ) -> dict[Norm, int]:
-    """The norms that meet several sizes in one pass, with their number; frozen ones may."""
+    """The norms that meet several sizes in one pass, with the number of sizes.
+
+    Frozen norms are left out: their statistics stay as they are.
+    """
     by_module = {norm.module: norm for norm in norms if norm.layer}
     _, shapes = run_example(model, inputs, by_module)
     sizes = {by_module[m]: len({shape[2:] for shape in calls}) for m, calls in shapes.items()}

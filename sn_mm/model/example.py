@@ -27,10 +27,10 @@ def check_inputs(inputs: object) -> None:
 def run_example(
     model: nn.Module, inputs: Tensor | tuple[Any, ...], modules: Iterable[nn.Module]
 ) -> tuple[Any, dict[nn.Module, list[torch.Size]]]:
-    """Runs a model in evaluation mode, without gradients, and notes what some modules are given.
+    """Runs a model in evaluation mode, without gradients, and notes the shapes that modules get.
 
     Args:
-        model: Any model. Its mode is as before afterwards.
+        model: Any model. Afterwards its mode is what it was before.
         inputs: One tensor or a tuple of arguments.
         modules: Modules of ``model`` that take one tensor.
 

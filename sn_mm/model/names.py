@@ -1,4 +1,4 @@
-"""SN layers that know their names, which the ranks of a job compare where they meet."""
+"""Gives SN layers their names, which the ranks of a job compare where they meet."""
 
 from __future__ import annotations
 

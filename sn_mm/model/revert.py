@@ -1,4 +1,4 @@
-"""Layers that learned to be one norm become it: BatchNorm then fuses into its convolution."""
+"""Replaces layers that have become one norm by that norm: BatchNorm fuses into convolutions."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _scope(layer: SwitchNorm, threshold: float | None) -> tuple[str, str]:
     if 'bn' not in layer.normalizers:
         return '', "it has no 'bn'"
     others = [1 - found['bn'] for found in importance.values()]
-    # What a softmax leaves to the other scopes of a layer that started as one norm, and rounding.
+    # A layer that started as one norm has this much on the other scopes, rounding included.
     rest = 2 * OFF_SCOPE if _may_be_one_norm(layer) else 0
     if max(others) >= (threshold or rest):
         mean, var = (f'{other:.3g}' for other in others)

@@ -14,7 +14,8 @@ from ..layer import SwitchNorm
 from ..model.norms import FROZEN, NOT_OF_THE_FAMILY, layers_by_kind, says_norm
 
 # Heads with one set of weights for all levels of a feature pyramid descend from BaseDenseHead or
-# SOLOHead; DyHead is a neck that does the same. By name, so that no toolbox is imported.
+# SOLOHead; DyHead is a neck that does the same. Classes stand here by name, so that no toolbox is
+# imported.
 _SHARED = {'BaseDenseHead', 'SOLOHead', 'DyHead'}
 # Of these, the ones with norms of their own for each level, or with one level only.
 _SEPARATE = {
@@ -92,7 +93,7 @@ def is_switch_norm(kind: Any) -> bool:
 
 
 def reason_of_kind(kind: Any) -> str:
-    """Why a switch leaves a norm of another class alone; '' for what is no such norm."""
+    """Why a switch leaves a norm of this class alone; '' for what it replaces or is no norm."""
     if is_switch_norm(kind):
         return ALREADY
     if not inspect.isclass(kind) or not issubclass(kind, nn.Module) or not says_norm(kind):
@@ -126,7 +127,7 @@ def ancestors(cls: Any) -> set[str]:
 
 
 def part_passed_by(cls: Any) -> tuple[str, str] | None:
-    """The part of a component that a rank may pass by in training, and why; None: there is none."""
+    """The part of a component that a rank may pass by in training, and why; None without one."""
     return next((part for name, part in _PASSED_BY.items() if name in ancestors(cls)), None)
 
 

@@ -1,4 +1,4 @@
-"""The switch of a whole config, those norms included that no config reaches."""
+"""The switch of a whole config, including the norms that no config reaches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HARD_CODED = 'hard-coded: only a switch to SN converts it'
 
 
 def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
-    """Switches the norms of a config, those that no config reaches included.
+    """Switches the norms of a config, including those that no config reaches.
 
     The model is built once to see which norms no config reaches. If there are any, and the switch
     is to SN, the config's model is built as ``sn_mm.SwitchedModel`` from then on, which converts
@@ -56,7 +56,7 @@ def switch_config(cfg: Config, norm_cfg: dict, extent: str) -> SwitchReport:
     except NothingToSwitch as error:
         nothing, report = error, SwitchReport()
     with DefaultScope.overwrite_default_scope(toolbox(cfg)):
-        settings = copy.deepcopy(cfg.model)  # which the build changes in place
+        settings = copy.deepcopy(cfg.model)  # the build changes it in place
         _need_no_process_group(settings, toolbox(cfg))
         try:
             model = MODELS.build(settings)
@@ -94,7 +94,7 @@ def _same_norm(norm: Norm, wanted: type[nn.Module]) -> bool:
 
 
 def _need_no_process_group(model: dict, registry_scope: str) -> None:
-    """Makes SyncBN of each MMSyncBN, which asks for a process group as soon as it is built."""
+    """Turns each MMSyncBN into SyncBN, since it asks for a process group when it is built."""
     for config in dicts(model):
         if 'type' in config and needs_process_group(resolve(config['type'], registry_scope)):
             config['type'] = 'SyncBN'
@@ -103,7 +103,7 @@ def _need_no_process_group(model: dict, registry_scope: str) -> None:
 
 
 def _convert_when_built(cfg: Config, switch: dict) -> None:
-    """Makes the config's model one whose hard-coded norms are converted, after earlier ones."""
+    """Makes the config's model convert its hard-coded norms, after the switches before this one."""
     first = cfg.model.get('switched') or {'type': model_type(cfg)}
     switched = {**first, **switch}
     if 'norm_cfg' in first:
@@ -119,7 +119,7 @@ def _report(
 ) -> None:
     """Adds one line for each component and kind of norm of the built model.
 
-    What the config's own norms are is seen in the model as well, so its lines on those left go.
+    The model shows the norms of the config as well, so the config's lines on norms left go.
     """
     switched: Counter[tuple[str, str, str]] = Counter()
     left: dict[tuple[str, str, str], list[str]] = {}

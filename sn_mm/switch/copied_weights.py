@@ -1,7 +1,7 @@
-"""Backbones that copy the weights of a BatchNorm parameter by parameter, into SN too.
+"""Lets backbones that copy the weights of a BatchNorm parameter by parameter copy them into SN.
 
-MMAction2's ResNets inflate or rename ImageNet weights by a loop over the parameters of each norm,
-which expects the importance of SN in the file.
+MMAction2's ResNets inflate or rename ImageNet weights by a loop over the parameters of each norm.
+This loop expects the importance of SN in the file.
 """
 
 from __future__ import annotations

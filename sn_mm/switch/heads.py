@@ -13,7 +13,7 @@ _ROLES = ('neck', 'bbox_head', 'mask_head')
 # The head of two linear layers, and the paper's: four convolutions and one linear layer.
 _LINEAR, _CONVOLUTIONS = 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead'
 _CHANNELS = 256
-# Classes that take a norm_cfg and build no norm from it; SSDHead does where its config has one.
+# Classes that take a norm_cfg and build no norm from it, but SSDHead where its config has one.
 _UNUSED = {'HRFPN', 'SSDHead'}
 
 
@@ -49,6 +49,6 @@ def add_norms(config: dict, cls: Any, path: str, target: dict, report: SwitchRep
 
 
 def _has_convolutions(config: dict, names: set[str]) -> bool:
-    """Whether a box head has any; all other components that take a norm_cfg do."""
+    """Whether a component has convolutions: box heads may have none, all others have some."""
     counts = (config.get(f'num_{part}_convs', 0) for part in ('shared', 'cls', 'reg'))
     return 'ConvFCBBoxHead' not in names or _CONVOLUTIONS in names or any(counts)

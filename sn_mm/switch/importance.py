@@ -19,9 +19,9 @@ def group_importance(cfg: Config, lr_mult: float | None = None) -> list[str]:
     """Gives the importance of SN a parameter group of its own, with its own learning rate.
 
     Writes ImportanceOptimWrapperConstructor (:mod:`sn_mm.engine.importance_constructor`) around the
-    config's constructor, and :class:`sn_mm.engine.hooks.ImportanceHook`. Custom keys of the config
-    that name ``mean_weight`` or ``var_weight`` stay, and hold alone; weight decay, which pulls the
-    importance to equal parts, is taken out of them unless they set it.
+    config's constructor, and :class:`sn_mm.engine.hooks.ImportanceHook`. If custom keys of the
+    config name ``mean_weight`` or ``var_weight``, they alone decide; their weight decay becomes 0,
+    as it pulls the scopes to equal importance, unless they set it.
 
     Args:
         cfg: The switched config, changed in place.

@@ -1,6 +1,4 @@
-"""Warnings about a switched config: settings that keep SN from learning, weights from loading, or
-statistics from being measured.
-"""
+"""Warnings about the settings of a switched config that work against SN."""
 
 from __future__ import annotations
 
@@ -11,8 +9,9 @@ from .report import SwitchReport
 
 
 def take_notes(model: dict, report: SwitchReport, hooks: Sequence[dict] = ()) -> list[str]:
-    """Finds the settings under which SN would not learn, weights would not load, or statistics
-    would not be measured.
+    """Finds the settings of a switched config that work against SN.
+
+    With them SN would not learn, weights would not load, or statistics would not be measured.
 
     Args:
         model: The switched model's config.

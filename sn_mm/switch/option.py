@@ -22,7 +22,7 @@ def parse_settings(option: str, pairs: Sequence[str]) -> dict[str, Any]:
         Values by dotted keys.
 
     Raises:
-        InputError: One is no pair, or its brackets do not match.
+        InputError: One is not a pair, or its brackets do not match.
     """
     found = Namespace(settings={})
     try:
@@ -46,7 +46,7 @@ def parse_norm(words: Sequence[str]) -> dict[str, Any]:
         The norm_cfg, which is not checked.
 
     Raises:
-        InputError: They are not written so.
+        InputError: The words are not written in this way.
     """
     kind, *pairs = words
     if '=' in kind or not all('=' in pair for pair in pairs):

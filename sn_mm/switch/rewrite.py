@@ -1,4 +1,4 @@
-"""One switch for a whole config: every norm of the batch norm family becomes SN, or another."""
+"""Rewrites a config: every norm of the batch norm family becomes SN, or another norm."""
 
 from __future__ import annotations
 
@@ -170,10 +170,10 @@ class _Rewriter:
         self.registry_scope = registry_scope
         self.report = SwitchReport()
         self.passed_by: list[str] = []  # a note for each part that a rank may pass by
-        self.copies_weights = False  # whether a backbone does so parameter by parameter
+        self.copies_weights = False  # whether a backbone copies weights parameter by parameter
 
     def rewrite(self, value: Any, path: str, owner: Any = None, reason: str = '') -> Any:
-        """Copies ``value``, which ``owner`` (a class) takes as an argument or in one.
+        """Copies ``value``, which is an argument of the class ``owner``, or stands in one.
 
         The result shares nothing with ``value``: a norm_cfg that several components of a config
         refer to becomes one for each.
@@ -209,7 +209,7 @@ class _Rewriter:
         return not is_sn(self.target) or sparse != is_sparse(self.target)
 
     def _write_defaults(self, config: dict, cls: Any, path: str) -> None:
-        """Writes the norms into a component's config that its class has by default."""
+        """Writes the norms that a component's class has by default into the component's config."""
         for name, default in constructor_arguments(cls).items():
             if name not in config and isinstance(default, (dict, list, tuple)):
                 before = len(self.report.switched)

@@ -22,8 +22,8 @@ _OTHERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     'GN': (nn.GroupNorm, ('num_groups', 'eps', 'affine')),
     'IN': (nn.InstanceNorm2d, _BATCH),
 }
-# What a norm_cfg says by default: mmcv requires num_groups, and builds InstanceNorm without weight
-# and bias unless it has affine=True.
+# What is written unless the norm_cfg says otherwise: mmcv requires num_groups, and builds
+# InstanceNorm without weight and bias unless it has affine=True.
 _WRITTEN: dict[str, dict[str, Any]] = {'GN': {'num_groups': 32}, 'IN': {'affine': True}}
 _NOT_FOR_CONFIGS = ('self', 'num_features', 'process_group', 'device', 'dtype')
 ARGUMENTS = ('requires_grad',) + tuple(
@@ -140,7 +140,7 @@ def check_norms(config: Any, registry_scope: str, path: str = 'model') -> None:
         children = dict.items(config)  # not ConfigDict's, which import what a lazy config names
         kind = dict.get(config, 'type')
         registry_scope = dict.get(config, '_scope_', registry_scope)
-        if isinstance(kind, str) and '.' in kind:  # what it builds is looked for where it is
+        if isinstance(kind, str) and '.' in kind:  # what it builds is looked for in its own scope
             registry_scope = kind.partition('.')[0]
         if isinstance(kind, str) and kind.replace('sn_mm.', '') in TYPES:
             given = {k: v for k, v in children if k not in _NOT_FOR_CONFIGS}
@@ -159,7 +159,7 @@ def check_norms(config: Any, registry_scope: str, path: str = 'model') -> None:
 
 
 def _check_registered(kind: Any, registry_scope: str, path: str) -> None:
-    if not isinstance(kind, str) or kind in (*TYPES, *_OTHERS):  # these import no toolbox
+    if not isinstance(kind, str) or kind in (*TYPES, *_OTHERS):  # known without a toolbox
         return
     if resolve(kind, registry_scope) is None:
         registered = ', '.join(sorted(registered_norms(registry_scope)))

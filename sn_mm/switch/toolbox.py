@@ -1,4 +1,4 @@
-"""Which toolbox a config is written for, and that it imports ``sn_mm``."""
+"""The toolbox that a config is written for, and the import of ``sn_mm`` in it."""
 
 from __future__ import annotations
 

@@ -106,17 +106,17 @@ def extent_of(switch: dict) -> str:
 def build_switched_model(switched: dict, **model: Any) -> nn.Module:
     """Builds a model, and does to it what no config can.
 
-    Converts the norms that no config reaches. Makes MMAction2's ResNets copy weights of BatchNorm
-    into SN as ``load_state_dict`` does. Makes parts local.
+    It converts the norms that no config reaches. It makes MMAction2's ResNets copy weights of
+    BatchNorm into SN as ``load_state_dict`` does. And it gives ``sync=False`` to the layers of
+    parts that a rank may pass by in training.
 
-    Local are the layers of those parts that a rank may pass by in training: they get
-    ``sync=False``. Registered as ``sn_mm.SwitchedModel``, so that a config which needs this trains,
-    tests and resumes by itself, in the toolboxes' own scripts too.
+    It is registered as ``sn_mm.SwitchedModel``, so that a config which needs this trains, tests and
+    resumes by itself, in the toolboxes' own scripts too.
 
     Args:
         switched: ``type`` of the model; ``norm_cfg`` and ``extent`` of the switch, where there are
-            norms to convert; ``earlier``: the same two of each switch before it, which the norms
-            that it converted keep.
+            norms to convert; ``earlier``: these two of each switch before, whose norms stay as they
+            were converted then.
         **model: The rest of the model's config.
 
     Returns:

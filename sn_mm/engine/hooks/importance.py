@@ -1,4 +1,4 @@
-"""The learning rate of the importance, from the length of the training; what came of it."""
+"""Sets the learning rate of the importance by the training's length, and says what came of it."""
 
 from __future__ import annotations
 

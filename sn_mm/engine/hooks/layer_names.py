@@ -1,4 +1,4 @@
-"""SN layers named before training, for the errors of ranks that meet in different ones."""
+"""Names the SN layers before training, for the error of ranks that meet in different layers."""
 
 from __future__ import annotations
 

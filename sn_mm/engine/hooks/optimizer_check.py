@@ -1,4 +1,4 @@
-"""What the optimizer of a training does to SN, said before it begins."""
+"""Says before a training what its optimizer does to SN."""
 
 from __future__ import annotations
 

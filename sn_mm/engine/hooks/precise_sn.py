@@ -1,4 +1,4 @@
-"""The batch average in training: validation and checkpoints use the paper's statistics."""
+"""Takes the batch average in training, for validation and checkpoints, as the paper does."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class PreciseSNHook(Hook):
 
     The paper evaluates with statistics averaged over mini-batches of the training set, with the
     weights frozen: see :func:`sn_mm.model.batch_average.measure_batch_average`. Training itself
-    does not read them, and goes on as it would without this hook: weights, optimizer, order of
-    the data, random states and the statistics of other layers stay as they are.
+    does not read these statistics, and goes on as it would without this hook: weights, optimizer,
+    order of the data, random states and the statistics of other layers stay as they are.
 
     With an ``EMAHook`` the averaged weights are those that are validated and saved, and the
     statistics are theirs.
 
     Args:
         num_iters: Mini-batches for each rank. Default: 200.
-        interval: Epochs or iterations from one time to the next, besides before each validation and
-            before the last checkpoint. Default: the ``CheckpointHook``'s, so that every checkpoint
-            has the batch average of its own weights.
+        interval: Epochs or iterations from one measurement to the next. It is also measured before
+            each validation and before the last checkpoint. Default: the ``CheckpointHook``'s, so
+            that every checkpoint has the batch average of its own weights.
         by_epoch: ``interval`` counts epochs, else iterations. Default: True; without ``interval``
             the ``CheckpointHook``'s.
         bn: Average BatchNorm's statistics as well. Default: False.

@@ -122,7 +122,7 @@ class ResumableCheckpointHook(CheckpointHook):
             steps = [*(kept for kept in self.keep_ckpt_ids if kept != step), step]
             outdated = steps[: -self.max_keep_ckpts]
             self.keep_ckpt_ids = deque(steps, self.max_keep_ckpts)
-            # With the outdated ones: if a kill saves them now, before_train deletes them.
+            # With the outdated ones, which a resumed training deletes if a kill leaves them.
             runner.message_hub.update_info('keep_ckpt_ids', steps)
         meta['random_states'] = all_gather_object(self._random_states or get_random_states())
         name = self.filename_tmpl.format(step)
@@ -194,9 +194,9 @@ class _Saving:
 
 
 class _Skippable:
-    """Mini-batches that later versions of MMEngine ask to skip, which 0.10 takes one by one.
+    """Mini-batches, of which later versions of MMEngine skip some by ``skip_iter``.
 
-    All are loaded, so that the random states come to where they were.
+    What is skipped is loaded all the same, so that the random states come to where they were.
     """
 
     def __init__(self, batches: Iterator) -> None:
@@ -230,7 +230,7 @@ class _Postponed:
 
 
 def _remove(backend: Any, path: str) -> None:
-    """Deletes a checkpoint, a folder if DeepSpeed or FSDP wrote it, if it is there."""
+    """Deletes a checkpoint if it exists; DeepSpeed and FSDP write a folder."""
     if backend.isfile(path):
         backend.remove(path)
     elif backend.isdir(path):

@@ -1,4 +1,4 @@
-"""The radius of Sparse SN, raised with the training."""
+"""Raises the radius of Sparse SN with the training."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ class SparseSwitchHook(Hook):
     """
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        with full_weights(runner.model):  # which FSDP1 shards
+        with full_weights(runner.model):  # FSDP1 shards them
             set_radius(unwrap(runner.model), runner.iter / runner.max_iters)

@@ -1,4 +1,4 @@
-"""Importance in the training's logs."""
+"""Writes the importance into the logs of a training."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..unwrap import unwrap
 class SwitchWeightsHook(Hook):
     """Logs the importance of all SN layers while they train.
 
-    They go through the runner's visualizer, so that all its backends get them (JSON, TensorBoard,
+    It goes through the runner's visualizer, so that all its backends get it (JSON, TensorBoard,
     WandB): ``sn_layer/mean/backbone.layer1.0.bn1/in`` and so on. ``sn-mm plot-importance
-    --logs`` draws their course.
+    --logs`` draws its course.
 
     Args:
         interval: Iterations from one log to the next. The first is before training, the last after

@@ -1,1 +1,1 @@
-"""A training that is killed and goes on with --resume to the same weights."""
+"""What makes a training that was killed and resumed end with the same weights."""

@@ -15,8 +15,9 @@ class WorkerSeeds:
 
     The seed comes from the training's seed, the rank, the worker and the number of mini-batches
     that the worker has made since the first epoch. So workers that are started for an epoch augment
-    it as those would that have lived since the first. MMEngine's own seeding is by rank and worker:
-    workers that live for an epoch augment every epoch alike, those that live on cannot be resumed.
+    it as workers would that have lived since the first. MMEngine seeds by rank and worker alone:
+    workers that live for an epoch augment every epoch alike, and the states of those that live on
+    are lost when the training ends.
 
     Args:
         loader: A data loader with workers, changed in place: ``worker_init_fn``, which is called
