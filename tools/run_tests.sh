@@ -5,7 +5,9 @@
 #     bash tools/run_tests.sh --all               all
 #     bash tools/run_tests.sh tests/test_layer.py -k batch_norm      arguments go to pytest
 #
-# The first two distribute the files over the cores, eight at most; options may follow --all.
+# The first two distribute the files over the cores, eight at most, in their order: the slow ones of
+# tests/checks and tests/test_cli come first, so that no core waits for one at the end. Options may
+# follow --all.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,4 +19,5 @@ case ${1:-} in
 esac
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the cores are taken
-exec "$python" -m pytest -n $((cores < 8 ? cores : 8)) --dist loadfile "${tests[@]}"
+share=(-n $((cores < 8 ? cores : 8)) --dist loadfile --no-loadscope-reorder)
+exec "$python" -m pytest "${share[@]}" "${tests[@]}"
