@@ -4,7 +4,8 @@
 #     bash tools/check_gpu.sh [--out DIR] [--quick]
 #
 # Needs a python with torch, triton and pytest: python3, or the one that PYTHON names. Nothing is
-# installed and nothing fetched. Without a GPU the same steps run on the CPU, at small sizes.
+# installed and nothing fetched. Without a GPU the same steps run on the CPU, at small sizes and
+# with one file of tests.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}

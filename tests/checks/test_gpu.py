@@ -43,7 +43,7 @@ def test_command_on_the_cpu(tmp_path):
     assert report['quick'] and report['machine']['torch'] == torch.__version__
     default, aten = (steps[name]['records'][0] for name in list(steps)[1:3])
     assert (default['backend'], aten['backend']) == ('default', 'aten')
-    assert default['passed'] > aten['passed'] > 100 and default['failed'] == aten['failed'] == 0
+    assert default['passed'] == aten['passed'] > 100 and default['failed'] == aten['failed'] == 0
     layers = {r['layer'] for r in steps['layers']['records']}
     assert layers == {'BatchNorm', 'SN', 'SN, synchronized', 'GroupNorm'}
     assert {(r['dtype'], r['format']) for r in steps['layers']['records']} == {
