@@ -6,13 +6,12 @@ import io
 from collections.abc import Iterable, Sequence
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True) -> str:
-    """Lays out a table in Markdown.
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lays out a table in Markdown, whose columns but the first are set to the right.
 
     Args:
         head: Names of the columns.
         rows: The texts of each row.
-        right: Whether all columns but the first are set to the right. Default: True.
     """
     from rich import box  # what also prints tables is of use without rich
     from rich.console import Console
@@ -20,7 +19,7 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], right: bo
 
     table = Table(box=box.MARKDOWN)
     for number, name in enumerate(head):
-        table.add_column(name, justify='right' if number and right else 'left', no_wrap=True)
+        table.add_column(name, justify='right' if number else 'left', no_wrap=True)
     for row in rows:
         table.add_row(*row)
     text = io.StringIO()
