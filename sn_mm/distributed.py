@@ -1,4 +1,4 @@
-"""Process groups of synchronized layers, their two collectives, and who calls these."""
+"""Process groups of synchronized layers, their collectives, and the layers that call these."""
 
 from __future__ import annotations
 
@@ -154,9 +154,9 @@ def _consecutive_ranks(size: int, world: Any) -> ProcessGroup:
 def sum_over_ranks(
     numbers: Tensor, process_group: ProcessGroup, caller: Caller | None, direction: str
 ) -> Tensor:
-    """Both collectives: the sum of ``numbers`` over the ranks of the group, each of which calls.
+    """The sum of ``numbers`` over the ranks of the group, all of which must call this.
 
-    Eager, ``numbers`` itself is changed.
+    Where no model is compiled ``numbers`` itself is changed.
 
     Args:
         numbers: (2C + 1,) forward, (2, 1, C) backward.
@@ -165,8 +165,8 @@ def sum_over_ranks(
 
     Raises:
         InputError: The ranks call for different layers or directions. Raised on every rank.
-        RuntimeError: The collective failed, a rank that did not come in time included. gloo raises
-            it; nccl does with ``TORCH_NCCL_BLOCKING_WAIT=1``, and else ends the process.
+        RuntimeError: The collective failed, for instance because a rank did not come in time. gloo
+            raises it; nccl does with ``TORCH_NCCL_BLOCKING_WAIT=1``, and else ends the process.
     """
     if is_compiling():  # torch's own operator: the compiler keeps collectives in order
         return _functional_collectives.all_reduce(numbers, 'sum', process_group)
@@ -209,7 +209,7 @@ def _sum_with_same_caller(
     for ever (nccl), or add up statistics of two layers (if sizes do not differ).
 
     On the CPU it comes before every collective. On an accelerator, which has to wait for it, it
-    comes before a group's first ones only. All ranks must agree on which: so what is left is
+    comes before a group's first ones only. All ranks must agree on which these are. So they are
     counted for the group, whose collectives all ranks call, and not in a layer, which one rank may
     have loaded or copied; and each comparison settles on the largest number that a rank wants.
 

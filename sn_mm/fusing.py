@@ -8,10 +8,10 @@ from .errors import InputError
 
 
 class GuardedEps(float):
-    """The ``eps`` of a layer: a number, but to tensors.
+    """The ``eps`` of a layer: a number that refuses to be added to a tensor.
 
     Code that folds BatchNorm into a convolution goes by the attributes, which SN has too, and adds
-    ``eps`` to ``running_var``. Of SN the result would be wrong, as its statistics depend on the
+    ``eps`` to ``running_var``. With SN the result would be wrong, as its statistics depend on the
     input, and nothing would say so.
     """
 

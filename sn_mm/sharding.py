@@ -21,7 +21,8 @@ def is_sharded(model: nn.Module) -> bool:
 def full_weights(model: nn.Module) -> Iterator[None]:
     """Holds the weights that FSDP1 shards in full on each rank, for reading.
 
-    A collective where there are any. FSDP2 shards each weight by itself: see :func:`full_weight`.
+    It is a collective where there are any. FSDP2 shards each weight by itself: see
+    :func:`full_weight`.
     """
     with ExitStack() as stack:
         if _has(model, 'FullyShardedDataParallel'):
@@ -31,7 +32,7 @@ def full_weights(model: nn.Module) -> Iterator[None]:
 
 
 def full_weight(weight: Any, size: int) -> Tensor:
-    """A weight of a layer in full; where FSDP2 shards it, a collective.
+    """A weight of a layer in full. It is a collective where FSDP2 shards the weight.
 
     Args:
         weight: (size,), or this rank's part of it.
@@ -52,7 +53,7 @@ def full_weight(weight: Any, size: int) -> Tensor:
 
 
 def placed_as(weight: Any, values: Tensor) -> Tensor:
-    """The same values on all ranks, sharded as a weight is that FSDP2 shards."""
+    """``values``, the same on all ranks, sharded as FSDP2 shards ``weight``."""
     if not hasattr(weight, 'placements'):
         return values
     from torch.distributed.tensor import distribute_tensor

@@ -19,7 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ...equations import SCOPES
+from ...equations import SCOPES, unbiased
 from ..protocol import Moments, Parameters, Running, Settings, Sums
 from . import kernels
 from .start import start
@@ -65,7 +65,7 @@ def measure(x: Tensor, settings: Settings, running: Running | None, training: bo
             (instance, moments.get('ln'), moments.get('bn'), pivot, parts, *statistics.tensors),
             (
                 n, c, positions, chunks, chunk, statistics.momentum,
-                _correction(positions, settings),
+                unbiased(positions, settings.correction),
                 1.0 if settings.correction else values / max(values - 1, 1),
             ),
             (read, given, statistics.cumulative, has_layer, *tile),
@@ -180,7 +180,7 @@ def propagate(
             tiles.programs,
             (dy, x, dx, *_moments(moments), *sums, *_in_memory(parameters)[:3], *in_memory),
             (
-                *as_number, float(settings.eps), _correction(_sizes(x)[2], settings),
+                *as_number, float(settings.eps), unbiased(_sizes(x)[2], settings.correction),
                 *tiles.sizes,
             ),
             (*tiles.constants, *_mixed(settings.scopes), bool(in_memory)),
@@ -192,11 +192,6 @@ def propagate(
 def _sizes(x: Tensor) -> tuple[int, int, int]:
     n, c = x.shape[:2]
     return n, c, x.numel() // (n * c)
-
-
-def _correction(positions: int, settings: Settings) -> float:
-    """The factor of biased instance variances."""
-    return positions / (positions - settings.correction) if positions > 1 else 1.0
 
 
 def _moments(moments: Moments) -> tuple[Tensor, Tensor | None, Tensor | None]:
