@@ -34,7 +34,7 @@ Moments = dict[str, Tensor]
 
 
 class Settings(NamedTuple):
-    """The settings of a layer that are no tensors.
+    """The settings of a layer that are not tensors.
 
     Attributes:
         scopes: The scopes that are mixed, in the order in, ln, bn.

@@ -16,7 +16,7 @@ class DtypeError(InputError, TypeError):
 
 
 def check_positive_int(name: str, value: object) -> None:
-    """Checks an argument that counts something. A bool is no int here.
+    """Checks an argument that counts something. A bool does not count as an int.
 
     Args:
         name: The argument's name, for the message.
@@ -30,7 +30,7 @@ def check_positive_int(name: str, value: object) -> None:
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> None:
-    """Checks an argument that is a finite number from ``low`` to ``high``. A bool is no number.
+    """Checks an argument that is a finite number from ``low`` to ``high``. A bool does not count.
 
     Args:
         name: The argument's name, for the message.
@@ -39,7 +39,7 @@ def check_number(name: str, value: object, low: float, high: float = math.inf) -
         high: The largest. Default: any finite number.
 
     Raises:
-        InputError: ``value`` is no such number.
+        InputError: ``value`` is not such a number.
     """
     number = isinstance(value, (float, int, Real)) and not isinstance(value, bool)  # Real is slow
     if not number or not low <= value < math.inf or value > high:  # type: ignore[operator]

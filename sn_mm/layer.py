@@ -296,7 +296,7 @@ class SwitchNorm(_InstanceNorm):
         )
 
     def __prepare_scriptable__(self) -> SwitchNorm:
-        """TorchScript's call before it compiles the layer, without collectives and our own hooks.
+        """Removes our own hooks before TorchScript compiles the layer, and refuses collectives.
 
         Raises:
             InputError: The layer trains, synchronized over ranks.
@@ -326,7 +326,9 @@ class SwitchNorm(_InstanceNorm):
         return group
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        of_batch_norm = self._is_of_batch_norm(state_dict, prefix)  # before it is loaded by assign
+        of_batch_norm = self._is_of_batch_norm(
+            state_dict, prefix
+        )  # asked before assign=True replaces tensors
         # Past _InstanceNorm's own, which fails on any file older than its running statistics: a
         # BatchNorm's statistics are merely unexpected where this layer keeps none.
         super(_InstanceNorm, self)._load_from_state_dict(state_dict, prefix, *args)

@@ -187,7 +187,7 @@ def set_radius(model: nn.Module, progress: float) -> None:
         progress: The share of the training that is done, 0 to 1: the radius.
 
     Raises:
-        InputError: ``model`` is no module, or ``progress`` outside of [0, 1].
+        InputError: ``model`` is not a module, or ``progress`` outside of [0, 1].
     """
     check_type('model', model, nn.Module, 'a torch.nn.Module')
     if not isinstance(progress, Real) or not 0 <= progress <= 1:

@@ -53,7 +53,7 @@ def from_model(model: nn.Module) -> dict[str, Importance]:
         Importance by layer name, without the names that FSDP adds; empty without SN.
 
     Raises:
-        InputError: ``model`` is no module; FSDP1 shards the weights.
+        InputError: ``model`` is not a module; FSDP1 shards the weights.
     """
     check_type('model', model, nn.Module, 'a torch.nn.Module')
     layers = {

@@ -30,7 +30,7 @@ def explain_annotations(key: str, path: str, classes: Sequence[str] | None) -> N
         content = json.loads(file.read_text('utf-8'))
     except ValueError as error:  # of JSON, or of its encoding
         raise InputError(
-            f'{key}: {path!r} is no JSON, broken or incomplete ({file.stat().st_size} bytes): '
+            f'{key}: {path!r} is not JSON, broken or incomplete ({file.stat().st_size} bytes): '
             f'{error}'
         ) from error
     missing = [part for part in _PARTS if not isinstance(content, dict) or part not in content]

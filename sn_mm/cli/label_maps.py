@@ -137,7 +137,7 @@ def _labels(key: str, step: Any, sample: dict) -> set[int]:
         in_file = mmcv.imread(path, 'unchanged', backend=step.imdecode_backend)
     except (OSError, AttributeError) as error:  # Pillow's, OpenCV's
         raise InputError(
-            f'{key}: the label map {path!r} is no image that can be read: {error}'
+            f'{key}: the label map {path!r} is not an image that can be read: {error}'
         ) from error
     largest = in_file.max()
     if largest > np.iinfo(np.uint8).max:

@@ -12,8 +12,8 @@ def register_config_packages() -> None:
     """Makes ``_base_ = 'sn_mm::...'`` work, and that of a toolbox with another distribution's name.
 
     MMEngine keeps the distribution of each package that has configs, and looks for the package
-    beside the distribution's metadata. For a name that is no distribution it imports the module of
-    that name and takes the module's folder. That folder is right in a checkout and for editable
+    beside the distribution's metadata. For a name that is not a distribution it imports the module
+    of that name and takes the module's folder. That folder is right in a checkout and for editable
     installs too, where the metadata lies elsewhere, and for a fork of a toolbox, which keeps the
     package's name (``mmseg``) and has its own distribution.
     """

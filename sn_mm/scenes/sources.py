@@ -112,7 +112,7 @@ def read_picture(package: str, *parts: str, flags: int) -> np.ndarray:
     """Reads a picture that an installed package ships, as ``cv2.imread`` does with these flags.
 
     Raises:
-        InputError: The package or the file is missing, or it is no picture.
+        InputError: The package or the file is missing, or it is not a picture.
     """
     picture = cv2.imread(str(shipped_file(package, *parts)), flags)
     if picture is None:

@@ -93,7 +93,7 @@ def is_switch_norm(kind: Any) -> bool:
 
 
 def reason_of_kind(kind: Any) -> str:
-    """Why a switch leaves a norm of this class alone; '' for what it replaces or is no norm."""
+    """Why a switch leaves a norm of this class alone; '' for what it replaces or is not a norm."""
     if is_switch_norm(kind):
         return ALREADY
     if not inspect.isclass(kind) or not issubclass(kind, nn.Module) or not says_norm(kind):

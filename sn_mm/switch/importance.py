@@ -71,13 +71,13 @@ def group_importance(cfg: Config, lr_mult: float | None = None) -> list[str]:
 
 
 def split_importance(norm_cfg: dict) -> tuple[dict, float | None]:
-    """Takes ``importance_lr_mult``, which is no argument of the layer, out of a norm_cfg of SN.
+    """Takes ``importance_lr_mult``, which is not an argument of the layer, out of a norm_cfg of SN.
 
     Returns:
         The rest, and its value; None without it.
 
     Raises:
-        InputError: It is no number of at least 0.
+        InputError: It is not a number of at least 0.
     """
     check_type('norm_cfg', norm_cfg, dict, "a dictionary such as dict(type='SN')")
     if 'SN' not in str(norm_cfg.get('type')) or _LR_MULT not in norm_cfg:

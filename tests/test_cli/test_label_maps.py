@@ -149,7 +149,7 @@ def test_labels_beyond_8_bits_are_refused():
 def test_a_file_that_is_no_image_is_refused():
     write_ade([[0, 1]])
     Path('annotations/training/0.png').write_text('git-lfs')
-    check(ade(metainfo=ROAD), "'annotations/training/0.png' is no image that can be read: ")
+    check(ade(metainfo=ROAD), "'annotations/training/0.png' is not an image that can be read: ")
 
 
 def test_an_image_without_a_label_map_is_named():
