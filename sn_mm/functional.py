@@ -143,8 +143,8 @@ def check_eps(eps: float) -> None:
     """Checks what is added to the variance.
 
     Raises:
-        InputError: It is no positive number of float32, in which kernels add it: with 0, constant
-            input becomes NaN.
+        InputError: It is not a positive number in float32, in which kernels add it: with 0,
+            constant input becomes NaN.
     """
     check_number('eps', eps, _SMALLEST)
 

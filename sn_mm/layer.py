@@ -326,9 +326,7 @@ class SwitchNorm(_InstanceNorm):
         return group
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        of_batch_norm = self._is_of_batch_norm(
-            state_dict, prefix
-        )  # asked before assign=True replaces tensors
+        of_batch_norm = self._is_of_batch_norm(state_dict, prefix)  # before tensors are assigned
         # Past _InstanceNorm's own, which fails on any file older than its running statistics: a
         # BatchNorm's statistics are merely unexpected where this layer keeps none.
         super(_InstanceNorm, self)._load_from_state_dict(state_dict, prefix, *args)
