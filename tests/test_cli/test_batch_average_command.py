@@ -41,8 +41,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess:
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('scenes')
     size = ['--train', '4', '--val', '1', '--size', '96']
-    done = run('make-scenes', folder, '--layout', *LAYOUTS.values(), *size)
-    assert done.returncode == 0, done.stderr
+    main(['make-scenes', str(folder), '--layout', *LAYOUTS.values(), *size])
     return folder
 
 
@@ -60,9 +59,9 @@ def save_untrained(path: Path, toolbox: str, **options: Any) -> dict:
 
 @pytest.mark.slow
 @needs_toolboxes
-@pytest.mark.parametrize('toolbox', CONFIGS)
-def test_two_processes_replace_the_statistics_and_nothing_else(
-    toolbox: str, scenes: Path, tmp_path: Path
+@pytest.mark.parametrize(('toolbox', 'processes'), [('mmdet', 1), ('mmseg', 2)])
+def test_the_statistics_are_replaced_and_nothing_else(
+    toolbox: str, processes: int, scenes: Path, tmp_path: Path
 ) -> None:
     """With BatchNorm in the segmentor's auxiliary head, which takes part on request."""
     mixed = {'model.auxiliary_head.norm_cfg.type': 'BN'} if toolbox == 'mmseg' else {}
@@ -70,7 +69,8 @@ def test_two_processes_replace_the_statistics_and_nothing_else(
     root = f'train_dataloader.dataset.data_root={scenes / LAYOUTS[toolbox]}/'
     done = run(
         *('batch-average', CONFIGS[toolbox], tmp_path / 'in.pth', tmp_path / 'out.pth'),
-        *('--processes', '2', '--num-iters', '2', '--work-dir', tmp_path / 'work'),
+        *('--num-iters', '2', '--work-dir', tmp_path / 'work'),
+        *(['--processes', '2'] if processes == 2 else []),
         *(['--bn'] if mixed else []),
         *('--cfg-options', root, *(f'{key}={value}' for key, value in mixed.items())),
     )
@@ -79,7 +79,7 @@ def test_two_processes_replace_the_statistics_and_nothing_else(
     assert out['optimizer'] == {'lr': 1.0}
     assert out['meta']['iter'] == 7
     assert out['meta']['batch_average'] == {
-        'num_iters': 2, 'processes': 2, 'batch_size': 2, 'seed': 0,
+        'num_iters': 2, 'processes': processes, 'batch_size': 2, 'seed': 0,
     }  # fmt: skip
     assert list(out['state_dict']) == list(before)
     for key, value in out['state_dict'].items():

@@ -24,10 +24,10 @@ model = dict(
     backbone=dict(depth=18, base_channels=8, frozen_stages=-1, init_cfg=None),
     neck=[fpn, dict(type='DyHead', in_channels=16, out_channels=16, num_blocks=1)],
     bbox_head=dict(num_classes=2, in_channels=16, feat_channels=16, stacked_convs=1))
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=40, val_interval=40, _delete_=True)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=20, val_interval=20, _delete_=True)
 param_scheduler = []
 default_hooks = dict(
-    logger=dict(interval=1), checkpoint=dict(by_epoch=False, interval=40))
+    logger=dict(interval=1), checkpoint=dict(by_epoch=False, interval=20))
 """
 DATA = ''.join(
     line
@@ -52,10 +52,10 @@ def test_one_image_on_each_of_two_processes_trains_and_goes_on_without_the_switc
     (scalars,) = work_dir.glob('*/vis_data/scalars.json')
     lines = [json.loads(line) for line in scalars.read_text().splitlines()]
     losses = [line['loss'] for line in lines if 'loss' in line]
-    assert len(losses) == 40 and all(map(math.isfinite, losses))
-    assert sum(losses[-10:]) < sum(losses[:10])
+    assert len(losses) == 20 and all(map(math.isfinite, losses))
+    assert sum(losses[-5:]) < sum(losses[:5])
 
-    checkpoint = work_dir / 'iter_40.pth'
+    checkpoint = work_dir / 'iter_20.pth'
     weights = load(checkpoint)['state_dict']
     assert any(key.startswith('neck.1.') and key.endswith('mean_weight') for key in weights)
     out = succeed(tmp_path, TOOLS / 'test.py', 'atss.py', checkpoint, *switch, '--work-dir', 'ours')
@@ -64,9 +64,9 @@ def test_one_image_on_each_of_two_processes_trains_and_goes_on_without_the_switc
 
     theirs = find_spec('mmdet').submodule_search_locations[0] + '/.mim/tools'
     dumped = work_dir / 'atss.py'
-    more = ('--cfg-options', 'train_cfg.max_iters=42')
+    more = ('--cfg-options', 'train_cfg.max_iters=22')
     options = ('--resume', checkpoint, '--work-dir', 'theirs', *more)
     log = succeed(tmp_path, f'{theirs}/train.py', dumped, *options)
-    assert 'resumed epoch: 0, iter: 40' in log
+    assert 'resumed epoch: 0, iter: 20' in log
     assert 'hard-coded in the model' not in log and 'bbox_mAP' in log
-    assert load(tmp_path / 'theirs/iter_42.pth')['state_dict'].keys() == weights.keys()
+    assert load(tmp_path / 'theirs/iter_22.pth')['state_dict'].keys() == weights.keys()
