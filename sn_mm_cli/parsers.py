@@ -345,6 +345,17 @@ def _benchmark_model(parser: ArgumentParser) -> None:
         '--size', type=at_least(1), default=256, help='side of the images (%(default)s)'
     )
     parser.add_argument(
+        '--format',
+        choices=('contiguous', 'channels_last'),
+        default='contiguous',
+        help='memory format of the model (%(default)s)',
+    )
+    parser.add_argument(
+        '--compile',
+        action='store_true',
+        help='with own norms, GN and SN, and each with backbone and neck under torch.compile',
+    )
+    parser.add_argument(
         '--onnx',
         action='store_true',
         help='inference of one image in onnxruntime, with own norms, GN and SN',

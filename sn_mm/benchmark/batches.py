@@ -21,8 +21,8 @@ def make_batch(cfg: Config, size: int) -> dict[str, Any]:
     """Makes a batch as the data loader does for one training step, before the data preprocessor.
 
     Args:
-        cfg: A config of mmdet or mmseg. Its training pipeline tells whether masks and semantic
-            maps are there.
+        cfg: A config of mmdet, mmseg or mmpretrain. Its training pipeline tells whether masks and
+            semantic maps are there.
         size: Height and width of the images in pixels.
 
     Returns:
@@ -32,6 +32,8 @@ def make_batch(cfg: Config, size: int) -> dict[str, Any]:
     kind = preprocessor.get('type')
     if kind == 'SegDataPreProcessor':
         return _segmentation_batch(cfg, size)
+    if kind == 'ClsDataPreprocessor' or cfg.get('default_scope') == 'mmpretrain':
+        return _classification_batch(cfg, size)
     if kind == 'ReIDDataPreprocessor':
         return _reid_batch(cfg, size)
     if kind == 'MultiBranchDataPreprocessor':
@@ -114,6 +116,16 @@ def _semi_supervised_batch(cfg: Config, size: int) -> dict[str, Any]:
     return {
         key: {branch: data[key] for branch, data in branches.items()}
         for key in ('inputs', 'data_samples')
+    }
+
+
+def _classification_batch(cfg: Config, size: int) -> dict[str, Any]:
+    from mmpretrain.structures import DataSample
+
+    labels = torch.randint(_num_classes(cfg.model), (BATCH_SIZE,)).tolist()
+    return {
+        'inputs': [torch.randint(256, (3, size, size), dtype=torch.uint8) for _ in labels],
+        'data_samples': [DataSample().set_gt_label(label) for label in labels],
     }
 
 

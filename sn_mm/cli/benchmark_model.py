@@ -1,10 +1,11 @@
 """Measures a model with its own norms and with SN, side by side: a training step, or inference.
 
 A step is forward, backward and the optimizer's, on two made-up images. Both models have every layer
-in training mode and nothing frozen. Inference is that of one image in onnxruntime, on the CPU, with
-the files that export-onnx writes; there the model with GN takes part, too. The models take turns,
-so that ratios hold even where the machine does not stay the same. Prints a table; writes the
-figures with the machine, versions and date.
+in training mode and nothing frozen. With --compile the models also run with backbone and neck under
+torch.compile; what stands behind them depends on the number of boxes. Inference is that of one
+image in onnxruntime, on the CPU, with the files that export-onnx writes. In both of these the model
+with GN takes part, too. The models take turns, so that ratios hold even where the machine does not
+stay the same. Prints a table; writes the figures with the machine, versions and date.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from ..atomic import atomic_path
 from ..benchmark.batches import BATCH_SIZE, make_batch
 from ..benchmark.configs import build_for_one_process
 from ..benchmark.device import find_device, hold_freed_memory
+from ..benchmark.layers import FORMATS
 from ..benchmark.machine import describe, file_name
-from ..benchmark.measure import measure_steps, spread, time_side_by_side
+from ..benchmark.measure import host_times, measure_steps, spread, time_side_by_side
 from ..errors import InputError
 from ..output.files import check_file
 from ..switch import switch_config
@@ -66,6 +68,15 @@ def make_step(model: Any, cfg: Config, size: int) -> Callable[[], Any]:
     return step
 
 
+def compile_features(model: nn.Module) -> nn.Module:
+    """Puts backbone and neck under torch.compile."""
+    for name in ('backbone', 'neck'):
+        part = getattr(model, name, None)
+        if part is not None:
+            setattr(model, name, torch.compile(part))
+    return model
+
+
 def make_inference(model: nn.Module, size: int) -> Callable[[], Any]:
     import onnxruntime
 
@@ -89,7 +100,11 @@ def check_onnx(args: Namespace) -> None:
 
 
 def measure(configs: Mapping[str, Config], args: Namespace) -> list[dict[str, Any]]:
-    models = {name: build_for_one_process(c).to(args.device) for name, c in configs.items()}
+    def build(cfg: Config) -> nn.Module:
+        model = build_for_one_process(cfg).to(args.device)
+        return model.to(memory_format=FORMATS[args.format])  # type: ignore[call-overload]
+
+    models = {name: build(cfg) for name, cfg in configs.items()}
     if args.onnx:
         runs = {name: make_inference(model, args.size) for name, model in models.items()}
         times = time_side_by_side(runs, args.device, args.repeats)
@@ -99,10 +114,34 @@ def measure(configs: Mapping[str, Config], args: Namespace) -> list[dict[str, An
             for name, seconds in times.items()
         }
     else:
+        if args.compile:
+            compiled = {f'{k}, compiled': compile_features(build(c)) for k, c in configs.items()}
+            models.update(compiled)
         cfg = configs['own norms']
         steps = {name: make_step(model, cfg, args.size) for name, model in models.items()}
         measured = measure_steps(steps, 'own norms', args.device, args.repeats, warmup=0)
+        if args.device.type == 'cuda':  # on a CPU it is the whole step
+            for name, seconds in host_times(steps, args.device, args.repeats).items():
+                measured[name]['host'] = spread(seconds)
     return [{'model': name, **record} for name, record in measured.items()]
+
+
+def make_table(title: str, records: list[dict[str, Any]]) -> Table:
+    more: dict[str, Callable[[dict[str, Any]], str]] = {}
+    if 'peak_mib' in records[0]:
+        more['peak MiB'] = lambda r: f'{r["peak_mib"]:.0f}'
+    if 'host' in records[0]:
+        more['host ms'] = lambda r: f'{r["host"]["median"]:.1f}'
+    table = Table(title=title)
+    for column in ('norms', 'ms', 'quartiles', 'ratio', *more):
+        table.add_column(column, justify='right')
+    for r in records:
+        times_ms = r['inference'] if 'inference' in r else r['step']
+        table.add_row(
+            r['model'], f'{times_ms["median"]:.1f}', f'{times_ms["q1"]:.1f}-{times_ms["q3"]:.1f}',
+            f'{r["ratio"]:.3f}', *(show(r) for show in more.values()),
+        )  # fmt: skip
+    return table
 
 
 @report_input_errors
@@ -110,6 +149,8 @@ def run(args: Namespace) -> None:
     if args.out:
         check_file('--out', args.out)
     args.norm = args.norm or ['SN']
+    if args.onnx and args.compile:
+        raise InputError('--compile measures training steps, and --onnx inference')
     if args.onnx:
         check_onnx(args)
     args.device = find_device(args.device)
@@ -122,7 +163,7 @@ def run(args: Namespace) -> None:
     train_all(cfg._cfg_dict.model)
     copies = (Config(cfg._cfg_dict.to_dict(), filename=cfg.filename) for _ in range(2))
     configs = {'own norms': cfg}
-    if args.onnx:
+    if args.onnx or args.compile:
         configs['GN'] = next(copies)
         switch_config(configs['GN'], parse_norm(['GN']), args.norm_extent or 'existing')
     configs['SN'] = next(copies)
@@ -131,20 +172,13 @@ def run(args: Namespace) -> None:
     records = measure(configs, args)
     what = f'onnx-{args.size}' if args.onnx else file_name(args.device)
     out = args.out or RESULTS / f'{Path(cfg.filename).stem}-{what}.json'
-    described = {**describe(args.device), 'config': args.config, 'size': args.size}
+    described = describe(args.device)
+    described |= {'config': args.config, 'size': args.size, 'format': args.format}
     with atomic_path(out) as path:
         path.write_text(json.dumps({'machine': described, 'records': records}, indent=1) + '\n')
 
     measured = 'Inference of 1 image' if args.onnx else f'A training step on {BATCH_SIZE} images'
-    table = Table(title=f'{measured} of {args.size}x{args.size}')
-    for column in ('norms', 'ms', 'quartiles', 'ratio', *([] if args.onnx else ['peak MiB'])):
-        table.add_column(column, justify='right')
-    for r in records:
-        times_ms = r['inference' if args.onnx else 'step']
-        table.add_row(
-            r['model'], f'{times_ms["median"]:.1f}', f'{times_ms["q1"]:.1f}-{times_ms["q3"]:.1f}',
-            f'{r["ratio"]:.3f}', *([] if args.onnx else [f'{r["peak_mib"]:.0f}']),
-        )  # fmt: skip
+    table = make_table(f'{measured} of {args.size}x{args.size}, {args.format}', records)
     console = Console()
     console.print(table)
     console.print(f'Written: {out}', soft_wrap=True)

@@ -7,6 +7,8 @@ import os
 import subprocess
 
 import pytest
+from torch import nn
+from torch._dynamo import OptimizedModule
 
 from sn_mm.cli import benchmark_model
 from sn_mm_cli import PROGRAM
@@ -15,9 +17,12 @@ from sn_mm_cli.main import main
 DEEPLAB = 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py'
 
 
-def run(*args: object) -> subprocess.CompletedProcess[str]:
+RESNET = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
+
+
+def run(*args: object, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [*PROGRAM, 'benchmark-model', *map(str, args)]
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', **variables}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
 
@@ -44,8 +49,7 @@ def test_inference_is_measured_beside_own_norms_and_group_norm(tmp_path):
     for package in ('mmpretrain', 'onnx', 'onnxruntime'):
         pytest.importorskip(package)
     out = tmp_path / 'model.json'
-    config = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
-    ended = run(config, '--onnx', '--size', 64, '--repeats', 2, '--out', out)
+    ended = run(RESNET, '--onnx', '--size', 64, '--repeats', 2, '--out', out)
     assert ended.returncode == 0, ended.stderr
     assert 'Inference of 1 image of 64x64' in ended.stdout
     records = json.loads(out.read_text())['records']
@@ -55,10 +59,36 @@ def test_inference_is_measured_beside_own_norms_and_group_norm(tmp_path):
         assert record['ratio'] == record['inference']['median'] / own > 0
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_compiled_models_stand_beside_eager_ones(tmp_path):
+    """Without the compiler's minutes: TORCHDYNAMO_DISABLE runs what is compiled as it is."""
+    pytest.importorskip('mmpretrain')
+    out = tmp_path / 'model.json'
+    args = '--compile', '--format', 'channels_last', '--size', 64, '--repeats', 1, '--out', out
+    ended = run(RESNET, *args, TORCHDYNAMO_DISABLE='1')
+    assert ended.returncode == 0, ended.stderr
+    assert 'A training step on 2 images of 64x64, channels_last' in ended.stdout
+    eager = ['own norms', 'GN', 'SN']
+    names = [record['model'] for record in json.loads(out.read_text())['records']]
+    assert names == eager + [f'{name}, compiled' for name in eager]
+
+
+def test_backbone_and_neck_are_compiled():
+    parts = {'backbone': nn.Linear(2, 2), 'neck': nn.Linear(2, 2), 'head': nn.Linear(2, 2)}
+    model = nn.Module()
+    for name, part in parts.items():
+        model.add_module(name, part)
+    benchmark_model.compile_features(model)
+    compiled = {k for k, m in model.named_children() if isinstance(m, OptimizedModule)}
+    assert compiled == {'backbone', 'neck'}
+
+
 @pytest.mark.parametrize(
     ('args', 'line'),
     [
         ((DEEPLAB, '--onnx', '--device', 'cuda'), '--onnx measures on the CPU, got --device cuda'),
+        ((DEEPLAB, '--onnx', '--compile'), '--compile measures training steps, and --onnx'),
         ((DEEPLAB, '--size', '0'), '--size: a whole number of at least 1 is allowed'),
         ((DEEPLAB, '--norm', 'LN'), "'LN'"),
         (('mmseg::deeplabv3plus/nothing.py',), 'does not exist'),
