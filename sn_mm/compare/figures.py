@@ -98,7 +98,7 @@ def draw_importance(importance: Mapping[str, Mapping[int, Any]], processes: int)
             else:
                 _batches(axes, images, processes)
             if column == 0:
-                axes.set_ylabel({'mean': 'for the mean', 'var': 'for the variance'}[statistic])
+                axes.set_ylabel(f'importance, {"mean" if statistic == "mean" else "variance"}')
     handles = {h.get_label(): h for axes in panels.flat for h in axes.get_lines()}
     chosen = {scope: handles[scope] for scope in SCOPES if scope in handles}
     figure.legend(chosen.values(), chosen, loc='outside right upper', fontsize=8, frameon=False)
