@@ -358,7 +358,7 @@ def _benchmark_model(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--onnx',
         action='store_true',
-        help='inference of one image in onnxruntime, with own norms, GN and SN',
+        help='inference of one image in onnxruntime and eager, with own norms, GN and SN',
     )
     _add_norm(parser)
     _add_measurement(parser, 'CONFIG-DEVICE')

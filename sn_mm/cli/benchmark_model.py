@@ -3,9 +3,9 @@
 A step is forward, backward and the optimizer's, on two made-up images. Both models have every layer
 in training mode and nothing frozen. With --compile the models also run with backbone and neck under
 torch.compile; what stands behind them depends on the number of boxes. Inference is that of one
-image in onnxruntime, on the CPU, with the files that export-onnx writes. In both of these the model
-with GN takes part, too. The models take turns, so that ratios hold even where the machine does not
-stay the same. Prints a table; writes the figures with the machine, versions and date.
+image on the CPU, in onnxruntime with the files that export-onnx writes, and eager. In both of these
+the model with GN takes part, too. The models take turns, so that ratios hold even where the machine
+does not stay the same. Prints a table; writes the figures with the machine, versions and date.
 """
 
 from __future__ import annotations
@@ -77,17 +77,26 @@ def compile_features(model: nn.Module) -> nn.Module:
     return model
 
 
-def make_inference(model: nn.Module, size: int) -> Callable[[], Any]:
+@torch.no_grad()
+def infer(network: nn.Module, image: torch.Tensor) -> Any:
+    return network(image)
+
+
+def make_inferences(name: str, model: nn.Module, size: int) -> dict[str, Callable[[], Any]]:
+    """One image through a model in onnxruntime and, by the name with 'eager', as it is."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    image = torch.randn(1, 3, size, size)
+    network, image = Exported(model.eval()).eval(), torch.randn(1, 3, size, size)
     with TemporaryDirectory() as folder:
         path = Path(folder) / 'model.onnx'
-        export(Exported(model.eval()).eval(), image, path)
+        export(network, image, path)
         session = onnxruntime.InferenceSession(path, options, ['CPUExecutionProvider'])
-    return partial(session.run, None, {'image': image.numpy()})
+    return {
+        name: partial(session.run, None, {'image': image.numpy()}),
+        f'{name}, eager': partial(infer, network, image),
+    }
 
 
 def check_onnx(args: Namespace) -> None:
@@ -106,7 +115,9 @@ def measure(configs: Mapping[str, Config], args: Namespace) -> list[dict[str, An
 
     models = {name: build(cfg) for name, cfg in configs.items()}
     if args.onnx:
-        runs = {name: make_inference(model, args.size) for name, model in models.items()}
+        runs: dict[str, Callable[[], Any]] = {}
+        for name, model in models.items():
+            runs.update(make_inferences(name, model, args.size))
         times = time_side_by_side(runs, args.device, args.repeats)
         own = median(times['own norms'])
         measured = {

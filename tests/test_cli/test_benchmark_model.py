@@ -53,7 +53,9 @@ def test_inference_is_measured_beside_own_norms_and_group_norm(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert 'Inference of 1 image of 64x64' in ended.stdout
     records = json.loads(out.read_text())['records']
-    assert [record['model'] for record in records] == ['own norms', 'GN', 'SN']
+    assert [record['model'] for record in records] == [
+        f'{norms}{way}' for norms in ('own norms', 'GN', 'SN') for way in ('', ', eager')
+    ]
     own = records[0]['inference']['median']
     for record in records:
         assert record['ratio'] == record['inference']['median'] / own > 0
