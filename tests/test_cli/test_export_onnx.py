@@ -28,8 +28,7 @@ DEMO = {
     'mmseg': 'deeplabv3plus_r18-d8-sn_2xb2-150_scenes.py',
     'mmdet': 'mask-rcnn_r18-sn_fpn_2xb2-3e_scenes.py',
 }
-R50 = {
-    'mmseg': """
+R50 = """
 _base_ = 'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024.py'
 norm_cfg = dict(type='sn_mm.SN')
 model = dict(
@@ -37,15 +36,7 @@ model = dict(
     backbone=dict(norm_cfg=norm_cfg),
     decode_head=dict(norm_cfg=norm_cfg),
     auxiliary_head=dict(norm_cfg=norm_cfg))
-""",
-    'mmdet': """
-_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
-norm_cfg = dict(type='sn_mm.SN')
-model = dict(
-    backbone=dict(init_cfg=None, norm_cfg=norm_cfg),
-    neck=dict(norm_cfg=norm_cfg))
-""",
-}
+"""
 
 
 def images(*shape: int) -> Tensor:
@@ -107,7 +98,6 @@ def assert_same_in_onnxruntime(model: nn.Module, file: Path, toolbox: str) -> No
     [
         ('mmdet', 'small'),
         pytest.param('mmseg', 'r50', marks=pytest.mark.slow),
-        pytest.param('mmdet', 'r50', marks=pytest.mark.slow),
     ],
 )
 def test_one_file_gives_the_models_outputs_at_two_sizes(
@@ -120,7 +110,7 @@ def test_one_file_gives_the_models_outputs_at_two_sizes(
     config = ROOT / 'configs' / 'demo' / DEMO[toolbox]
     if size == 'r50':
         config = tmp_path / 'r50.py'
-        config.write_text(R50[toolbox])
+        config.write_text(R50)
     model = trained(config, toolbox, tmp_path / 'in.pth')
     file = tmp_path / 'deployed' / 'out.onnx'
     run(config, tmp_path / 'in.pth', file, '--shape', '64', '96')
