@@ -124,10 +124,11 @@ def test_an_installed_recipe_and_script_are_found_by_name(site: Path, tmp_path: 
         assert done.returncode == 2 and 'data/ade/ADEChallengeData2016' in line
 
 
-def test_an_installed_command_starts_several_processes_of_itself(
+def test_several_processes_of_an_installed_command_refuse_bad_input_with_one_line(
     site: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip('mmseg')
     done = run(site, tmp_path, site / 'bin/sn-mm', 'train', 'none.py', '--processes', '2')
     (line,) = (line for line in done.stderr.splitlines() if 'error:' in line)
     assert done.returncode == 2 and line.startswith('sn-mm train: error: config none.py')
+    assert 'Traceback' not in done.stderr

@@ -272,16 +272,6 @@ def test_bfloat16_is_said_where_the_config_does_not_give_it(given, monkeypatch, 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(LIMIT)
-def test_two_processes_refuse_bad_input_with_one_line(folder):
-    code, _, error = run(folder, TOOLS / 'dist_train.sh', 'sg.py', 2)
-    assert code == 2 and 'Traceback' not in error
-    lines = [line for line in error.splitlines() if 'error:' in line]
-    assert len(lines) == 1
-    assert lines[0].startswith('sn-mm train: error: config sg.py does not exist; nearest: seg.py')
-
-
-@pytest.mark.slow
 def test_a_port_that_is_taken_or_none_is_one_line(folder):
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))
