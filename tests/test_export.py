@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -225,6 +227,31 @@ def test_openvino_takes_the_model_and_its_file(tmp_path):
             found = torch.from_numpy(compiled([x.numpy()])[0])
             with torch.no_grad():
                 torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-5)
+
+
+_BY_MMDEPLOY = """
+import sys, torch
+from mmdeploy.apis.onnx import export
+
+path, shape = sys.argv[1], eval(sys.argv[2])
+export(
+    torch.load(path + '.pth', weights_only=False), (torch.randn(shape),), path, 'onnxruntime',
+    context_info={'deploy_cfg': {'onnx_config': {}, 'backend_config': {'type': 'onnxruntime'}}},
+    input_names=['input'], output_names=['output'], opset_version=18,
+    dynamic_axes={'input': {0: 'n', 2: 'h', 3: 'w'}},
+)
+"""
+
+
+@pytest.mark.slow
+def test_mmdeploys_exporter(tmp_path):
+    """In a process of its own: mmdeploy searches all objects of one, for each function of torch."""
+    pytest.importorskip('mmdeploy', reason='mmdeploy is not installed')
+    model, path = network(), tmp_path / 'model'
+    torch.save(model, path.with_suffix('.pth'))
+    command = [sys.executable, '-c', _BY_MMDEPLOY, str(path), str(SIZES[0])]
+    subprocess.run(command, check=True, capture_output=True, timeout=280)
+    assert_equal_in_onnxruntime(path.with_suffix('.onnx'), model, SIZES)
 
 
 def test_recording_checks_its_input_as_running_does():
