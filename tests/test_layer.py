@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from itertools import combinations
 from typing import Any
@@ -720,6 +721,13 @@ def test_normalizers_set_later_on_are_the_same_in_any_order():
     for others in (['in', 'ln'], 'bn', SCOPES):  # the first with as many logits
         with pytest.raises(ValueError, match=r"normalizers stay .* \('in', 'bn'\), got"):
             layer.normalizers = others
+
+
+def test_a_momentum_of_nan_is_not_a_cumulative_average():
+    sn = SwitchNorm2d(4)
+    sn.momentum, sn.num_batches_tracked = math.nan, None
+    sn(torch.randn(2, 4, 3, 3))
+    assert sn.running_mean.isnan().all() and sn.running_var.isnan().all()
 
 
 def test_a_cumulative_average_without_a_counter():

@@ -375,8 +375,8 @@ import array, struct
 library = build.load()
 x, moments = array.array('f', range(40000)), array.array('f', [0, 0])
 address = lambda a: a.buffer_info()[0]
-values = [address(x), 0, 0, address(moments), *[0] * 16, 1, 1, 40000, 0, 0, 4, 1, 0, 0, 0, 0, 0, 0]
-assert library.sn_measure(struct.pack('20P9q3dP', *values)) == 0
+values = [address(x), 0, 0, address(moments), *[0] * 16, 1, 1, 40000, 0, 0, 4, 1, *[0] * 7]
+assert library.sn_measure(struct.pack('20P10q3dP', *values)) == 0
 print(*moments)
 """
 

@@ -9,7 +9,6 @@ that a small input takes.
 
 from __future__ import annotations
 
-import math
 import struct
 import warnings
 from ctypes import c_char_p, c_int
@@ -32,7 +31,7 @@ _SCOPES = {  # their sets in numbers of kernels.c
     for size in (1, 2, 3)
     for scopes in combinations(SCOPES, size)
 }
-_PASS = struct.Struct('20P9q3dP')  # struct pass of kernels.c
+_PASS = struct.Struct('20P10q3dP')  # struct pass of kernels.c
 _GRAIN = 2**15  # values that are worth another thread, as in torch
 _NO_PARAMETERS = _NO_GRADIENTS = (None,) * 4
 _NO_SUMS = (None,) * 3
@@ -225,8 +224,8 @@ def _call(
             min(torch.get_num_threads(), 1 + values // _GRAIN),
             _SCOPES[settings.scopes],
             batch_given,
-            settings.correction,
-            settings.eps, math.nan if momentum is None else momentum, total, 0,
+            settings.correction, momentum is None,
+            settings.eps, momentum or 0.0, total, 0,
         )
     )  # fmt: skip
     if failed:

@@ -60,9 +60,9 @@ struct pass {
     int64_t scopes;      /* that are mixed, of enum scope */
     int64_t batch_given; /* not measured, so that no gradient flows through it */
     int64_t correction;
-    double eps;
-    double momentum; /* NaN: 1 / batches */
-    double total;  /* positions behind the batch scope; 0 where it is held fixed */
+    int64_t cumulative; /* the momentum is 1 / batches */
+    double eps, momentum;
+    double total; /* positions behind the batch scope; 0 where it is held fixed */
     double *means; /* (N, C), of instances, unrounded: the wider scopes' are rounded once */
 };
 
@@ -1012,7 +1012,7 @@ static int measure(struct pass *p)
     } else if (p->running_mean) {
         if (p->batches)
             ++*p->batches;
-        if (p->momentum != p->momentum)
+        if (p->cumulative)
             p->momentum = 1. / *p->batches;
     }
     if (collect(p))
