@@ -106,8 +106,10 @@ def resolve_group(
     ``find_unused_parameters`` is at another moment on every rank.
 
     Raises:
-        InputError: The number of ranks is not a multiple of k.
+        InputError: The number of ranks is not a multiple of k, or k comes with a ``process_group``.
     """
+    if process_group is not None and not isinstance(sync, bool):
+        raise InputError(f'process_group needs sync=True, got sync={sync}')
     if sync is False or not dist.is_available() or not dist.is_initialized():
         return None
     ranks = dist.get_world_size(process_group)

@@ -37,6 +37,7 @@ from .warm_start import FROM_BATCH_NORM, initial_logits
 _CHECKS: dict[str, Callable[[Any], None]] = {
     'eps': check_eps,
     'sync': check_sync,
+    'process_group': check_group,
     'correction': check_correction,
 }
 """Settings that are checked wherever they are set. Any momentum is allowed later on, as in torch's
@@ -144,7 +145,6 @@ class SwitchNorm(_InstanceNorm):
             raise InputError(f'dtype must be a floating-point torch.dtype, got {dtype!r}')
         if process_group is not None and sync is not True:
             raise InputError(f'process_group needs sync=True, got sync={sync!r}')
-        check_group(process_group)
         logits = self._initial_logits(init_importance, normalizers)
         super().__init__(
             num_features,

@@ -13,6 +13,7 @@ import pytest
 import reference
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.checkpoint import checkpoint
@@ -489,7 +490,7 @@ def test_state_dict_round_trip(args):
 
 def test_a_shallow_copy_keeps_the_process_group():
     layer = SwitchNorm2d(3)
-    layer.process_group = group = object()
+    layer.process_group = group = ProcessGroup(0, 1)
     assert copy.copy(layer).process_group is group and copy.deepcopy(layer).process_group is group
     assert pickle.loads(pickle.dumps(SwitchNorm2d(3))).process_group is None
 
@@ -700,7 +701,7 @@ def test_attributes_set_later_on_do_what_they_do_in_batch_norm(name, value):
 
 @pytest.mark.parametrize('args', [
     {'eps': 0}, {'eps': -1e-5}, {'sync': 'all'}, {'sync': 0}, {'correction': 2},
-    {'normalizers': ['bn', 'gn']}, {'normalizers': []},
+    {'process_group': 'all'}, {'normalizers': ['bn', 'gn']}, {'normalizers': []},
 ])  # fmt: skip
 def test_settings_are_checked_where_they_are_set(args):
     (name, value), layer = next(iter(args.items())), SwitchNorm2d(4)
@@ -710,6 +711,13 @@ def test_settings_are_checked_where_they_are_set(args):
     with pytest.raises(ValueError) as later:
         setattr(layer, name, value)
     assert str(later.value) == str(at_construction.value) and getattr(layer, name) == before
+
+
+def test_a_process_group_set_later_on_excludes_groups_of_k_ranks():
+    layer = SwitchNorm2d(4, sync=2)
+    layer.process_group = ProcessGroup(0, 1)
+    with pytest.raises(ValueError, match='process_group needs sync=True, got sync=2'):
+        layer(torch.randn(2, 4, 3, 3))
 
 
 def test_normalizers_set_later_on_are_the_same_in_any_order():
