@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from . import equations
 from ._compat import Look, look_at_backward
 from .distributed import Caller, sum_over_ranks
-from .equations import Moments, Parameters, Running, Settings, Sums
+from .equations import Moments, Parameters, Running, Settings, Sums, in_dtype, stats_dtype
 from .errors import InputError
 from .ops import backend_for, custom_ops, dense
 from .ops.protocol import Backend
@@ -128,8 +128,9 @@ class SwitchNormFunction(torch.autograd.Function):
             return *_differentiable_backward(dy, x, parameters, fixed, settings, needed), None
 
         if not look.compiling:  # which does not know dy's format; the operators do this themselves
-            x = dense(x)  # hooks on saved tensors may give them another layout
-            arrays = [t.contiguous() for t in arrays]
+            # Hooks on saved tensors may give them another layout or dtype; dy has that of x.
+            x, stats = dense(in_dtype(x, dy.dtype)), stats_dtype(dy.dtype)
+            arrays = [in_dtype(t, stats).contiguous() for t in arrays]
             dy = dense(dy, like=x)
         moments = dict(zip(scopes, arrays))
         to_input = needed[0] and x.numel() > 0

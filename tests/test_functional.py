@@ -655,6 +655,18 @@ def test_saved_tensors_may_come_back_in_another_layout(dtype):
     torch.testing.assert_close(gradients(y, dy, x, {}), expected)
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize('saved', [torch.float16, torch.float32, torch.float64], ids=str)
+def test_saved_tensors_may_come_back_in_another_dtype(dtype, saved):
+    x = torch.randn(2, 3, 4, 5, dtype=dtype, requires_grad=True)
+    state = make_state(3, dtype=dtype)
+    dy = torch.randn_like(x)
+    expected = gradients(switch_norm(x, **copy_state(state), training=True), dy, x, {})
+    with saved_tensors_hooks(lambda t: t.to(saved), lambda t: t):
+        y = switch_norm(x, **state, training=True)
+    torch.testing.assert_close(gradients(y, dy, x, {}), expected, rtol=0.05, atol=0.05)
+
+
 def test_input_changed_before_backward_raises():
     x = torch.randn(2, 3, 4, 4, requires_grad=True) * 1
     y = switch_norm(x, **make_state(3, dtype=torch.float32), training=True)
