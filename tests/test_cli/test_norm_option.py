@@ -10,6 +10,8 @@ from importlib.util import find_spec
 import pytest
 from small_runs import DETECTION, LIMIT, TOOLS, load, succeed, write_split
 
+from sn_mm_cli.main import main
+
 for package in ('mmcv', 'mmdet', 'mmseg'):
     pytest.importorskip(package)
 
@@ -38,7 +40,9 @@ DATA = ''.join(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3 * LIMIT)
-def test_one_image_on_each_of_two_processes_trains_and_goes_on_without_the_switch(tmp_path):
+def test_one_image_on_each_of_two_processes_trains_and_goes_on_without_the_switch(
+    tmp_path, monkeypatch, capsys
+):
     write_split(tmp_path / 'data', 'train', 8)
     write_split(tmp_path / 'data', 'val', 2)
     (tmp_path / 'atss.py').write_text(READY_MADE + DATA)
@@ -58,8 +62,9 @@ def test_one_image_on_each_of_two_processes_trains_and_goes_on_without_the_switc
     checkpoint = work_dir / 'iter_20.pth'
     weights = load(checkpoint)['state_dict']
     assert any(key.startswith('neck.1.') and key.endswith('mean_weight') for key in weights)
-    out = succeed(tmp_path, TOOLS / 'test.py', 'atss.py', checkpoint, *switch, '--work-dir', 'ours')
-    results = [re.findall(r'(coco/\w+): (\S+)', text) for text in (log, out)]
+    monkeypatch.chdir(tmp_path)
+    main(['test', 'atss.py', str(checkpoint), *switch, '--work-dir', 'ours'])
+    results = [re.findall(r'(coco/\w+): (\S+)', text) for text in (log, capsys.readouterr().out)]
     assert results[0] == results[1] and len(results[0]) == 6
 
     theirs = find_spec('mmdet').submodule_search_locations[0] + '/.mim/tools'

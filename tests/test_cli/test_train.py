@@ -232,18 +232,12 @@ def test_two_processes_test_a_segmentor_and_write_label_maps_and_pictures(folder
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT)
 def test_a_detector_trains_and_gets_the_same_figures_from_test(folder, monkeypatch, capsys):
-    log = succeed(folder, TOOLS / 'train.py', 'det.py', '--auto-scale-lr')
-    assert 'LR is set based on batch size of 16 and the current batch size is 2' in log
     monkeypatch.chdir(folder)
-    options = (
-        '--out',
-        'found.pkl',
-        '--show-dir',
-        str(folder / 'drawn'),
-        '--work-dir',
-        'tested-det',
-    )
-    main(['test', 'det.py', 'work_dirs/det/epoch_1.pth', *options])
+    main(['train', 'det.py', '--auto-scale-lr'])
+    log = capsys.readouterr().out
+    assert 'LR is set based on batch size of 16 and the current batch size is 2' in log
+    drawn = ('--show-dir', str(folder / 'drawn'), '--work-dir', 'tested-det')
+    main(['test', 'det.py', 'work_dirs/det/epoch_1.pth', '--out', 'found.pkl', *drawn])
     results = [re.findall(r'(coco/\w+): (\S+)', text) for text in (log, capsys.readouterr().out)]
     assert results[0] == results[1] and len(results[0]) == 12
     predictions = pickle.loads((folder / 'found.pkl').read_bytes())
