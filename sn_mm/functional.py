@@ -204,7 +204,7 @@ def normalize(
                 'sync=False in training, and this one is synchronized over ranks'
             )
         moved = training and running is not None
-        if moved and is_exporting():
+        if moved and look.recorded and is_exporting():
             _warn_of_training()
         return _in_ordinary_operations(x, parameters, running, moved, settings, look.recorded)
     if one_position and settings.scopes[0] == 'in':
