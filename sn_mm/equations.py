@@ -20,12 +20,12 @@ steps of the two passes, whose backward is derived by hand (:mod:`sn_mm.autograd
 """
 
 # No postponed annotations: TorchScript reads those of switch_norm and of the functions it calls.
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
 
-from ._compat import is_recorded_strictly
+from ._compat import is_compiling, is_recorded_strictly
 
 SCOPES = ('in', 'ln', 'bn')
 
@@ -239,14 +239,18 @@ class Mixed(NamedTuple):
 def mixed(moments: Moments, parameters: Parameters, settings: Settings) -> Mixed:
     """Equation 4, with the mean about that of each instance and channel."""
     mean = moments['in'][0]
-    importance = importance_of(parameters.mean_weight, parameters.var_weight, mean.dtype)
+    logits = parameters.mean_weight, parameters.var_weight
+    if is_compiling():  # to stack them first would be a kernel of its own
+        importance: Any = [t.to(mean.dtype).softmax(0) for t in logits]
+    else:
+        importance = importance_of(*logits, mean.dtype)
     off = torch.zeros_like(mean)
     var = torch.zeros_like(mean)
     for k, scope in enumerate(settings.scopes):
         scope_mean, scope_var = moments[scope].unbind()
-        var = var + importance[1, k] * scope_var
+        var = var + importance[1][k] * scope_var
         if scope != 'in':
-            off = off + importance[0, k] * (scope_mean - mean)
+            off = off + importance[0][k] * (scope_mean - mean)
     r = (var + settings.eps).rsqrt()
     scale = r if parameters.weight is None else r * parameters.weight.to(r.dtype)
     return Mixed(importance, off, var, r, scale)
