@@ -36,12 +36,13 @@ def test_launches_of_a_kind_have_one_key_of_triton():
 
 
 def test_a_second_step_starts_the_same_kernels_directly():
-    """With the same arguments; a batch at an address that 16 does not divide has its own kernel."""
+    """A batch at an address that 16 does not divide has its own kernel, as has a wide number."""
     result = told('starts', 'sm_90')
     assert len(result['started']) == 9 and result['equal']
     assert result['own way'] == []
-    aligned, unaligned, *again = result['variants by alignment']
-    assert aligned != unaligned and again == [aligned, unaligned]
+    for by in ('alignment', 'width'):
+        one, other, *again = result[f'variants by {by}']
+        assert one != other and again == [one, other]
 
 
 def test_amd_kernels_go_by_triton_itself():

@@ -152,16 +152,21 @@ def starts_of(target: str) -> dict[str, Any]:
 
     first = started_by(lambda: a_step((2, 8, 4, 4)))
     second, second_own_way = started_by(lambda: a_step((2, 8, 4, 4))), own_way[:]
-    settings, variants = Settings(SCOPES, 1e-5, 0), []
+    settings, batch = Settings(SCOPES, 1e-5, 0), tensor((2, 1, 8), torch.float32)
+    by_alignment, by_width = [], []
     for offset in (0, 1, 0, 1):
         x = tensor((2, 8, 4, 4), torch.float32, offset)
         (_, variant, *_), _ = started_by(partial(backend.measure, x, settings, None, True))
-        variants.append(variant)
+        by_alignment.append(variant)
+    for count in (5, 2**31, 5, 2**31):
+        [(_, variant, *_)] = started_by(partial(backend.contribute, batch, count))
+        by_width.append(variant)
     return {
         'equal': first == second,
         'started': [name for name, *_ in second],
         'own way': second_own_way,
-        'variants by alignment': variants,
+        'variants by alignment': by_alignment,
+        'variants by width': by_width,
     }
 
 
