@@ -104,7 +104,7 @@ def check_onnx(args: Namespace) -> None:
         raise InputError(f'--onnx measures on the CPU, got --device {args.device}')
     missing = [name for name in ('onnx', 'onnxruntime') if find_spec(name) is None]
     if missing:
-        raise InputError(f'--onnx needs {" and ".join(missing)} (pip install sn_mm[export])')
+        raise InputError(f'--onnx needs {" and ".join(missing)} (pip install {" ".join(missing)})')
     args.device = 'cpu'
 
 

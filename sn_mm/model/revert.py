@@ -94,7 +94,10 @@ def revert_switch_norm(
     if not layers:
         raise InputError('the model has no SN layer to revert')
     if threshold is None and not any(map(_may_be_one_norm, layers.values())):
-        raise InputError('layers of SN need a threshold, such as 0.01: only Sparse SN is one norm')
+        raise InputError(
+            'layers of SN need a threshold, such as 0.01: only layers of Sparse SN and frozen ones '
+            'are one norm'
+        )
     axes: dict[nn.Module, int] = {}
     pooled: set[nn.Module] = set()
     before: list[Tensor] = []
