@@ -81,7 +81,7 @@ def importance_parameters(model: nn.Module) -> list[nn.Parameter]:
 def has_sparse(model: nn.Module) -> bool:
     """Whether a model has layers of Sparse SN, whose logits choose a scope 1 away from the others.
 
-    They learn at the learning rate of the other parameters: no other was measured.
+    They learn at the learning rate of the other parameters; that of SN was no better in the study.
     """
     return any(isinstance(module, tuple(SPARSE.values())) for module in model.modules())
 
