@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup, _functional_collectives
+from torch.distributed import ProcessGroup
 
-from ._compat import is_compiling
+from ._compat import constant_in_graphs, is_compiling
 from .errors import InputError
 
 # The layers' own groups by size, for as long as the default group that they are parts of.
@@ -119,7 +119,7 @@ def resolve_group(
     return _consecutive_ranks(size, dist.group.WORLD) if size > 1 else None
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def constant_group(
     sync: bool | int, process_group: ProcessGroup | None = None
 ) -> ProcessGroup | None:
@@ -171,6 +171,8 @@ def sum_over_ranks(
             raises it; nccl does with ``TORCH_NCCL_BLOCKING_WAIT=1``, and else ends the process.
     """
     if is_compiling():  # torch's own operator: the compiler keeps collectives in order
+        from torch.distributed import _functional_collectives
+
         return _functional_collectives.all_reduce(numbers, 'sum', process_group)
     try:
         rest = numbers.view(-1)

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from . import equations
-from ._compat import Look, is_exporting, is_exporting_onnx, look_at, traceable
+from ._compat import (
+    Look,
+    constant_in_graphs,
+    is_exporting,
+    is_exporting_onnx,
+    look_at,
+    traceable,
+)  # fmt: skip
 from .autograd import Call, SwitchNormFunction, forward_pass
 from .distributed import Caller, check_group
 from .equations import SCOPES, Parameters, Running, Settings, mask_instance
@@ -220,7 +227,7 @@ def normalize(
     return _in_passes(dense(x), parameters, call)
 
 
-@torch.compiler.assume_constant_result  # a strict export passes warnings by where it traces
+@constant_in_graphs  # a strict export passes warnings by where it traces
 def _warn_of_training() -> None:
     warnings.warn(
         'torch.export records Switchable Normalization in training: moved to evaluation, the graph '

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -244,3 +246,9 @@ def test_an_eager_layer_runs_while_another_thread_compiles():
         stepped.set()
         thread.join()
     assert layer.num_batches_tracked == 3
+
+
+@pytest.mark.slow
+def test_the_import_alone_does_not_import_the_compiler():
+    code = "import sn_mm, sys; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
