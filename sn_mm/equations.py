@@ -20,12 +20,12 @@ steps of the two passes, whose backward is derived by hand (:mod:`sn_mm.autograd
 """
 
 # No postponed annotations: TorchScript reads those of switch_norm and of the functions it calls.
-from typing import Any, NamedTuple, Optional, Union
+from typing import NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
 
-from ._compat import is_compiling, is_recorded_strictly
+from ._compat import is_recorded_strictly
 
 SCOPES = ('in', 'ln', 'bn')
 
@@ -208,8 +208,13 @@ def mask_instance(logits: Tensor) -> Tensor:
 
 
 def importance_of(mean_weight: Tensor, var_weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Equation 5: the softmax of the logits, of means above that of variances, (2, K)."""
-    return in_dtype(torch.stack([mean_weight, var_weight]), dtype).softmax(1)
+    """The importance of means above that of variances, (2, K)."""
+    return _softmax(torch.stack([mean_weight, var_weight]), dtype)
+
+
+def _softmax(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Equation 5: the importance, from the logits (..., K)."""
+    return in_dtype(logits, dtype).softmax(-1)
 
 
 def importance_backward(grad: Tensor, importance: Tensor) -> Tensor:
@@ -221,7 +226,7 @@ class Mixed(NamedTuple):
     """The mixed moments, each (N, C) or broadcast to it.
 
     Attributes:
-        importance: (2, K).
+        importance: That of means and that of variances, each (K,).
         off: mu - m, from differences of means: where all values lie far from zero mu itself has few
             digits to spare.
         var: The mixed variance.
@@ -229,7 +234,7 @@ class Mixed(NamedTuple):
         scale: ``weight * r``.
     """
 
-    importance: Tensor
+    importance: tuple[Tensor, Tensor]
     off: Tensor
     var: Tensor
     r: Tensor
@@ -239,21 +244,19 @@ class Mixed(NamedTuple):
 def mixed(moments: Moments, parameters: Parameters, settings: Settings) -> Mixed:
     """Equation 4, with the mean about that of each instance and channel."""
     mean = moments['in'][0]
-    logits = parameters.mean_weight, parameters.var_weight
-    if is_compiling():  # to stack them first would be a kernel of its own
-        importance: Any = [t.to(mean.dtype).softmax(0) for t in logits]
-    else:
-        importance = importance_of(*logits, mean.dtype)
+    # Compiled, to stack the logits first would be a kernel of its own.
+    p = _softmax(parameters.mean_weight, mean.dtype)
+    q = _softmax(parameters.var_weight, mean.dtype)
     off = torch.zeros_like(mean)
     var = torch.zeros_like(mean)
     for k, scope in enumerate(settings.scopes):
         scope_mean, scope_var = moments[scope].unbind()
-        var = var + importance[1][k] * scope_var
+        var = var + q[k] * scope_var
         if scope != 'in':
-            off = off + importance[0][k] * (scope_mean - mean)
+            off = off + p[k] * (scope_mean - mean)
     r = (var + settings.eps).rsqrt()
     scale = r if parameters.weight is None else r * parameters.weight.to(r.dtype)
-    return Mixed(importance, off, var, r, scale)
+    return Mixed((p, q), off, var, r, scale)
 
 
 # --- Backward ------------------------------------------------------------------------------------
@@ -275,7 +278,8 @@ def reduce(
     Returns:
         The sums; the gradients, each with its parameter's shape and dtype.
     """
-    importance, off, var, r, scale = mixed(moments, parameters, settings)
+    p_and_q, off, var, r, scale = mixed(moments, parameters, settings)
+    importance = torch.stack(p_and_q)
     s1, s2 = instance.unbind()
     sum_dy_xhat = r * (s2 - off * s1)
     g = torch.stack((scale * s1, scale * r * sum_dy_xhat))
@@ -313,7 +317,7 @@ def propagate(
     A scope's mean is sum(part * m), its variance sum(part * (v + (m - mean)^2)), with parts of
     1 / C in the layer scope and L / total in the batch scope.
     """
-    importance, off, _, r, scale = mixed(moments, parameters, settings)
+    (p, q), off, _, r, scale = mixed(moments, parameters, settings)
     s1, s2 = sums.instance.unbind()
     mean = moments['in'][0]
     grad = torch.zeros_like(sums.instance)  # minus that of m above minus twice that of v
@@ -321,7 +325,7 @@ def propagate(
     for scope in settings.scopes:
         if scope == 'in':
             g2 = scale * r * r * (s2 - off * s1)
-            grad = grad + torch.stack((scale * s1, g2)) * importance[:, 0].view(2, 1, 1)
+            grad = grad + torch.stack((scale * s1 * p[0], g2 * q[0]))
             continue
         pooled = sums.layer if scope == 'ln' else sums.batch
         if pooled is not None:
