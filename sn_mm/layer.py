@@ -34,14 +34,13 @@ from .fusing import GuardedEps
 from .sharding import full_weight, placed_as
 from .warm_start import FROM_BATCH_NORM, initial_logits
 
-_CHECKS: dict[str, Callable[[Any], None]] = {
+_CHECKED: dict[str, Callable[[Any], None]] = {
     'eps': check_eps,
     'sync': check_sync,
     'process_group': check_group,
     'correction': check_correction,
 }
-"""Settings that are checked wherever they are set. Any momentum is allowed later on, as in torch's
-norms."""
+"""Settings that are checked wherever they are set. Any momentum may be set later, as in torch."""
 
 
 class SwitchNorm(_InstanceNorm):
@@ -179,8 +178,8 @@ class SwitchNorm(_InstanceNorm):
             scopes = self.__dict__.get('normalizers', value)
             if value != scopes:
                 raise InputError(f'normalizers stay those of the new layer, {scopes}, got {value}')
-        elif name in _CHECKS:
-            _CHECKS[name](value)
+        elif name in _CHECKED:
+            _CHECKED[name](value)
         super().__setattr__(name, value)
 
     @property
